@@ -1,0 +1,85 @@
+"""``python -m longctx_rl``: compose the configuration, check it, and hand it to the launcher.
+
+Hydra runs here and nowhere else, and only composes: what trains is started after it has returned. torch is imported
+by what follows a configuration that was found good, so help and errors are quick.
+"""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from longctx_rl import config, launch, process
+
+
+def main() -> None:
+    """Entry point. Exits with 0, with 2 for what cannot run, or with the exit code of the run; a sweep with 0 or 1."""
+    # Hydra prints its errors itself, over several lines, unless it is told to raise them.
+    asked_for_traceback = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[0] = "python -m longctx_rl"  # the name in argparse's messages
+    try:
+        requests, is_sweep = compose()
+    except (HydraException, OmegaConfBaseException) as error:
+        if asked_for_traceback == "1":
+            raise
+        process.complain(sentence(error))
+        sys.exit(process.UNUSABLE)
+    finally:
+        if asked_for_traceback is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = asked_for_traceback
+    if requests:  # none after --cfg and --info, which print and return
+        sys.exit(launch.sweep(requests) if is_sweep else launch.single(requests[0]))
+
+
+def compose() -> tuple[list[launch.Request], bool]:
+    """The runs that the command line asks for, and whether it is a sweep."""
+    requests: list[launch.Request] = []
+    modes: set[RunMode] = set()
+
+    def collect(composed: DictConfig) -> None:
+        settings = HydraConfig.get()
+        if settings.runtime.choices["hydra/launcher"] != "basic":
+            raise HydraException("leave hydra/launcher out: each run of a sweep is a process of its own already")
+        modes.add(settings.mode)
+        command = shlex.join(["python", "-m", "longctx_rl", *settings.overrides.task])
+        try:
+            requests.append(launch.Request(command, config.load(composed)))
+        except ValueError as problem:
+            requests.append(launch.Request(command, None, problem))
+
+    hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(collect)()
+    return requests, RunMode.MULTIRUN in modes
+
+
+def config_directory() -> Path:
+    """``conf/``: at the top of a checkout, inside the package when installed from a wheel."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent.parent / "conf"
+    return checkout if (checkout / "config.yaml").is_file() else package / "conf"
+
+
+def sentence(error: Exception) -> str:
+    """Hydra's error in one line, with the fix."""
+    text = str(error)
+    unknown = re.match(r"Could not override '([^']+)'\.\s+To append to your config", text)
+    if unknown:
+        return config.unknown_key(unknown[1])
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name}: choose one of {', '.join(error.options)}"
+    return " ".join(text.split("\nSee ")[0].split())
+
+
+if __name__ == "__main__":
+    main()

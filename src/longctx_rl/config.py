@@ -1,0 +1,327 @@
+"""The configuration: frozen dataclasses, one docstring under each field.
+
+YAML in ``conf/`` is composed by Hydra in ``__main__`` and converted here, once, into a ``Config``. An unknown key, a
+wrong type or an impossible combination fails before a model is loaded. Below this file nobody sees OmegaConf.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from longctx_rl import strict, validation
+
+ALGORITHMS = ("sft", "kd", "grpo", "opd", "dgrpo")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """The coefficients of the one objective; each method is a point in this space."""
+
+    ce: float
+    """Cross-entropy of the recorded tokens."""
+    pg: float
+    """Clipped policy gradient of the group-relative advantage."""
+    kd: float
+    """Divergence between student and teacher. dGRPO's beta."""
+    ref: float
+    """Divergence between student and its own initial weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DivergenceConfig:
+    """How far two next-token distributions are apart, and how that is estimated."""
+
+    direction: Literal["reverse", "forward", "js"]
+    """``reverse``: KL(student || anchor). ``forward``: KL(anchor || student). ``js``: Jensen-Shannon."""
+    estimator: Literal["exact", "topk", "k1", "k2", "k3"]
+    """``exact``: whole vocabulary. ``topk``: the anchor's K best and the rest as one bucket. k1, k2, k3: sampled token."""
+    placement: Literal["loss", "advantage"] = "loss"
+    """``loss``: differentiated directly. ``advantage``: subtracted, detached, from each token's advantage (k1 only)."""
+    top_k: int = 64
+    """K of ``topk``."""
+    js_mixture: float = 0.5
+    """Weight of the anchor in Jensen-Shannon's mixture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlgoConfig:
+    """One method: where tokens come from and what each of them is told. See docs/algorithms.md."""
+
+    name: str
+    source: Literal["dataset", "policy"]
+    """Who writes the tokens that are trained on."""
+    group_size: int
+    """G, completions per prompt."""
+    weights: Weights
+    kd: DivergenceConfig
+    ref: DivergenceConfig
+    aggregate: Literal["sequence", "token", "constant"]
+    """``sequence``: mean over each sequence, then over sequences. ``token``: mean over all loss tokens.
+    ``constant``: sum over tokens / (sequences x max_new_tokens), as in Dr. GRPO."""
+    baseline: Literal["mean", "leave_one_out"]
+    """What a reward is compared with inside its group."""
+    normalize_std: bool
+    """Divide advantages by the group's standard deviation."""
+    clip_low: float
+    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+    clip_high: float
+    updates_per_rollout: int
+    """Optimizer steps on each batch of rollouts."""
+    importance_cap: float | None
+    """Cap of the truncated importance weight policy / sampler; none: no correction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchitectureConfig:
+    """A Qwen3-architecture model that starts from random weights."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_length: int
+    rope_theta: float
+    initializer_range: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    name: str
+    student: str
+    """A directory, a Hub id, or the name of a shipped model (mini-student, mini-teacher)."""
+    teacher: str | None
+    """As ``student``. Loaded only by methods that weigh it."""
+    tokenizer: str | None
+    """As ``student``; none: the student's own."""
+    architecture: ArchitectureConfig | None
+    """Set: the student starts from random weights of this shape."""
+    dtype: Literal["float32", "bfloat16"]
+    """Compute type. Master weights and optimizer states are float32."""
+    gradient_checkpointing: bool
+    scoring_chunk: int
+    """Loss tokens whose vocabulary distribution exists at one time."""
+    slice_vocabulary: bool
+    """Score over the rows both models share when their vocabularies are padded to different sizes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskConfig:
+    name: str
+    mixture: dict[str, float]
+    """Task name to share of the prompts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    name: str
+    lengths: tuple[int, ...]
+    """Prompt lengths in tokens, drawn from uniformly."""
+    families: int | None
+    """Size of the training set in item families; none: endless, generated as needed."""
+    questions_per_document: int
+    """Data-set methods only: recorded answers that share one document."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    name: Literal["zero3", "local"]
+    """``zero3``: DeepSpeed ZeRO-3. ``local``: plain torch, one process."""
+    num_processes: int
+    """Processes on this machine."""
+    num_nodes: int
+    rendezvous: str | None
+    """``host:port`` of the first node, for num_nodes > 1."""
+    device: Literal["auto", "cpu", "cuda"]
+    threads: int | None
+    """CPU threads per process; none: torch's default."""
+    offload_optimizer: bool
+    """ZeRO-3 on GPU: keep optimizer states in host memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    lr: float
+    schedule: Literal["cosine", "constant"]
+    warmup_steps: int
+    min_lr_ratio: float
+    """Where the cosine ends, as a share of lr."""
+    betas: tuple[float, ...]
+    eps: float
+    weight_decay: float
+    max_grad_norm: float
+    max_skipped: int
+    """Non-finite gradients in a row that end the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UntilConfig:
+    metric: str
+    """A recorded metric, such as eval/heldout/mean."""
+    at_least: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetConfig:
+    """The run stops at the first budget that is spent."""
+
+    steps: int
+    trained_tokens: int | None
+    flops: float | None
+    seconds: float | None
+    until: UntilConfig | None
+    """Stop early once a metric reaches a value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    prompts_per_step: int
+    """Prompts (documents, for data-set methods) per rollout, over all ranks."""
+    micro_batch_tokens: int
+    """Tokens of a packed row; one group may exceed it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    name: Literal["hf"]
+    temperature: float
+    """Divides the logits in every log-probability: sampler, policy, reference and teacher."""
+    max_new_tokens: int
+    batch_tokens: int
+    """Prompt and completion tokens decoded together."""
+    gather_weights: bool
+    """ZeRO-3: hold full weights while sampling (fast); false: gather layer by layer (small)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardConfig:
+    name: str
+    evidence_weight: float
+    """Weight of the evidence credit beside the answer, which has weight 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    name: str
+    every: int
+    """Steps between evaluations during training; 0: none."""
+    at_start: bool
+    at_end: bool
+    items: int
+    """Items per task and length."""
+    during_items: int
+    """Items per task and length of evaluations during training."""
+    lengths: tuple[int, ...]
+    tasks: tuple[str, ...]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggingConfig:
+    name: str
+    mode: Literal["offline", "online", "disabled"]
+    """Of the wandb mirror; metrics.jsonl is always written."""
+    project: str
+    entity: str | None
+    tags: tuple[str, ...]
+    rollouts_every: int
+    """Steps between saved rollouts; 0: none."""
+    rollouts_kept: int
+    """Groups saved each time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    every: int
+    """Steps between checkpoints; 0: only at the end and when interrupted."""
+    keep: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything a run depends on."""
+
+    algo: AlgoConfig
+    model: ModelConfig
+    task: TaskConfig
+    data: DataConfig
+    engine: EngineConfig
+    rollout: RolloutConfig
+    reward: RewardConfig
+    eval: EvalConfig
+    logging: LoggingConfig
+    optim: OptimConfig
+    budget: BudgetConfig
+    batch: BatchConfig
+    checkpoint: CheckpointConfig
+    seed: int
+    experiment_name: str
+    runs_root: str
+    run_dir: str
+    resume: bool
+
+    @property
+    def world_size(self) -> int:
+        return self.engine.num_processes * self.engine.num_nodes
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.algo.weights.kd != 0.0
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.algo.weights.ref != 0.0
+
+
+def load(composed: DictConfig) -> Config:
+    """Convert a composed configuration. Raises ValueError with one friendly sentence."""
+    if "algo" not in composed or OmegaConf.is_missing(composed, "algo"):
+        raise ValueError(f"choose an algorithm: +algo={'|'.join(ALGORITHMS)}")
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ValueError(f"missing value: {str(error).splitlines()[0]}") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(f"cannot resolve a value: {str(error).splitlines()[0]}") from error
+    config = strict.convert(Config, plain)
+    validation.check(config)
+    return config
+
+
+def read(path: Path) -> Config:
+    """Read a run's config.yaml. Raises ValueError if it is not one."""
+    try:
+        loaded = OmegaConf.load(path)
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(loaded, DictConfig) or "algo" not in loaded:
+        raise ValueError(f"{path} is not a run's config.yaml")
+    return load(loaded)
+
+
+def unknown_key(key: str) -> str:
+    """A sentence about a key that the configuration does not have, with the one that was probably meant."""
+    return strict.unknown_key(Config, key)
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML text; ``read`` gives it back."""
+    return OmegaConf.to_yaml(OmegaConf.create(as_dict(config)))
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dictionaries and lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+    result: dict[str, Any] = plain(dataclasses.asdict(config))
+    return result

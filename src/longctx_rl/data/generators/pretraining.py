@@ -1,0 +1,74 @@
+"""Running text that teaches a fresh model to look back: copies of random sequences, and single facts by the dozen."""
+
+from random import Random
+
+from longctx_rl.data.generators.chronicle import SOURCE, Request, more_queries, render, tell
+from longctx_rl.data.generators.names import SYLLABLES, Cast, Split, split_of
+from longctx_rl.data.generators.wording import RELATIONS, Statement
+from longctx_rl.data.generators.world import Ledger, Narrator, Query, filler
+from longctx_rl.types import Example
+
+MIN_COPY, MAX_COPY = 8, 48
+MAX_GAP = 20
+"""A gap of fixed width would teach to look back by distance instead of by content."""
+
+_PIECES = (*SYLLABLES, *(f" {syllable}" for syllable in SYLLABLES), *(f" {relation}" for relation in RELATIONS))
+
+
+def generate_copy(request: Request) -> tuple[Example, ...]:
+    """A sequence of distinct tokens and a gap of others; the target is the sequence again. One question only."""
+    rng = request.rng("copy")
+    count, gap = rng.randint(MIN_COPY, MAX_COPY), rng.randint(0, MAX_GAP)
+    pieces = _distinct_pieces(rng, request.split, count + gap)
+    sequence = "".join(pieces[:count])
+    example = Example(
+        id=request.example_id(0),
+        document=sequence + "".join(pieces[count:]),
+        question="",
+        answer=sequence,
+        task=request.task,
+        source=SOURCE,
+        family_id=request.family_id,
+        length=count + gap,
+        chat=False,
+    )
+    return (example,)
+
+
+def _distinct_pieces(rng: Random, split: Split, count: int) -> list[str]:
+    """Single-token pieces in random order; two of them never spell a name of the other split."""
+    chosen: list[str] = []
+    for piece in rng.sample(_PIECES, len(_PIECES)):
+        name = chosen[-1].strip() + piece if chosen else ""
+        continues = not piece.startswith(" ")
+        if continues and (not chosen or (chosen[-1].strip() in SYLLABLES and split_of(name) != split)):
+            continue
+        chosen.append(piece)
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+def generate_lookup(request: Request) -> tuple[Example, ...]:
+    """Facts as running text, and the beginning of one of them in canonical words; the target is its value alone."""
+    rng = request.rng("lookup")
+    cast = Cast(request.split)
+    narrator = Narrator(rng, cast, request.split)
+    first = narrator.fact(cast.new(rng), rng.choice(RELATIONS))
+    query = lookup_query(first)
+    stream = filler(Narrator(request.rng("filler"), cast, request.split), updates=False, journeys=False)
+    facts = tell(request, [(first,)], stream, query.question, chat=False)
+    queries = [query, *more_queries(request, ask_lookup, Ledger(facts), {query.topic})]
+    return render(request, facts, queries, chat=False)
+
+
+def ask_lookup(rng: Random, split: Split, ledger: Ledger) -> Query | None:
+    """Any fact of the document; it is asked for in the same words in every split."""
+    del split
+    return lookup_query(rng.choice(list(ledger.facts.values())))
+
+
+def lookup_query(fact: Statement) -> Query:
+    """The fact's canonical words, cut off before the value."""
+    start = fact.canonical.removesuffix(fact.value).rstrip()
+    return Query(start, f" {start}", fact.value, (fact,), f" {fact.value}")

@@ -1,0 +1,110 @@
+"""An independent solver: reads a document's text by regular expressions and answers a question, or says why it cannot.
+
+It shares no code with the generators, so that it can vouch for their answers.
+"""
+
+import re
+from collections import defaultdict
+
+from longctx_rl.types import UNANSWERABLE
+
+_NAME = r"([A-Z][a-z]{2}[A-Z][a-z]{2})"
+
+_FACTS = (  # groups: relation or subject, the other one, "now ", value
+    (re.compile(rf"\bthe ([a-z]+) of {_NAME} is (now )?{_NAME}$"), "relation first"),
+    (re.compile(rf"\b{_NAME}'s ([a-z]+) is (now )?{_NAME}$"), "subject first"),
+    (re.compile(rf"\bfor {_NAME} the ([a-z]+) is (now )?{_NAME}$"), "subject first"),
+)
+_STARTS = re.compile(rf"\bfirst {_NAME} (?:was at|set out from|left) {_NAME}$")
+_LEGS = re.compile(rf"\b(?:from|after) {_NAME} (?:on )?{_NAME} (?:went|came|rode) to {_NAME}$")
+_HOMES = re.compile(rf"\b(?:from|after) {_NAME} (?:on )?{_NAME} (?:went|came|rode) home$")
+
+_CHAIN_QUESTION = re.compile(rf"\b(?:who is|name|who is said to be) ((?:the [a-z]+ of )+){_NAME}[?.]$")
+_JOURNEY_QUESTION = re.compile(rf"\b(?:did|stops of) {_NAME} (?:travel, )?in order[?.]$")
+_CONTINUED = re.compile(rf"^the ([a-z]+) of {_NAME} is$")
+
+
+class AmbiguousError(ValueError):
+    """The document does not settle the question."""
+
+
+class Chronicle:
+    """What a document says, read off its text."""
+
+    def __init__(self, document: str) -> None:
+        self.facts: defaultdict[tuple[str, str], list[tuple[bool, str]]] = defaultdict(list)
+        self.starts: defaultdict[str, list[str]] = defaultdict(list)
+        self.legs: defaultdict[tuple[str, str], list[str | None]] = defaultdict(list)
+        self.subjects: set[str] = set()
+        header, *sentences = [sentence for sentence in re.split(r"\.\s*", document) if sentence] or [""]
+        if header != "Chronicle":
+            raise ValueError(f"not a chronicle: it begins with {header!r}")
+        for sentence in sentences:
+            self._read(sentence)
+
+    def _read(self, sentence: str) -> None:
+        for pattern, order in _FACTS:
+            if match := pattern.search(sentence):
+                first, second, now, value = match.groups()
+                relation, subject = (first, second) if order == "relation first" else (second, first)
+                self.facts[relation, subject].append((now is not None, value))
+                self.subjects.add(subject)
+                return
+        if match := _STARTS.search(sentence):
+            self.starts[match[1]].append(match[2])
+        elif match := _LEGS.search(sentence):
+            self.legs[match[2], match[1]].append(match[3])
+        elif match := _HOMES.search(sentence):
+            self.legs[match[2], match[1]].append(None)
+        else:
+            raise ValueError(f"cannot read the sentence {sentence!r}")
+
+    def relation(self, relation: str, subject: str) -> str:
+        """Who stands in the relation to the subject now; "unknown" if the document does not say."""
+        told = self.facts.get((relation, subject), [])
+        match [now for now, _ in told]:
+            case []:
+                if subject not in self.subjects:
+                    raise AmbiguousError(f"nothing is said of {subject}")
+                return UNANSWERABLE
+            case [False] | [False, True]:
+                return told[-1][1]
+        raise AmbiguousError(f"the {relation} of {subject} is told as {told}")
+
+    def journey(self, traveller: str) -> list[str]:
+        """The places of a journey, in order, from its start until it goes home."""
+        starts = self.starts.get(traveller, [])
+        if len(starts) != 1:
+            raise AmbiguousError(f"{traveller} starts from {starts}")
+        places = list(starts)
+        while True:
+            onward = self.legs.get((traveller, places[-1]), [])
+            if len(onward) != 1 or onward[0] in places:
+                raise AmbiguousError(f"from {places} {traveller} goes to {onward}")
+            if onward[0] is None:
+                break
+            places.append(onward[0])
+        if len(places) != sum(subject == traveller for subject, _ in self.legs):
+            raise AmbiguousError(f"{traveller} has other legs than those over {places}")
+        return places
+
+
+def solve(document: str, question: str) -> str:
+    """The answer to a question about a chronicle, in the form of ``Example.answer``.
+
+    Raises:
+        AmbiguousError: the document tells two answers, or an order of events that leads nowhere.
+        ValueError: a sentence or question in words that the mini world does not use.
+    """
+    chronicle = Chronicle(document)
+    question = question.strip()
+    if match := _CHAIN_QUESTION.search(question):
+        subject = match[2]
+        for relation in reversed(re.findall(r"the ([a-z]+) of", match[1])):
+            subject = chronicle.relation(relation, subject)
+        return subject
+    if match := _CONTINUED.search(question):
+        return chronicle.relation(match[1], match[2])
+    if match := _JOURNEY_QUESTION.search(question):
+        return "; ".join(chronicle.journey(match[1]))
+    raise ValueError(f"cannot read the question {question!r}")

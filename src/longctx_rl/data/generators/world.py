@@ -1,0 +1,165 @@
+"""The content of a chronicle: what it says, what can be asked of it, and the endless stream of ordinary filler."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+
+from longctx_rl.data.generators.names import Cast, Split
+from longctx_rl.data.generators.wording import RELATIONS, Kind, Statement, wordings
+from longctx_rl.types import UNANSWERABLE
+
+Unit = tuple[Statement, ...]
+"""Statements that enter a document together and keep their order: one fact, a fact and its update, a journey."""
+
+MAX_FILLER_NAMES = 256
+MAX_FILLER_PLACES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question and its worked answer."""
+
+    topic: str
+    """What is asked for; two queries with the same topic are the same question."""
+    question: str
+    answer: str
+    steps: tuple[Statement, ...]
+    """The statements that the answer rests on, in the order of reasoning."""
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """What a family fixes at every length: its statements (evidence and near-duplicates) and its question."""
+
+    units: tuple[Unit, ...]
+    query: Query
+
+
+def worked_response(steps: Sequence[str], answer: str) -> str:
+    """Reasoning steps, then the final line."""
+    return ". ".join(steps) + f".\nAnswer: {answer}"
+
+
+class Narrator:
+    """Draws the statements of one document: wordings from the split, names from the cast."""
+
+    def __init__(self, rng: Random, cast: Cast, split: Split) -> None:
+        self.rng = rng
+        self.cast = cast
+        self.split: Split = split
+        self._wordings = wordings(split)
+
+    def say(self, kind: Kind, subject: str, key: str, value: str) -> Statement:
+        """A statement in one of the split's wordings."""
+        return Statement(kind, subject, key, value, self.rng.choice(self._wordings))
+
+    def fact(self, subject: str, relation: str, value: str | None = None) -> Statement:
+        """The relation of the subject is ``value``, or else a new name."""
+        return self.say("fact", subject, relation, self.cast.new(self.rng) if value is None else value)
+
+    def other_fact(self, subject: str, relations: set[str]) -> Statement:
+        """A fact in a relation that is not in ``relations``; it is added to them."""
+        relation = self.rng.choice([name for name in RELATIONS if name not in relations])
+        relations.add(relation)
+        return self.fact(subject, relation)
+
+    def journey(self, subject: str, places: Sequence[str]) -> Unit:
+        """From the first place over the others, then home."""
+        start = self.say("start", subject, "", places[0])
+        legs = tuple(self.say("leg", subject, a, b) for a, b in pairwise(places))
+        return (start, *legs, self.say("home", subject, places[-1], ""))
+
+
+def filler(narrator: Narrator, *, updates: bool = True, journeys: bool = True) -> Iterator[Unit]:
+    """Ordinary content without end: facts, superseded facts, journeys; no (relation, subject) is stated twice.
+
+    Raises:
+        ValueError: the world is used up, at some 40,000 tokens.
+    """
+    rng, cast = narrator.rng, narrator.cast
+    people = [cast.new(rng), cast.new(rng)]
+    places: list[str] = []
+    relations: dict[str, set[str]] = {name: set() for name in people}
+    travellers: set[str] = set()
+    while True:
+        draw = rng.random()
+        if journeys and draw < 0.06:
+            subject = _person(narrator, people, relations)
+            if subject not in travellers:
+                travellers.add(subject)
+                yield narrator.journey(subject, _places(narrator, places, rng.randint(2, 3)))
+            continue
+        subject = _person(narrator, people, relations)
+        if len(relations[subject]) == len(RELATIONS):
+            if all(len(stated) == len(RELATIONS) for stated in relations.values()):
+                raise ValueError("the mini world has no more to tell: choose a shorter context length")
+            continue
+        relation = _relation(rng, people, relations, subject)
+        value = cast.new(rng) if len(people) < MAX_FILLER_NAMES and rng.random() < 0.3 else rng.choice(people)
+        if value == subject:
+            continue
+        relations[subject].add(relation)
+        if value not in relations:
+            people.append(value)
+            relations[value] = set()
+        fact = narrator.fact(subject, relation, value)
+        if updates and draw > 0.92:
+            newer = rng.choice(people)
+            if newer not in (subject, value):
+                yield fact, narrator.say("update", subject, relation, newer)
+                continue
+        yield (fact,)
+
+
+def _person(narrator: Narrator, people: list[str], relations: dict[str, set[str]]) -> str:
+    """A known person, or a new one whose name is often a near-duplicate of a known one's."""
+    rng = narrator.rng
+    if len(people) < MAX_FILLER_NAMES and rng.random() < 0.3:
+        near = rng.random() < 0.6
+        name = narrator.cast.near(rng, rng.choice(people)) if near else narrator.cast.new(rng)
+        people.append(name)
+        relations[name] = set()
+        return name
+    return rng.choice(people)
+
+
+def _relation(rng: Random, people: list[str], relations: dict[str, set[str]], subject: str) -> str:
+    """A relation not yet stated of the subject, often one that is stated of somebody else."""
+    open_relations = [name for name in RELATIONS if name not in relations[subject]]
+    copied = [name for name in relations[rng.choice(people)] if name in open_relations]
+    return rng.choice(sorted(copied) if copied and rng.random() < 0.6 else open_relations)
+
+
+def _places(narrator: Narrator, places: list[str], count: int) -> list[str]:
+    while len(places) < count or (len(places) < MAX_FILLER_PLACES and narrator.rng.random() < 0.5):
+        places.append(narrator.cast.new(narrator.rng))
+    return narrator.rng.sample(places, count)
+
+
+class Ledger:
+    """What a finished document says, looked up by what is asked."""
+
+    def __init__(self, statements: Sequence[Statement]) -> None:
+        self.facts: dict[tuple[str, str], Statement] = {}
+        self.updates: dict[tuple[str, str], Statement] = {}
+        self.journeys: dict[str, list[Statement]] = {}
+        for statement in statements:
+            pair = statement.key, statement.subject
+            if statement.kind == "fact":
+                self.facts[pair] = statement
+            elif statement.kind == "update":
+                self.updates[pair] = statement
+            else:
+                self.journeys.setdefault(statement.subject, []).append(statement)
+        self.settled = {pair: fact for pair, fact in self.facts.items() if pair not in self.updates}
+        """Facts that no later statement supersedes."""
+        self.relations_of: dict[str, list[str]] = {}
+        for relation, subject in self.settled:
+            self.relations_of.setdefault(subject, []).append(relation)
+
+
+def not_stated_query(topic: str, question: str) -> Query:
+    """The query of a question that the document does not answer."""
+    return Query(topic, question, UNANSWERABLE, (), worked_response([f"{topic} is not stated"], UNANSWERABLE))

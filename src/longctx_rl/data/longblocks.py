@@ -1,0 +1,63 @@
+"""Rows in LongBlocks' columns, and the columns that exact grading needs beside them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from longctx_rl.types import Evidence, Example
+
+RESPONSE_PREFIX = "response_"
+SOLVER_RESPONSE = f"{RESPONSE_PREFIX}solver"
+"""Column of the generated worked responses; on the Hub each teacher has a column of its own."""
+
+
+def to_row(example: Example) -> dict[str, Any]:
+    """The example as one flat row, ready for JSON lines or Parquet."""
+    return {
+        "id": example.id,
+        "document": example.document,
+        "source": example.source,
+        "language": example.language,
+        "question": example.question,
+        "answer": example.answer,
+        SOLVER_RESPONSE: example.response,
+        "task": example.task,
+        "evidence": json.dumps([asdict(item) for item in example.evidence]),
+        "family_id": example.family_id,
+        "length": example.length,
+        "chat": example.chat,
+    }
+
+
+def from_row(
+    row: Mapping[str, Any], *, response_column: str = SOLVER_RESPONSE, default_task: str = "longblocks"
+) -> Example:
+    """The example of a row: of ours, or of the Hub's, which has no evidence, family or task.
+
+    Args:
+        row: column names to values.
+        response_column: which response is the target of imitation; absent or null: the answer is.
+        default_task: task of rows that name none.
+
+    Raises:
+        ValueError: a column that every row needs is absent or null.
+    """
+    for column in ("id", "document", "question", "answer"):
+        if row.get(column) is None:
+            hint = ": its text must be restored from its source first" if column == "document" else ""
+            raise ValueError(f"row {row.get('id')!r} has no {column!r}{hint}")
+    return Example(
+        id=str(row["id"]),
+        document=row["document"],
+        question=row["question"],
+        answer=row["answer"],
+        task=row.get("task") or default_task,
+        response=row.get(response_column),
+        language=row.get("language") or "en",
+        source=row.get("source") or "",
+        evidence=tuple(Evidence(**item) for item in json.loads(row.get("evidence") or "[]")),
+        family_id=row.get("family_id") or "",
+        length=row.get("length") or 0,
+        chat=row.get("chat", True),
+    )

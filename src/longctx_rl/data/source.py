@@ -1,0 +1,94 @@
+"""Where training and held-out examples come from, and how recorded answers become groups."""
+
+import random
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from longctx_rl.config import Config
+from longctx_rl.data.generators import GENERATORS, generate
+from longctx_rl.data.prompts import encode_prompt, encode_target
+from longctx_rl.types import Completion, Example, RolloutGroup
+
+
+class TrainingSource:
+    """LongBlocks-mini as an indexed stream: document i is a function of the seed and i alone.
+
+    A cursor is therefore all that a resumed or re-sharded run needs to continue on the same documents.
+
+    Raises:
+        ValueError: a task that no generator makes.
+    """
+
+    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+        unknown = sorted(set(config.task.mixture) - set(GENERATORS))
+        if unknown:
+            raise ValueError(f"task.mixture names {unknown[0]}, which does not exist: choose from {', '.join(GENERATORS)}")
+        self.seed = config.seed
+        self.tasks = tuple(config.task.mixture)
+        self.shares = tuple(config.task.mixture.values())
+        self.lengths = config.data.lengths
+        self.families = config.data.families
+        self.questions = config.data.questions_per_document
+        self.tokenizer = tokenizer
+
+    def document(self, index: int) -> tuple[Example, ...]:
+        """The questions of document ``index``: one, or ``data.questions_per_document``."""
+        draw = random.Random(f"train {self.seed} {index}")
+        task = draw.choices(self.tasks, self.shares)[0]
+        length = draw.choice(self.lengths)
+        family = draw.randrange(self.families if self.families is not None else 2**48)
+        return generate(
+            task, family, split="train", length=length, tokenizer=self.tokenizer, questions=self.questions
+        )
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[int, ...]:
+    """All tokens of the prompt, [P]."""
+    document, question = encode_prompt(tokenizer, example)
+    return document + question
+
+
+def recorded_group(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> RolloutGroup:
+    """Recorded answers as a group. Several questions about one document share it; only answers are trained on."""
+    parts = [encode_prompt(tokenizer, example) for example in examples]
+    targets = [encode_target(tokenizer, example) for example in examples]
+    if len(examples) == 1:
+        shared, questions = parts[0][0] + parts[0][1], [()]
+    else:
+        shared, questions = parts[0][0], [question for _, question in parts]
+    completions = tuple(
+        Completion(
+            token_ids=question + target,
+            text=example.target,
+            finish_reason="recorded",
+            loss_mask=(False,) * len(question) + (True,) * len(target),
+        )
+        for question, target, example in zip(questions, targets, examples, strict=True)
+    )
+    return RolloutGroup(examples[0], shared, completions)
+
+
+def heldout_items(
+    tokenizer: PreTrainedTokenizerBase, *, tasks: Sequence[str], lengths: Sequence[int], items: int
+) -> list[Example]:
+    """Held-out examples: families 0 ... items - 1 of each task, rendered at every length."""
+    return [
+        example
+        for task in tasks
+        for length in lengths
+        for family in range(items)
+        for example in generate(task, family, split="test", length=length, tokenizer=tokenizer)
+    ]
+
+
+def check_lengths(config: Config, context: int) -> None:
+    """Refuse prompts that do not fit the model's context of ``context`` tokens."""
+    on_policy = config.algo.source == "policy"
+    needs = {"data.lengths": max(config.data.lengths) + on_policy * config.rollout.max_new_tokens}
+    if config.eval.at_start or config.eval.at_end or config.eval.every:
+        needs["eval.lengths"] = max(config.eval.lengths) + config.eval.max_new_tokens
+    for key, need in needs.items():
+        if need > context:
+            raise ValueError(f"{key} needs {need} tokens with the answer, but the model's context is {context}: "
+                             f"lower {key} or choose a model with a longer context")

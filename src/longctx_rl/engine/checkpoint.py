@@ -1,0 +1,160 @@
+"""Checkpoints on disk: complete or absent, recognisable, and never more than the last few.
+
+A checkpoint is written to ``checkpoints/.tmp-step-000010`` and renamed to ``checkpoints/step-000010`` when everything
+is on disk, so that a process killed at any moment leaves the previous ones whole. Its ``manifest.json`` lists every
+file with size and checksum.
+"""
+
+import base64
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longctx_rl.engine import distributed
+
+MANIFEST = "manifest.json"
+TRAINER_STATE = "trainer_state.json"
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+def save_checkpoint(
+    run_dir: Path, step: int, write: Callable[[Path], None], trainer_state: Mapping[str, Any], keep: int
+) -> Path:
+    """Write checkpoint ``step`` and remove all but the last ``keep``. Every rank calls it. Returns its directory.
+
+    ``write`` is ``Engine.save``. ``trainer_state`` is plain data; the main rank's is written. A complete checkpoint of
+    the same step is left as it is. Raises ValueError on every rank if the disk is full or not writable; what was
+    written of this checkpoint is removed then, earlier ones stay.
+    """
+    folder = run_dir / "checkpoints"
+    final, temporary = folder / f"step-{step:06d}", folder / f".tmp-step-{step:06d}"
+    try:
+        distributed.on_main(lambda: _clear(folder, final))
+        if distributed.broadcast_flag(final.exists()):
+            return final
+        distributed.on_main(temporary.mkdir)
+        write(temporary)
+        distributed.on_main(lambda: _complete(temporary, final, step, trainer_state))
+    except OSError as error:
+        if distributed.is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise ValueError(
+            f"checkpoint {final} could not be written ({error.strerror or error}): earlier checkpoints are whole; "
+            "free space or fix the permissions, then continue with resume=true"
+        ) from error
+    distributed.on_main(lambda: _prune(folder, keep))
+    return final
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the highest step. What a killed save left behind is not one."""
+    found = _checkpoints(run_dir / "checkpoints")
+    return found[-1] if found else None
+
+
+def verify(checkpoint: Path) -> None:
+    """Raise ValueError, in one sentence, if a file of the checkpoint is missing, truncated or changed."""
+    advice = f"remove {checkpoint} to continue from the checkpoint before it"
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files = {str(name): (int(entry["bytes"]), int(entry["crc32"])) for name, entry in manifest["files"].items()}
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"{checkpoint} has format {manifest['format']}, expected {FORMAT}: {advice}")
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{checkpoint} is not a checkpoint of this program (its {MANIFEST} is unusable): {advice}") from error
+    for name, (size, checksum) in files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            raise ValueError(f"{file} is missing: {advice}")
+        if file.stat().st_size != size:
+            raise ValueError(f"{file} is truncated ({file.stat().st_size} of {size} bytes): {advice}")
+        if _crc32(file) != checksum:
+            raise ValueError(f"{file} was changed after it was written (wrong checksum): {advice}")
+
+
+def read_trainer_state(checkpoint: Path) -> dict[str, Any]:
+    """The trainer's own part of a verified checkpoint."""
+    state: dict[str, Any] = json.loads((checkpoint / TRAINER_STATE).read_text())
+    return state
+
+
+def rng_states() -> list[dict[str, str]]:
+    """Torch's random generators of every rank, in rank order, as plain data. Every rank calls it."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return distributed.gather([{name: base64.b64encode(bytes(s.tolist())).decode() for name, s in states.items()}])
+
+
+def restore_rng(states: Sequence[Mapping[str, str]]) -> None:
+    """Take over this rank's part of ``rng_states``. A rank that had no part keeps the generators as they are."""
+    if distributed.rank() >= len(states):
+        return
+    mine = {
+        name: torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8)
+        for name, text in states[distributed.rank()].items()
+    }
+    torch.set_rng_state(mine["cpu"])
+    if "cuda" in mine and torch.cuda.is_available():
+        torch.cuda.set_rng_state(mine["cuda"])
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _clear(folder: Path, final: Path) -> None:
+    """Remove what killed saves left behind, and a checkpoint of this step that is not whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".tmp-step-*"):
+        shutil.rmtree(leftover)
+    if final.exists():
+        try:
+            verify(final)
+        except ValueError:
+            shutil.rmtree(final)
+
+
+def _complete(temporary: Path, final: Path, step: int, trainer_state: Mapping[str, Any]) -> None:
+    (temporary / TRAINER_STATE).write_text(json.dumps(trainer_state, indent=1))
+    files = {
+        file.name: {"bytes": file.stat().st_size, "crc32": _crc32(file)} for file in sorted(temporary.iterdir())
+    }
+    (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1))
+    for path in [*temporary.iterdir(), temporary]:
+        _sync(path)
+    temporary.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for path in _checkpoints(folder)[:-keep]:
+        path.rename(folder / f".tmp-{path.name}")  # half removed, it must not pass for a checkpoint
+        shutil.rmtree(folder / f".tmp-{path.name}")
+
+
+def _crc32(file: Path) -> int:
+    value = 0
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value

@@ -1,0 +1,56 @@
+"""The policy's language model as a folder that transformers loads."""
+
+import copy
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longctx_rl.engine.distributed import on_main
+from longctx_rl.engine.tensors import write_tensors
+
+
+def parameters(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Named parameters of the language model inside ``policy``, a tied weight once."""
+    return cast(nn.Module, policy.model).named_parameters()
+
+
+def write(
+    directory: Path,
+    policy: nn.Module,
+    weights: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write weights, configuration and tokenizer, through a temporary folder. Every rank draws, the main rank writes.
+
+    Raises OSError on every rank if the main rank cannot write.
+    """
+    temporary = directory.parent / f".tmp-{directory.name}"
+    on_main(lambda: _empty(temporary))
+    write_tensors(temporary, "model", ((name, tensor.to(dtype)) for name, tensor in weights))
+    on_main(lambda: _finish(temporary, directory, cast(PreTrainedModel, policy.model), dtype, tokenizer))
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _finish(
+    temporary: Path, directory: Path, model: PreTrainedModel, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    config = copy.deepcopy(model.config)
+    config.dtype = dtype
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(temporary)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    if directory.exists():
+        shutil.rmtree(directory)
+    temporary.rename(directory)

@@ -1,0 +1,92 @@
+"""The reference engine: plain torch, one process."""
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from longctx_rl.config import Config
+from longctx_rl.engine import StepOutcome, distributed, export, state
+from longctx_rl.engine.optimizer import Progress, adamw, reset_state, set_learning_rate
+from longctx_rl.engine.schedule import learning_rate
+
+
+class LocalEngine:
+    """Float32 weights and AdamW. With model.dtype=bfloat16 forward passes run under autocast. See ``Engine``."""
+
+    synced_gpus = False
+
+    def __init__(self, config: Config, module: nn.Module, total_steps: int) -> None:
+        self.device = distributed.device(config)
+        self._optim = config.optim
+        self._dtype = getattr(torch, config.model.dtype)
+        self._total_steps = total_steps
+        self._module = cast_parameters(module, torch.float32).to(self.device)
+        self._optimizer = adamw(self._module, config.optim)
+        for parameter in self._module.parameters():
+            reset_state(self._optimizer, parameter, updates=0)
+        self._progress = Progress()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with self._precision():
+            return self._module(*args, **kwargs)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        del last  # nothing is reduced, so the boundary does not matter
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> StepOutcome:
+        lr = learning_rate(self._optim, self._progress.step, self._total_steps)
+        norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), self._optim.max_grad_norm))
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            set_learning_rate(self._optimizer, lr)
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._progress.record(skipped, self._optim.max_skipped)
+        return StepOutcome(grad_norm=math.inf if skipped else norm, skipped=skipped, lr=lr)
+
+    def freeze(self, module: nn.Module) -> nn.Module:
+        return cast_parameters(module, self._dtype).to(self.device).requires_grad_(False).eval()
+
+    @contextmanager
+    def full_weights(self) -> Iterator[nn.Module]:
+        with self._precision():
+            yield self._module
+
+    def full_parameter(self, parameter: Tensor) -> Tensor:
+        return parameter.detach().to(self._dtype, copy=True)
+
+    def save(self, directory: Path) -> None:
+        state.save(directory, self._module, self._progress, lambda parameter, key: self._stored(parameter, key))
+
+    def load(self, directory: Path) -> None:
+        def write(parameter: Tensor, key: str, value: Tensor) -> None:
+            self._stored(parameter, key).copy_(value)
+
+        self._progress = state.load(directory, self._module, write)
+        for parameter in self._module.parameters():
+            self._optimizer.state[parameter]["step"].fill_(self._progress.updates)
+
+    def export(self, directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        weights = ((name, self.full_parameter(p)) for name, p in export.parameters(self._module))
+        export.write(directory, self._module, weights, self._dtype, tokenizer)
+
+    def _stored(self, parameter: Tensor, key: str) -> Tensor:
+        tensor: Tensor = parameter.detach() if key == state.WEIGHTS else self._optimizer.state[parameter][key]
+        return tensor
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._dtype == torch.bfloat16)
+
+
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert parameters in place. Buffers stay: a rotary embedding's frequencies need float32."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return module

@@ -1,0 +1,80 @@
+"""AdamW as both engines use it, and what happens to a step whose gradient is not finite."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longctx_rl.config import OptimConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's two running averages, by their name in torch's optimizer state."""
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many gradients in a row were not finite."""
+
+
+@dataclass
+class Progress:
+    """Optimizer steps so far. Both engines count them here, and checkpoints carry them."""
+
+    step: int = 0
+    """Calls of ``step()``, skipped ones included: the position in the learning-rate schedule."""
+    updates: int = 0
+    """Updates applied: Adam's own step count, which its bias correction needs."""
+    skipped_in_row: int = 0
+
+    def record(self, skipped: bool, max_skipped: int) -> None:
+        """Count one step. Raises TrainingDiverged at the ``max_skipped``-th skipped step in a row."""
+        self.step += 1
+        if not skipped:
+            self.updates += 1
+            self.skipped_in_row = 0
+            return
+        self.skipped_in_row += 1
+        if self.skipped_in_row >= max_skipped:
+            raise TrainingDiverged(
+                f"the gradient was infinite or not a number in {self.skipped_in_row} steps in a row, up to step "
+                f"{self.step}: lower optim.lr or optim.max_grad_norm, or set model.dtype=float32, "
+                "and resume from the last checkpoint"
+            )
+
+
+def full_shape(parameter: Tensor) -> torch.Size:
+    """Shape of the whole parameter, also where ZeRO-3 left an empty placeholder in its stead."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: weight decay on matrices, none on vectors (norms, biases). A tied weight appears once."""
+    parameters = list(module.parameters())
+    assert all(parameter.requires_grad for parameter in parameters), "the policy trains all of its parameters"
+    matrices = [parameter for parameter in parameters if len(full_shape(parameter)) > 1]
+    vectors = [parameter for parameter in parameters if len(full_shape(parameter)) <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """torch's AdamW in its fused form, which runs on CPU and GPU."""
+    first, second = optim.betas
+    return torch.optim.AdamW(
+        parameter_groups(module, optim.weight_decay), lr=optim.lr, betas=(first, second), eps=optim.eps, fused=True
+    )
+
+
+def reset_state(optimizer: torch.optim.Optimizer, parameter: Tensor, updates: int) -> None:
+    """Give ``parameter`` zero moments and the step count ``updates``, in the form fused AdamW creates by itself."""
+    optimizer.state[parameter] = {
+        "step": torch.tensor(float(updates), device=parameter.device),
+        **{moment: torch.zeros_like(parameter, requires_grad=False) for moment in MOMENTS},
+    }
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

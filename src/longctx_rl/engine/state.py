@@ -1,0 +1,95 @@
+"""What an engine stores of itself: float32 weights, Adam's moments and step counts, whole and under plain names.
+
+The files do not depend on the engine or on the number of ranks that wrote them, and nothing in them is pickled.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from longctx_rl.engine import distributed
+from longctx_rl.engine.optimizer import MOMENTS, Progress, full_shape
+from longctx_rl.engine.tensors import TensorFiles, write_tensors
+
+FORMAT = 1
+WEIGHTS = "weights"
+STEMS = {WEIGHTS: "weights", **{moment: f"adam_{moment}" for moment in MOMENTS}}
+"""What is stored of each parameter, and the file it is stored in."""
+
+Read = Callable[[Tensor, str], Tensor]
+"""(parameter, one of STEMS) to its whole float32 tensor. A collective where parameters are sharded."""
+Write = Callable[[Tensor, str, Tensor], None]
+"""(parameter, one of STEMS, whole float32 tensor): take it over."""
+
+
+def save(directory: Path, module: nn.Module, progress: Progress, read: Read) -> None:
+    """Write the state of ``module`` into an existing directory. Every rank calls it; OSError is raised on all."""
+
+    def tensors(key: str) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in module.named_parameters():  # a tied weight is listed once
+            yield name, read(parameter, key)
+
+    for key, stem in STEMS.items():
+        write_tensors(directory, stem, tensors(key))
+    if distributed.is_main():
+        content = {"format": FORMAT, "torch": torch.__version__, "progress": dataclasses.asdict(progress)}
+        (directory / "engine.json").write_text(json.dumps(content, indent=1))
+
+
+def load(directory: Path, module: nn.Module, write: Write) -> Progress:
+    """Give ``module`` the state in ``directory`` and return its progress. Every rank calls it; the main rank reads.
+
+    Raises ValueError on every rank if the files are missing or belong to another model.
+    """
+    files: dict[str, TensorFiles] = {}
+    progress: Progress | None = None
+    problem: str | None = None
+    if distributed.is_main():
+        try:
+            progress = _read_progress(directory)
+            files = {key: TensorFiles(directory, stem) for key, stem in STEMS.items()}
+            for found in files.values():
+                _compare(directory, module, found)
+        except ValueError as error:
+            problem = str(error)
+    progress, problem = distributed.broadcast((progress, problem))
+    if problem is not None:
+        raise ValueError(problem)
+    assert progress is not None
+    device = next(module.parameters()).device
+    for name, parameter in module.named_parameters():
+        for key in STEMS:
+            value = torch.empty(full_shape(parameter), device=device)
+            if distributed.is_main():
+                value.copy_(files[key].get(name))
+            if distributed.world_size() > 1:
+                torch.distributed.broadcast(value, src=0)
+            write(parameter, key, value)
+    return progress
+
+
+def _read_progress(directory: Path) -> Progress:
+    file = directory / "engine.json"
+    try:
+        content = json.loads(file.read_text())
+        if content["format"] != FORMAT:
+            raise ValueError(f"{file} has format {content['format']}, expected {FORMAT}: choose another checkpoint")
+        return Progress(**content["progress"])
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{directory} is not a checkpoint of this program ({error!r}): choose another one") from error
+
+
+def _compare(directory: Path, module: nn.Module, files: TensorFiles) -> None:
+    expected = {name: tuple(full_shape(parameter)) for name, parameter in module.named_parameters()}
+    if expected == files.shapes:
+        return
+    for name in sorted(expected.keys() | files.shapes.keys()):
+        if expected.get(name) != files.shapes.get(name):
+            raise ValueError(
+                f"{directory} belongs to another model ({name} has shape {files.shapes.get(name)}, the model needs "
+                f"{expected.get(name)}): set the model that it was trained with, or choose another checkpoint"
+            )

@@ -1,0 +1,214 @@
+"""DeepSpeed ZeRO-3 on CPU (gloo) and GPU (NCCL): weights, gradients and optimizer state sharded over the ranks.
+
+The only importer of deepspeed. What is relied on beside its documented calls: ``fp32_partitioned_groups_flat``, the
+float32 shards that AdamW steps on, and ``overflow``, set when the gradient norm was not finite and nothing was updated.
+"""
+
+import importlib.util
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from longctx_rl.config import Config
+from longctx_rl.engine import StepOutcome, distributed, export, state
+from longctx_rl.engine.local import cast_parameters
+from longctx_rl.engine.optimizer import Progress, adamw, full_shape, reset_state, set_learning_rate
+from longctx_rl.engine.schedule import learning_rate
+
+SMALL_MODEL_NUMEL = 20_000_000
+"""Models up to this size keep their weights whole on every rank: sharding them would cost more time than it saves space."""
+BUCKET_NUMEL = 50_000_000
+"""Gradient elements reduced together, and weight elements gathered ahead."""
+
+
+def check_requirements() -> None:
+    """Raise ValueError if a package that ZeRO-3 needs is missing."""
+    for package in ("deepspeed", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"engine=zero3 needs {package}: pip install {package}, or set engine=local")
+
+
+def start(device: torch.device) -> None:
+    """Make DeepSpeed use the process group that exists.
+
+    DeepSpeed would compile a shared-memory collective here, which takes a C++ compiler and up to two minutes and serves
+    tensor-parallel inference only; so no compiled operators are offered to it. Only its warnings are shown.
+    """
+    os.environ["DS_ACCELERATOR"] = device.type
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__ = {}
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    deepspeed.init_distributed(verbose=False)
+
+
+def deepspeed_config(config: Config, numel: int) -> dict[str, Any]:
+    """DeepSpeed's settings for a policy of ``numel`` parameters.
+
+    One micro-batch per accumulation boundary, so that DeepSpeed rescales nothing; the boundary is set by hand.
+    Gradients are reduced and accumulated in float32, so that the result does not depend on the number of ranks.
+    """
+    zero: dict[str, Any] = {
+        "stage": 3,
+        "reduce_bucket_size": min(numel, BUCKET_NUMEL),
+        "stage3_prefetch_bucket_size": BUCKET_NUMEL,
+    }
+    if numel <= SMALL_MODEL_NUMEL:
+        zero["stage3_param_persistence_threshold"] = numel
+        zero["memory_efficient_linear"] = False  # replaces torch's linear in the whole process; of use to shards only
+    if config.engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optim.max_grad_norm,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW also steps offloaded shards
+        "zero_optimization": zero,
+    }
+
+
+@contextmanager
+def loading(config: Config) -> Iterator[None]:
+    """While entered, transformers shards what it loads over the ranks. On one rank there is nothing to shard."""
+    if distributed.world_size() == 1:
+        yield
+        return
+    from transformers.integrations import deepspeed as integration
+
+    alive = integration.HfDeepSpeedConfig(deepspeed_config(config, BUCKET_NUMEL))
+    try:
+        yield
+    finally:
+        del alive
+        integration.unset_hf_deepspeed_config()
+
+
+class Zero3Engine:
+    """A policy under ZeRO-3. See ``Engine``."""
+
+    def __init__(self, config: Config, module: nn.Module, total_steps: int) -> None:
+        self.device = distributed.device(config)
+        self.synced_gpus = distributed.world_size() > 1 and not config.rollout.gather_weights
+        self._config = config
+        self._optim = config.optim
+        self._total_steps = total_steps
+        self._dtype = getattr(torch, config.model.dtype)
+        self._module = _cast_unless_sharded(module, self._dtype)
+        numel = sum(full_shape(parameter).numel() for parameter in module.parameters())
+        self._engine = _initialize(self._module, deepspeed_config(config, numel), adamw(module, config.optim))
+        self._adam = self._engine.optimizer.optimizer
+        for shard in self._engine.optimizer.fp32_partitioned_groups_flat:
+            reset_state(self._adam, shard, updates=0)
+        self._progress = Progress()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks; the engine's contract is the sum.
+        self._engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
+
+    def step(self) -> StepOutcome:
+        assert self._engine.is_gradient_accumulation_boundary(), "the last backward of a step needs last=True"
+        lr = learning_rate(self._optim, self._progress.step, self._total_steps)
+        set_learning_rate(self._adam, lr)
+        self._engine.step()
+        skipped = bool(self._engine.optimizer.overflow)
+        norm = math.inf if skipped else float(self._engine.get_global_grad_norm())
+        self._progress.record(skipped, self._optim.max_skipped)
+        return StepOutcome(grad_norm=norm, skipped=skipped, lr=lr)
+
+    def freeze(self, module: nn.Module) -> nn.Module:
+        module = _cast_unless_sharded(module.requires_grad_(False).eval(), self._dtype)
+        settings = deepspeed_config(self._config, BUCKET_NUMEL)
+        settings["zero_optimization"].pop("offload_optimizer", None)
+        engine: nn.Module = _initialize(module, settings, None)
+        return engine.eval()
+
+    @contextmanager
+    def full_weights(self) -> Iterator[nn.Module]:
+        from deepspeed.runtime.zero import unwrap_model_for_generation
+
+        if self._config.rollout.gather_weights:
+            with unwrap_model_for_generation(self._engine):
+                yield self._module
+        else:
+            yield self._module
+
+    def full_parameter(self, parameter: Tensor) -> Tensor:
+        with _gathered(parameter):
+            return parameter.detach().to(self._dtype, copy=True)
+
+    def save(self, directory: Path) -> None:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        def read(parameter: Tensor, key: str) -> Tensor:
+            whole: Tensor = (
+                safe_get_full_fp32_param(parameter)
+                if key == state.WEIGHTS
+                else safe_get_full_optimizer_state(parameter, key)
+            )
+            return whole
+
+        state.save(directory, self._module, self._progress, read)
+
+    def load(self, directory: Path) -> None:
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        def write(parameter: Tensor, key: str, value: Tensor) -> None:
+            shard = _own_shard(parameter, value)
+            if key != state.WEIGHTS:
+                safe_set_local_optimizer_state(parameter, shard, key)
+                return
+            safe_set_local_fp32_param(parameter, shard)
+            with _gathered(parameter, modifier_rank=0):  # the weights that forward passes use
+                parameter.detach().copy_(value)
+
+        self._progress = state.load(directory, self._module, write)
+        for shard in self._engine.optimizer.fp32_partitioned_groups_flat:
+            self._adam.state[shard]["step"].fill_(self._progress.updates)
+
+    def export(self, directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        weights = ((name, self.full_parameter(p)) for name, p in export.parameters(self._module))
+        export.write(directory, self._module, weights, self._dtype, tokenizer)
+
+
+def _initialize(module: nn.Module, settings: dict[str, Any], optimizer: torch.optim.Optimizer | None) -> Any:
+    import deepspeed
+
+    return deepspeed.initialize(model=module, config=settings, optimizer=optimizer)[0]
+
+
+def _cast_unless_sharded(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Parameters to the compute type. DeepSpeed makes its float32 master weights from them; sharded ones have it."""
+    sharded = any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+    return module if sharded else cast_parameters(module, dtype)
+
+
+def _gathered(parameter: Tensor, modifier_rank: int | None = None) -> AbstractContextManager[None]:
+    from deepspeed.runtime.zero import GatheredParameters
+
+    context: AbstractContextManager[None] = GatheredParameters([parameter], modifier_rank=modifier_rank)
+    return context
+
+
+def _own_shard(parameter: Tensor, value: Tensor) -> Tensor:
+    """This rank's slice of a whole value: equal slices of the flat value, the last ones filled up with zeros."""
+    size: int = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    padded = value.new_zeros(size * distributed.world_size())
+    padded[: value.numel()] = value.flatten()
+    return padded[distributed.rank() * size :][:size]

@@ -1,0 +1,105 @@
+"""From item records to accuracies: cells of task and length, metrics, and the table of before and after."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from longctx_rl.evals.records import ItemRecord
+from longctx_rl.stats import Estimate, bootstrap_mean, paired_difference, wilson
+
+SEED = 0
+"""Of every bootstrap here, so that the same records give the same interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Accuracy on one task at one nominal prompt length."""
+
+    task: str
+    length: int
+    n: int
+    score: Estimate
+    """Mean score with its 95 % interval: Wilson's if every score is 0 or 1, else the bootstrap's."""
+    truncated: float
+    """Share of answers that met the token limit."""
+
+
+def cells(records: Iterable[ItemRecord]) -> list[Cell]:
+    """One cell per task and length, sorted. Pass the records of one step."""
+    grouped: dict[tuple[str, int], list[ItemRecord]] = defaultdict(list)
+    for record in records:
+        grouped[record.task, record.length].append(record)
+    return [
+        Cell(task, length, len(group), score(group), fmean(record.truncated for record in group))
+        for (task, length), group in sorted(grouped.items())
+    ]
+
+
+def score(records: Sequence[ItemRecord]) -> Estimate:
+    """Mean score of some records with its 95 % interval.
+
+    Wilson's interval holds for independent items, so it is used where all scores are 0 or 1 and no family occurs twice.
+    """
+    values, families = [record.score for record in records], [_family(record) for record in records]
+    if set(values) <= {0.0, 1.0} and len(set(families)) == len(families):
+        return wilson(int(sum(values)), len(values))
+    return bootstrap_mean(values, families, seed=SEED)
+
+
+def metrics(records: Sequence[ItemRecord], suite: str = "heldout") -> dict[str, float]:
+    """``eval/<suite>/<task>/<length>`` for each cell and ``eval/<suite>/mean``, in which all cells weigh the same."""
+    found = cells(records)
+    result = {f"eval/{suite}/{cell.task}/{cell.length}": cell.score.value for cell in found}
+    result[f"eval/{suite}/mean"] = fmean(cell.score.value for cell in found)
+    return result
+
+
+def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str:
+    """The table of before and after as aligned plain text: one row per cell and one over all items, in percent.
+
+    The difference is over the same items, resampled by family; brackets are 95 % intervals.
+
+    Raises:
+        ValueError: the two sides do not hold the same items.
+    """
+    earlier = {record.id: record for record in before}
+    if earlier.keys() != {record.id for record in after}:
+        raise ValueError("before and after hold different items: compare evaluations of one suite and size")
+    grouped: dict[tuple[str, str], list[ItemRecord]] = {}
+    for record in sorted(after, key=lambda record: (record.task, record.length)):
+        grouped.setdefault((record.task, str(record.length)), []).append(record)
+    if len(grouped) > 1:
+        grouped["all", "all"] = list(after)
+    rows = [("task", "length", "n", "before", "after", "difference")]
+    for (task, length), late in grouped.items():
+        early = [earlier[record.id] for record in late]
+        difference = paired_difference(
+            [record.score for record in early],
+            [record.score for record in late],
+            [_family(record) for record in late],
+            seed=SEED,
+        )
+        rows.append(
+            (task, length, str(len(late)), _percent(score(early)), _percent(score(late)), _percent(difference, "+"))
+        )
+    return _aligned(rows)
+
+
+def _family(record: ItemRecord) -> str:
+    return record.family_id or record.id
+
+
+def _percent(estimate: Estimate, sign: str = "") -> str:
+    low, high = (f"{100 * bound:{sign}.1f}" for bound in (estimate.low, estimate.high))
+    return f"{100 * estimate.value:{sign}.1f} [{low}, {high}]"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns two blanks apart, the first one left-aligned, under a ruled heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,199 @@
+"""From a checked configuration to running processes: one in place, several as children of a torchrun agent.
+
+Children never compose: they read the configuration from a file in a temporary folder of their launcher, so that several
+machines need not share one, and the main rank makes the run directory.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from longctx_rl import config as configuration
+from longctx_rl import process, run_directory
+from longctx_rl.config import Config
+from longctx_rl.environment import cores
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One run to start: a good configuration, or why there is none."""
+
+    command: str
+    """What a person would type to start this run alone."""
+    config: Config | None
+    problem: ValueError | None = None
+
+
+def single(request: Request) -> int:
+    """Start one run, in this process if it needs only one. Returns its exit code."""
+    config = request.config
+    if config is None:
+        assert request.problem is not None
+        process.complain(request.problem)
+        return process.UNUSABLE
+    os.environ["LONGCTX_RL_COMMAND"] = request.command
+    if config.world_size > 1:
+        return _checked_children(config)
+    from longctx_rl import train  # torch and transformers load here, behind every check of the configuration
+
+    return process.execute(config, train.run)
+
+
+def sweep(requests: Sequence[Request]) -> int:
+    """Start several runs, one after another, each in processes of its own. One that fails does not stop the rest.
+
+    Returns 0 if all succeeded, 130 after Ctrl-C, else 1.
+    """
+    shared = [path for path, count in Counter(r.config.run_dir for r in requests if r.config).items() if count > 1]
+    if shared:
+        process.complain(
+            f"several runs of this sweep share run_dir={shared[0]}: name what differs between them, such as "
+            "'run_dir=${runs_root}/${experiment_name}/${algo.name}-lr${optim.lr}-s${seed}'"
+        )
+        return process.UNUSABLE
+    failures: list[str] = []
+    for number, request in enumerate(requests, 1):
+        print(f"[{number}/{len(requests)}] {request.command}", flush=True)
+        code = single(request) if request.config is None else _cell(request.config, request.command)
+        if code == process.INTERRUPTED:
+            return code
+        if code:
+            failures.append(f"  exit code {code}: {request.command}")
+    print("\n".join([f"sweep: {len(requests) - len(failures)} of {len(requests)} runs succeeded", *failures]))
+    return 1 if failures else 0
+
+
+def _cell(config: Config, command: str) -> int:
+    os.environ["LONGCTX_RL_COMMAND"] = command
+    return _checked_children(config)
+
+
+def _checked_children(config: Config) -> int:
+    """Run the training processes of this machine. Returns their exit code."""
+    try:
+        if config.engine.num_nodes == 1:
+            run_directory.check(config)
+        return _children(config)
+    except ValueError as problem:
+        process.complain(problem)
+        return process.UNUSABLE
+
+
+def _children(config: Config) -> int:
+    with tempfile.TemporaryDirectory(prefix="longctx_rl-") as folder, _environment(config, folder):
+        path = Path(folder, "config.yaml")
+        path.write_text(configuration.dump(config), encoding="utf-8")
+        arguments = ["-m", "longctx_rl.train", str(path)]
+        code = _agent(config, arguments, folder) if config.world_size > 1 else _child(arguments)
+        if Path(folder, "interrupted").exists():
+            code = process.INTERRUPTED
+    if code:
+        run_directory.discard_untrained(config)
+    return code
+
+
+def _child(arguments: list[str]) -> int:
+    child = subprocess.Popen([sys.executable, *arguments], start_new_session=True)
+    with _forwarded_signals() as received:
+        code = child.wait()
+    return _shell_code(code, received)
+
+
+def _agent(config: Config, arguments: list[str], folder: str) -> int:
+    """torchrun's agent in this process: it starts the ranks of this machine and finds those of the others."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    several = config.engine.num_nodes > 1
+    settings = LaunchConfig(
+        min_nodes=config.engine.num_nodes,
+        max_nodes=config.engine.num_nodes,
+        nproc_per_node=config.engine.num_processes,
+        run_id=Path(config.run_dir).name,
+        rdzv_backend="c10d",
+        rdzv_endpoint=str(config.engine.rendezvous) if several else "localhost:0",
+        local_addr=None if several else "localhost",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+        signals_to_handle="SIGQUIT",  # the others are forwarded below, so that ranks can finish their step
+    )
+    with _forwarded_signals() as received:
+        try:
+            elastic_launch(settings, sys.executable)(*arguments)
+        except ChildFailedError as error:
+            codes = [failure.exitcode for failure in error.failures.values()]
+            return _shell_code(next((code for code in codes if code > 0), codes[0]), received)
+        except RendezvousError as error:
+            raise ValueError(
+                f"engine.rendezvous={config.engine.rendezvous}: the {config.engine.num_nodes} machines did not find "
+                f"each other, or lost each other ({error}); start the same command on each, with a host and port of "
+                "the first that all can reach"
+            ) from error
+    return _shell_code(0, received)
+
+
+def _shell_code(code: int, received: list[int]) -> int:
+    """An exit code as shells count: 128 + signal for a process that a signal ended."""
+    if received and code:
+        return process.INTERRUPTED
+    return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _environment(config: Config, folder: str) -> Iterator[None]:
+    """What children find in their environment, and what they are spared."""
+    added = {
+        process.HANDOVER: f"{os.getpid()}:{folder}",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    if "OMP_NUM_THREADS" not in os.environ:
+        share = max(1, cores() // config.engine.num_processes)
+        added["OMP_NUM_THREADS"] = str(config.engine.threads or share)
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _forwarded_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM go to the children, which finish their step and save; a second one kills them."""
+    received: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        import psutil
+
+        received.append(number)
+        family = psutil.Process()
+        children = family.children(recursive=len(received) > 1)
+        if not children:
+            raise KeyboardInterrupt
+        for child in children:
+            child.send_signal(number if len(received) == 1 else signal.SIGKILL)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield received
+    except KeyboardInterrupt:
+        raise SystemExit(process.INTERRUPTED) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""The shipped mini student and teacher, and how their tokenizer is built."""

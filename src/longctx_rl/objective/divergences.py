@@ -1,0 +1,106 @@
+"""Divergences between the policy and an anchor (teacher or reference), exact and estimated.
+
+Directions, with p the student and q the anchor: ``reverse`` KL(p || q), ``forward`` KL(q || p), ``js`` the generalised
+Jensen-Shannon divergence m KL(q || M) + (1 - m) KL(p || M) with mixture M = m q + (1 - m) p (GKD, arXiv 2306.13649).
+
+Estimators: ``exact`` sums over the vocabulary. ``topk`` sums over the anchor's K most likely tokens and one bucket that
+holds all the rest; nothing is renormalised, so it is a lower bound of the exact value (data-processing inequality).
+``k1``, ``k2``, ``k3`` use the drawn token alone (Schulman, "Approximating KL divergence", 2020) and estimate the
+reverse KL of a token drawn from the student. As losses their gradients differ: k2's is the reverse KL's in
+expectation, k3's is the forward KL's, k1's does not contain the anchor, which is why k1 enters advantages only.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from longctx_rl.types import HiddenSignal, SampledSignal, TeacherSignal, TopKSignal
+
+Direction = Literal["reverse", "forward", "js"]
+Estimator = Literal["exact", "topk", "k1", "k2", "k3"]
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Which divergence, how estimated, and whether it is differentiated or enters the advantage."""
+
+    direction: Direction = "reverse"
+    estimator: Estimator = "exact"
+    placement: Literal["loss", "advantage"] = "loss"
+    top_k: int = 64
+    js_mixture: float = 0.5
+
+
+def categorical(logp: Tensor, logq: Tensor, divergence: Divergence) -> Tensor:
+    """Divergence of two categorical distributions given by all their log-probabilities.
+
+    Args:
+        logp: [..., V] student.
+        logq: [..., V] anchor.
+
+    Returns:
+        [...], not negative up to rounding.
+    """
+    if divergence.direction == "reverse":
+        return (logp.exp() * (logp - logq)).sum(-1)
+    if divergence.direction == "forward":
+        return (logq.exp() * (logq - logp)).sum(-1)
+    mixture = divergence.js_mixture
+    q_share = torch.log(torch.tensor(mixture, dtype=logp.dtype, device=logp.device))
+    p_share = torch.log1p(torch.tensor(-mixture, dtype=logp.dtype, device=logp.device))
+    logm = torch.logaddexp(logq + q_share, logp + p_share)
+    kl_q = (logq.exp() * (logq - logm)).sum(-1)
+    kl_p = (logp.exp() * (logp - logm)).sum(-1)
+    return mixture * kl_q + (1.0 - mixture) * kl_p
+
+
+def sampled(logp: Tensor, logq: Tensor, estimator: Estimator) -> Tensor:
+    """k1, k2 or k3 from the drawn token's log-probabilities. Shapes [T]; ``logp`` is the student's."""
+    gap = logp - logq
+    if estimator == "k1":
+        return gap
+    if estimator == "k2":
+        return 0.5 * gap.square()
+    return torch.expm1(-gap) + gap
+
+
+def with_tail(logprobs: Tensor) -> Tensor:
+    """Append the log of the mass that K listed tokens leave over. [..., K] -> [..., K + 1]."""
+    tiny = torch.finfo(logprobs.dtype).eps
+    tail = torch.log((-torch.expm1(torch.logsumexp(logprobs, -1, keepdim=True))).clamp(min=tiny))
+    return torch.cat([logprobs, tail], -1)
+
+
+def anchor_distributions(logp: Tensor, signal: TeacherSignal, temperature: float) -> tuple[Tensor, Tensor] | None:
+    """Student and anchor over the same outcomes: the vocabulary, or K tokens and the tail.
+
+    Args:
+        logp: [T, V] student log-probabilities.
+        signal: of the same T tokens.
+        temperature: divides the anchor's logits too.
+
+    Returns:
+        Two [T, V] or [T, K + 1] tensors, or None for a sampled signal, which has no distribution.
+    """
+    if isinstance(signal, HiddenSignal):
+        logits = (signal.hidden @ signal.head.T)[..., : logp.shape[-1]].to(logp.dtype)
+        return logp, torch.log_softmax(logits / temperature, -1)
+    if isinstance(signal, TopKSignal):
+        return with_tail(logp.gather(-1, signal.ids)), with_tail(signal.logprobs.to(logp.dtype))
+    return None
+
+
+def divergence_of(
+    divergence: Divergence,
+    pair: tuple[Tensor, Tensor] | None,
+    logprobs: Tensor,
+    signal: TeacherSignal,
+) -> Tensor:
+    """The configured divergence of T tokens, [T]; ``pair`` is what ``anchor_distributions`` returned."""
+    if divergence.estimator in ("exact", "topk"):
+        assert pair is not None, "exact and topk need a distribution of the anchor"
+        return categorical(*pair, divergence)
+    assert isinstance(signal, SampledSignal)
+    return sampled(logprobs, signal.logprobs.to(logprobs.dtype), divergence.estimator)

@@ -1,0 +1,53 @@
+"""Model FLOPs of packed groups: what the arithmetic needs, not what an implementation recomputes.
+
+A multiply-add is two. A matrix with n entries costs 2n per token; attention costs 4 x heads x head size per pair of
+query and key and layer (scores and values); the output head runs on loss tokens only. The prompt counts once per
+group, because that is how often it is computed. Backward costs twice the forward.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from longctx_rl.types import GroupSpan
+
+TRAINING = 3
+"""Forward and backward, in forwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The sizes that FLOPs depend on."""
+
+    body_parameters: int
+    """Without embedding and output head."""
+    head_parameters: int
+    num_layers: int
+    attention_width: int
+    """Heads times head size."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "ModelShape":
+        """Works on sharded models too, whose parameters know their whole size."""
+        sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in model.base_model.named_parameters()}
+        embedding = model.get_input_embeddings().weight
+        vocabulary = getattr(embedding, "ds_numel", embedding.numel())
+        config = model.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            body_parameters=sum(sizes.values()) - vocabulary,
+            head_parameters=vocabulary,
+            num_layers=config.num_hidden_layers,
+            attention_width=config.num_attention_heads * head_dim,
+        )
+
+    def forward(self, spans: Iterable[GroupSpan], loss_tokens: int) -> float:
+        """FLOPs of one forward pass over groups laid out as ``spans``, with ``loss_tokens`` scored."""
+        tokens, pairs = 0, 0.0
+        for span in spans:
+            prompt = span.prompt_len
+            tokens += span.end - span.start
+            pairs += prompt * (prompt + 1) / 2 + sum(c * prompt + c * (c + 1) / 2 for c in span.completion_lens)
+        attention = 4.0 * self.num_layers * self.attention_width * pairs
+        return 2.0 * self.body_parameters * tokens + attention + 2.0 * self.head_parameters * loss_tokens

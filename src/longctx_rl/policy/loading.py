@@ -1,0 +1,135 @@
+"""Loading models and tokenizers, and refusing pairs that cannot be compared token by token."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+)
+
+from longctx_rl.config import ArchitectureConfig, ModelConfig
+
+SHIPPED = Path(__file__).parent.parent / "models"
+
+
+def locate(name: str) -> str:
+    """A shipped model's folder, an existing directory, or a Hub id as it stands.
+
+    Raises:
+        ValueError: something that looks like a path and does not exist or is not a model.
+    """
+    if (SHIPPED / name / "tokenizer.json").is_file():
+        return str(SHIPPED / name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file() and not (path / "tokenizer.json").is_file():
+            raise ValueError(f"{name} is not a model directory (no config.json): give the export/ folder of a run")
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ValueError(
+            f"model {name} not found: give a directory, a Hub id (owner/name), mini-student or mini-teacher"
+        )
+    return name
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Raises ValueError when it cannot be found."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate(name))
+    except OSError as error:
+        raise ValueError(_unavailable(name)) from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {name} has no end token, so answers could not end: set eos_token in it")
+    return tokenizer
+
+
+def load_model(name: str) -> PreTrainedModel:
+    """A pretrained causal language model with float32 weights."""
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(name), dtype=torch.float32)
+    except OSError as error:
+        raise ValueError(_unavailable(name)) from error
+    return model
+
+
+def fresh_model(shape: ArchitectureConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A Qwen3-architecture model with random weights, tied embeddings and the tokenizer's vocabulary."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=shape.max_length,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        initializer_range=shape.initializer_range,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def check_pair(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Refuse a teacher whose tokens are not the student's.
+
+    Returns:
+        Rows of the vocabulary to score over, or None for all.
+
+    Raises:
+        ValueError: other tokens, another end token, or vocabularies padded to different sizes.
+    """
+    assert config.teacher is not None
+    teacher = load_tokenizer(config.teacher)
+    names = f"student {config.student} and teacher {config.teacher}"
+    if teacher.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"{names} have different tokenizers, so their probabilities cannot be compared: "
+            "choose a teacher of the student's family with model.teacher=..."
+        )
+    if teacher.eos_token_id != tokenizer.eos_token_id:
+        raise ValueError(
+            f"{names} end their answers with different tokens ({tokenizer.eos_token} and "
+            f"{teacher.eos_token}): choose both base or both chat models"
+        )
+    sizes = [len(tokenizer) if config.architecture else _vocabulary(config.student), _vocabulary(config.teacher)]
+    if sizes[0] == sizes[1]:
+        return None
+    if not config.slice_vocabulary:
+        raise ValueError(
+            f"{names} have vocabularies padded to {sizes[0]} and {sizes[1]}: "
+            "set model.slice_vocabulary=true to score over the tokens they share"
+        )
+    return len(tokenizer)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens the model was made for."""
+    length: int = model.config.max_position_embeddings
+    return length
+
+
+def _vocabulary(name: str) -> int:
+    try:
+        size: int = AutoConfig.from_pretrained(locate(name)).vocab_size
+    except OSError as error:
+        raise ValueError(_unavailable(name)) from error
+    return size
+
+
+def _unavailable(name: str) -> str:
+    return (
+        f"model {name} is neither a directory nor in the local Hub cache, and the Hub could not be reached: "
+        f"download it first (hf download {name}) or give a directory"
+    )

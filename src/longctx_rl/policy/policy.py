@@ -1,0 +1,88 @@
+"""The module that the engine wraps: body, head and scoring together, so that sharding hooks always fire."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from longctx_rl.policy import attention
+from longctx_rl.policy.scoring import Anchor, score_tokens
+from longctx_rl.types import PackedGroups, TokenScores
+
+
+class Policy(nn.Module):
+    """A causal language model that scores packed groups.
+
+    Args:
+        model: any transformers causal LM whose attention can be replaced.
+        chunk: loss tokens whose vocabulary distribution exists at one time.
+        vocabulary: rows of the head that count; None: all.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, chunk: int, vocabulary: int | None = None) -> None:
+        super().__init__()
+        attention.install(model)
+        _check_head(model)
+        self.model = model
+        self.chunk = chunk
+        self.vocabulary = vocabulary
+
+    @property
+    def head(self) -> nn.Module:
+        """The output projection."""
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        assert isinstance(head, nn.Module)
+        return head
+
+    def hidden(self, packed: PackedGroups) -> Tensor:
+        """Final hidden states that predict the loss tokens, [T, H]."""
+        output = self.model.base_model(
+            input_ids=packed.input_ids[None],
+            position_ids=packed.position_ids[None],
+            # A four-dimensional mask is passed through by every model untouched; the spans say what it would.
+            attention_mask=torch.empty(1, 1, 1, 1, device=packed.input_ids.device),
+            use_cache=False,
+            packed_spans=packed.spans,
+        )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden[packed.source_index]
+
+    def forward(
+        self, packed: PackedGroups, *, temperature: float, anchors: Mapping[str, Anchor] | None = None
+    ) -> TokenScores:
+        """Score every loss token of a packed row.
+
+        Args:
+            temperature: divides the logits in every log-probability.
+            anchors: ``kd`` and ``ref`` signals of the same tokens.
+        """
+        return score_tokens(
+            self.head,
+            self.hidden(packed),
+            packed.target_ids,
+            temperature=temperature,
+            chunk=self.chunk,
+            anchors=anchors or {},
+            vocabulary=self.vocabulary,
+        )
+
+
+LOGIT_CHANGES = {
+    "final_logit_softcapping": None,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "lm_head_multiplier": 1.0,
+}
+"""What some architectures do to logits after the head (Gemma, Cohere, Granite, Falcon-H1), and the value that does not."""
+
+
+def _check_head(model: PreTrainedModel) -> None:
+    """Scoring calls the output projection itself, so logits must be what it returns."""
+    for key, neutral in LOGIT_CHANGES.items():
+        value = getattr(model.config, key, neutral)
+        if value is not None and value != neutral:
+            raise ValueError(
+                f"{type(model).__name__} changes its logits after the head ({key}={value}), which scoring would miss: "
+                "choose a model whose logits are the head's, such as Qwen3 or Llama"
+            )

@@ -1,0 +1,77 @@
+"""What every training process does around the loop: run directory, errors, exit codes."""
+
+import ctypes
+import errno
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+from longctx_rl import run_directory
+from longctx_rl.config import Config
+
+UNUSABLE = 2
+"""Exit code of a configuration, directory or checkpoint that cannot be used."""
+INTERRUPTED = 130
+HANDOVER = "LONGCTX_RL_HANDOVER"
+"""Environment variable: the launcher's folder for its children, and the launcher's process id."""
+
+_SET_PARENT_DEATH_SIGNAL = 1
+
+
+def execute(config: Config, run: Callable[[Config], None]) -> int:
+    """Train in this process and return its exit code.
+
+    The main rank owns the run directory. A ValueError is for the user: one line, exit code 2.
+    """
+    _die_with_launcher()
+    main_rank = os.environ.get("RANK", "0") == "0"
+    try:
+        with run_directory.opened(config) if main_rank else nullcontext():
+            run(config)
+    except ValueError as error:
+        complain(error, main_rank)
+        return UNUSABLE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        complain(
+            f"no space left on the disk of {config.run_dir}: free some, then continue with "
+            f"{run_directory.resume_command(config)}",
+            main_rank,
+        )
+        return UNUSABLE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as stop:
+        if stop.code != INTERRUPTED or HANDOVER not in os.environ:
+            raise
+        # A rank that ends with an error makes torchrun end the others, which may still be closing their files.
+        Path(os.environ[HANDOVER].partition(":")[2], "interrupted").touch()
+    return 0
+
+
+def complain(problem: ValueError | str, main_rank: bool = True) -> None:
+    """``error: ...`` on stderr; the traceback too if LONGCTX_RL_TRACEBACK=1 or HYDRA_FULL_ERROR=1."""
+    if not main_rank:
+        time.sleep(3.0)  # Usually the main rank says the same, and ends this one meanwhile.
+    if isinstance(problem, ValueError) and "1" in (os.environ.get(name) for name in TRACEBACK_SWITCHES):
+        traceback.print_exception(problem)
+    print(f"error: {problem}", file=sys.stderr, flush=True)
+
+
+TRACEBACK_SWITCHES = ("LONGCTX_RL_TRACEBACK", "HYDRA_FULL_ERROR")
+
+
+def _die_with_launcher() -> None:
+    """A child must not train on when its launcher was killed: on Linux the kernel sees to it."""
+    if HANDOVER not in os.environ or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    launcher = int(os.environ[HANDOVER].partition(":")[0])
+    if os.getppid() != launcher:
+        raise SystemExit("the launcher has ended")

@@ -1,0 +1,250 @@
+"""What a run leaves behind: ``metrics.jsonl``, sampled rollouts, log.txt, and a wandb mirror of the metrics.
+
+``metrics.jsonl`` is the truth: one JSON object a line, ``step`` first. wandb gets the same rows from a thread of its
+own, so that a mirror which fails or hangs costs a warning and nothing else.
+"""
+
+import json
+import math
+import os
+import queue
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from longctx_rl import config as configuration
+from longctx_rl.config import Config
+from longctx_rl.engine import distributed
+from longctx_rl.environment import git_state
+from longctx_rl.progress import Progress
+from longctx_rl.run_directory import write_text
+from longctx_rl.types import RolloutGroup
+
+PROMPT_TAIL = 400
+"""Characters of the document that are kept with a saved rollout."""
+
+Row = dict[str, float | None]
+
+
+class Recorder(Protocol):
+    """Where the loop reports to."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics of a step. A step may have several rows."""
+
+    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+        """Keep scored completions for people to read."""
+
+    def say(self, text: str) -> None:
+        """Tell the person at the terminal, and log.txt."""
+
+    def close(self) -> None:
+        """Finish all files."""
+
+
+def build_recorder(config: Config, run_dir: Path, resume_step: int | None) -> Recorder:
+    """The recorder of this rank: only the main one writes.
+
+    Args:
+        resume_step: step of the checkpoint that the run continues from; None: it starts.
+    """
+    return RunRecorder(config, run_dir, resume_step) if distributed.is_main() else NullRecorder()
+
+
+class NullRecorder:
+    """The recorder of every rank but the main one."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class RunRecorder:
+    """Writes a run directory. What an earlier process recorded after ``resume_step`` is cut away."""
+
+    def __init__(self, config: Config, run_dir: Path, resume_step: int | None) -> None:
+        self._rollouts = run_dir / "rollouts"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        cut_back(run_dir, resume_step)
+        self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._log = (run_dir / "log.txt").open("a", encoding="utf-8")
+        self._progress = Progress(config.budget, self._log)
+        self._mirror: Mirror | None = None
+        if config.logging.mode != "disabled":
+            self._mirror = Mirror(mirror_settings(config, run_dir, resume_step is not None))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        row: Row = {"step": step, **{name: _finite(value) for name, value in metrics.items()}}
+        self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
+        self._metrics.flush()
+        if self._mirror:
+            self._mirror.log(row)
+        if "perf/step_seconds" in metrics:
+            self._progress.show(metrics)
+
+    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+        self._rollouts.mkdir(exist_ok=True)
+        lines = [json.dumps(row, ensure_ascii=False) for group in groups for row in _rollout_rows(group)]
+        write_text(self._rollouts / f"step-{step:06d}.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def say(self, text: str) -> None:
+        self._progress.say(text)
+
+    def close(self) -> None:
+        self._progress.end_line()
+        self._metrics.close()
+        self._log.close()
+        if self._mirror:
+            self._mirror.close()
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a metrics.jsonl; a last line that was cut short by a crash is left out.
+
+    Raises:
+        ValueError: another line is not JSON.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")
+    complete = lines[:-1]  # what follows the last newline is empty, or cut short
+    rows: list[Row] = []
+    for number, line in enumerate(complete, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {line[:60]!r}; restore the file") from error
+    return rows
+
+
+def cut_back(run_dir: Path, resume_step: int | None) -> None:
+    """Drop what was recorded after ``resume_step``, so that the continued run records it anew. None: everything."""
+    metrics = run_dir / "metrics.jsonl"
+    last = -1 if resume_step is None else resume_step
+    if metrics.is_file():
+        kept = [row for row in read_metrics(metrics) if (row["step"] or 0) <= last]
+        write_text(metrics, "".join(json.dumps(row) + "\n" for row in kept))
+    for rollouts in (run_dir / "rollouts").glob("step-*.jsonl"):
+        if int(rollouts.stem.removeprefix("step-")) > last:
+            rollouts.unlink()
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no word for what is not a finite number; null it is."""
+    return value if math.isfinite(value) else None
+
+
+def _rollout_rows(group: RolloutGroup) -> list[dict[str, Any]]:
+    example = group.example
+    return [
+        {
+            "id": example.id,
+            "task": example.task,
+            "prompt_tail": f"{example.document[-PROMPT_TAIL:]}\n\n{example.question}",
+            "answer": example.answer,
+            "completion": completion.text,
+            "tokens": len(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+            "reward": group.rewards[index].score if group.rewards else None,
+            "reward_parts": dict(group.rewards[index].parts) if group.rewards else {},
+            "advantage": group.advantages[index] if group.advantages else None,
+        }
+        for index, completion in enumerate(group.completions)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorSettings:
+    """Arguments of ``wandb.init``."""
+
+    arguments: dict[str, Any]
+
+
+def mirror_settings(config: Config, run_dir: Path, resumed: bool) -> MirrorSettings:
+    """How the run appears in wandb.
+
+    An online run is continued under its id. An offline run cannot be: each piece is a wandb run of its own, in the same
+    group, named ``-r2`` and so on.
+    """
+    name, piece = run_dir.name, 1 + len(list((run_dir / "wandb").glob("*run-*"))) if resumed else 1
+    git = git_state(Path(__file__).resolve().parents[2])
+    arguments: dict[str, Any] = {
+        "mode": config.logging.mode,
+        "dir": str(run_dir),
+        "project": config.logging.project,
+        "entity": config.logging.entity,
+        "group": config.experiment_name,
+        "job_type": "train",
+        "name": f"{name}-r{piece}" if piece > 1 and config.logging.mode == "offline" else name,
+        "tags": [config.algo.name, config.model.name, config.task.name, *config.logging.tags]
+        + ([git["commit"][:10]] if git else []),
+        "config": configuration.as_dict(config),
+    }
+    identity = run_dir / "wandb" / "id"
+    if config.logging.mode == "online":
+        if not (resumed and identity.is_file()):
+            identity.parent.mkdir(exist_ok=True)
+            write_text(identity, os.urandom(6).hex())
+        arguments |= {"id": identity.read_text(encoding="utf-8"), "resume": "allow"}
+    return MirrorSettings(arguments)
+
+
+class Mirror:
+    """wandb in a thread of its own. After its first failure it says so once and does nothing more."""
+
+    CLOSE_SECONDS = 60.0
+    ROWS_WAITING = 10_000
+
+    def __init__(self, settings: MirrorSettings) -> None:
+        self._rows: queue.Queue[Row | None] = queue.Queue(self.ROWS_WAITING)
+        self._failed = False
+        self._thread = threading.Thread(target=self._work, args=(settings,), name="wandb mirror", daemon=True)
+        self._thread.start()
+
+    def log(self, row: Row) -> None:
+        """Hand over a row. Never waits."""
+        if self._failed:
+            return
+        try:
+            self._rows.put_nowait(row)
+        except queue.Full:
+            self._give_up("it does not keep up")
+
+    def close(self) -> None:
+        """Finish, unless it takes more than a minute."""
+        if self._failed:
+            return
+        self._rows.put(None)
+        self._thread.join(self.CLOSE_SECONDS)
+        if self._thread.is_alive():
+            self._give_up(f"it did not finish within {self.CLOSE_SECONDS:.0f} s")
+
+    def _work(self, settings: MirrorSettings) -> None:
+        try:
+            os.environ.setdefault("WANDB_SILENT", "true")
+            import wandb
+
+            run = wandb.init(
+                **settings.arguments, settings=wandb.Settings(silent=True, console="off", init_timeout=60)
+            )
+            run.define_metric("step")
+            run.define_metric("*", step_metric="step")
+            while (row := self._rows.get()) is not None:
+                run.log({name: value for name, value in row.items() if value is not None})
+            run.finish()
+        except Exception as error:  # whatever a mirror dies of, the run goes on
+            self._give_up(f"{type(error).__name__}: {error}")
+
+    def _give_up(self, reason: str) -> None:
+        if not self._failed:
+            self._failed = True
+            warnings.warn(f"the wandb mirror stopped ({reason}); metrics.jsonl is complete", stacklevel=2)

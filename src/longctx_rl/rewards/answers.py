@@ -1,0 +1,101 @@
+"""Grading the final line, exactly.
+
+Only the text after the last ``Answer:`` on the last line that is not empty counts. Naming the right answer anywhere
+else, or among others, earns nothing.
+"""
+
+from collections.abc import Callable, Sequence
+
+from longctx_rl.rewards.evidence import evidence_f1
+from longctx_rl.types import Example, Reward
+
+ANSWER_MARK = "Answer:"
+LIST_SEPARATOR = ";"
+
+Grader = Callable[[str, Example], Reward]
+
+
+def final_answer(text: str) -> str | None:
+    """What the last line says after its last ``Answer:``, without spaces and full stop at its ends.
+
+    None if the last line that is not empty holds no ``Answer:``, or nothing follows it.
+    """
+    lines = text.strip().splitlines()
+    if not lines or ANSWER_MARK not in lines[-1]:
+        return None
+    return _clean(lines[-1].rpartition(ANSWER_MARK)[2]) or None
+
+
+def grade(text: str, example: Example, *, evidence_weight: float) -> Reward:
+    """Score of a completion in [0, 1]: ``(answer + evidence_weight * evidence) / (1 + evidence_weight)``.
+
+    Args:
+        text: the completion, special tokens left out.
+        evidence_weight: credit for restating the evidence, relative to the answer's. 0: the answer alone counts.
+
+    Raises:
+        ValueError: negative weight, or a task without a grader.
+    """
+    if evidence_weight < 0:
+        raise ValueError(f"evidence_weight={evidence_weight} must not be negative: 0 leaves the evidence out")
+    if example.task not in GRADERS:
+        raise ValueError(f"no grader for task {example.task!r}: choose one of {', '.join(GRADERS)}")
+    reward = GRADERS[example.task](text, example)
+    score = (reward.score + evidence_weight * reward.parts["evidence"]) / (1 + evidence_weight)
+    return Reward(score, reward.parts)
+
+
+def grade_exact(text: str, example: Example) -> Reward:
+    """1 if the final answer is the reference answer, word for word, else 0."""
+    predicted = final_answer(text)
+    correct = predicted is not None and predicted.split() == _clean(example.answer).split()
+    return _reward(float(correct), predicted, text, example)
+
+
+def grade_ordered_list(text: str, example: Example) -> Reward:
+    """F1 of the longest common subsequence of predicted and reference items; repeated and surplus items count against.
+
+    ``set_f1`` disregards the order.
+    """
+    predicted = final_answer(text)
+    items = _items(predicted or "")
+    reference = _items(example.answer)
+    ordered = _f1(_common_subsequence(items, reference), len(items), len(reference))
+    unordered = _f1(len(set(items) & set(reference)), len(items), len(reference))
+    return _reward(ordered, predicted, text, example, set_f1=unordered)
+
+
+GRADERS: dict[str, Grader] = {
+    "multihop": grade_exact,
+    "grounding": grade_exact,
+    "longform": grade_ordered_list,
+}
+"""Grader of each task. A grader's score is the answer's; ``grade`` adds the evidence."""
+
+
+def _reward(answer: float, predicted: str | None, text: str, example: Example, **parts: float) -> Reward:
+    found = float(predicted is not None)
+    return Reward(answer, {"answer": answer, "format": found, "evidence": evidence_f1(text, example), **parts})
+
+
+def _clean(answer: str) -> str:
+    return answer.strip().rstrip(".").strip()
+
+
+def _items(answer: str) -> list[str]:
+    return [" ".join(item.split()) for item in _clean(answer).split(LIST_SEPARATOR) if item.strip()]
+
+
+def _common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(right) + 1)
+    for item in left:
+        previous = row
+        row = [0]
+        for j, other in enumerate(right):
+            row.append(previous[j] + 1 if item == other else max(previous[j + 1], row[j]))
+    return row[-1]
+
+
+def _f1(common: int, predicted: int, reference: int) -> float:
+    return 2 * common / (predicted + reference) if common else 0.0

@@ -1,0 +1,249 @@
+"""Sampling with transformers' own ``generate``, on prompts that were computed once and repeated.
+
+Each sequence has its own stream of uniform random numbers, made from its seed before decoding starts. A token is the
+inverse of the cumulative distribution at its number, so a draw depends on weights, prompt and seed alone, and the
+recorded log-probability is of the very distribution that was drawn from.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from longctx_rl.rollout import SampleRequest
+from longctx_rl.rollout.cache import Prefill, decode_cache
+from longctx_rl.types import Completion
+
+
+class HFSampler:
+    """Draws completions with transformers' ``generate``.
+
+    Args:
+        tokenizer: decodes completions.
+        temperature: divides the logits. 0: the most likely token (log-probabilities are then those at temperature 1).
+        max_new_tokens: length limit of a completion.
+        batch_tokens: prompt and completion tokens decoded together, padding included; one prompt may exceed it.
+        eos_ids: tokens that end a completion; None: the tokenizer's own.
+        vocabulary: rows of the head that count; None: all.
+        synced_gpus: ranks hold parts of each other's weights, so all of them must run equally many forward passes.
+
+    Raises:
+        ValueError: there is no end token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        batch_tokens: int,
+        eos_ids: Sequence[int] | None = None,
+        vocabulary: int | None = None,
+        synced_gpus: bool = False,
+    ) -> None:
+        if eos_ids is None and tokenizer.eos_token_id is not None:
+            eos_ids = (tokenizer.eos_token_id,)
+        if not eos_ids:
+            raise ValueError("the tokenizer has no end token: set eos_token in its tokenizer_config.json")
+        self.tokenizer = tokenizer
+        self.temperature = temperature
+        self.max_new_tokens = max_new_tokens
+        self.batch_tokens = batch_tokens
+        self.eos_ids = tuple(eos_ids)
+        self.vocabulary = vocabulary
+        self.synced_gpus = synced_gpus
+        # Where no request is left, a rank keeps step with the others by running this.
+        self.idle_request = SampleRequest(prompt_ids=self.eos_ids[:1], seeds=(0,))
+
+    @torch.no_grad()
+    def sample(self, model: PreTrainedModel, requests: Sequence[SampleRequest]) -> list[tuple[Completion, ...]]:
+        """Completions of each request, in the order of the requests and of their seeds. See ``Sampler``.
+
+        Raises:
+            ValueError: an empty prompt, one that leaves no room in the model's context, or a model that lacks full
+                attention or whose logits are not finite.
+        """
+        self._check_lengths(model, requests)
+        results: list[tuple[Completion, ...]] = [()] * len(requests)
+        plan = self._plan(requests)
+        batches = [[requests[index] for index in indices] for indices in plan]
+        with _ready_to_generate(model):
+            prefill = Prefill(model)
+            for number, passes in enumerate(self._agree_on_passes(batches, prefill)):
+                if number < len(batches):
+                    completions = self._decode(prefill, batches[number], passes, self.max_new_tokens)
+                    for index, group in zip(plan[number], completions, strict=True):
+                        results[index] = group
+                else:
+                    self._decode(prefill, [self.idle_request], passes, limit=1)
+        return results
+
+    def _check_lengths(self, model: PreTrainedModel, requests: Sequence[SampleRequest]) -> None:
+        context = getattr(model.config, "max_position_embeddings", None)
+        for request in requests:
+            tokens = len(request.prompt_ids)
+            if not tokens:
+                raise ValueError("cannot sample from an empty prompt: give at least one token")
+            if context is not None and tokens + self.max_new_tokens > context:
+                raise ValueError(
+                    f"a prompt of {tokens} tokens and max_new_tokens={self.max_new_tokens} exceed the model's context "
+                    f"of {context}: use shorter prompts, fewer new tokens, or a model with a longer context"
+                )
+
+    def _plan(self, requests: Sequence[SampleRequest]) -> list[list[int]]:
+        """Indices of the requests of each decode batch: similar lengths together, longest first."""
+
+        def order(index: int) -> tuple[int, tuple[int, ...], int]:
+            request = requests[index]
+            prefix = request.prompt_ids[: request.prefix_len]
+            return -(len(prefix) or len(request.prompt_ids)), prefix, -len(request.prompt_ids)
+
+        batches: list[list[int]] = []
+        rows = longest = 0
+        for index in sorted(range(len(requests)), key=order):
+            group, length = len(requests[index].seeds), len(requests[index].prompt_ids)
+            if not batches or (rows + group) * (max(longest, length) + self.max_new_tokens) > self.batch_tokens:
+                batches.append([])
+                rows = longest = 0
+            batches[-1].append(index)
+            rows, longest = rows + group, max(longest, length)
+        return batches
+
+    def _agree_on_passes(self, batches: Sequence[Sequence[SampleRequest]], prefill: Prefill) -> list[int]:
+        """Prefill passes before each decode batch: the most that any rank needs, over the most batches of any rank."""
+        passes = [prefill.passes(batch) for batch in batches]
+        if not (self.synced_gpus and dist.is_initialized()):
+            return passes
+        device = prefill.model.device
+        count = torch.tensor(len(passes), device=device)
+        dist.all_reduce(count, op=dist.ReduceOp.MAX)
+        agreed = torch.zeros(int(count), dtype=torch.int64, device=device)
+        agreed[: len(passes)] = torch.tensor(passes, dtype=torch.int64, device=device)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        result: list[int] = agreed.tolist()
+        return result
+
+    def _decode(
+        self, prefill: Prefill, requests: Sequence[SampleRequest], passes: int, limit: int
+    ) -> list[tuple[Completion, ...]]:
+        """Complete the requests of one batch together, after exactly ``passes`` prefill passes."""
+        model = prefill.model
+        groups = [len(request.seeds) for request in requests]
+        lengths = torch.tensor([len(request.prompt_ids) for request in requests], device=model.device)
+        longest = int(lengths.max())
+        # A peer that has finished still feeds its last token while others decode, so room is for the full length.
+        cache, layers = decode_cache(model, longest - 1 + self.max_new_tokens)
+        for _ in range(passes - prefill.passes(requests)):
+            prefill.idle(self.eos_ids[0])
+        row = 0
+        for request, group in zip(requests, groups, strict=True):
+            prompt_layers = prefill.run(request)
+            if len(request.prompt_ids) > 1:
+                for layer, prompt in zip(layers, prompt_layers, strict=True):
+                    if not layer.is_initialized:
+                        layer.reserve(prompt.keys, sum(groups))
+                    layer.place(slice(row, row + group), longest - 1, prompt)
+            row += group
+        repeats = torch.tensor(groups, device=model.device)
+        starts = (longest - lengths).repeat_interleave(repeats)
+        last = torch.tensor([request.prompt_ids[-1] for request in requests], device=model.device)
+        draw = _Draw(self._uniforms(requests, model.device), self.temperature, self.vocabulary)
+        output = model.generate(  # type: ignore[operator]
+            input_ids=last.repeat_interleave(repeats)[:, None],
+            attention_mask=(torch.arange(longest, device=model.device) >= starts[:, None]).long(),
+            position_ids=(lengths - 1).repeat_interleave(repeats)[:, None],
+            past_key_values=cache,
+            generation_config=self._generation_config(limit),
+            logits_processor=LogitsProcessorList([draw]),
+            synced_gpus=self.synced_gpus,
+        )
+        completions = iter(self._completions(output[:, 1:], torch.stack(draw.logprobs, 1)))
+        return [tuple(next(completions) for _ in range(group)) for group in groups]
+
+    def _uniforms(self, requests: Sequence[SampleRequest], device: torch.device) -> Tensor | None:
+        """[B, max_new_tokens] float64 in [0, 1): each sequence's stream, from its seed."""
+        if self.temperature == 0:
+            return None
+        # Philox uses the whole seed as its key; torch's CPU generator reads the lower 32 bits only.
+        streams = [np.random.Generator(np.random.Philox(key=seed)) for request in requests for seed in request.seeds]
+        return torch.from_numpy(np.stack([stream.random(self.max_new_tokens) for stream in streams])).to(device)
+
+    def _generation_config(self, limit: int) -> GenerationConfig:
+        return GenerationConfig(
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=list(self.eos_ids),
+            pad_token_id=self.eos_ids[0],
+            use_cache=True,
+            disable_compile=True,
+        )
+
+    def _completions(self, tokens: Tensor, logprobs: Tensor) -> list[Completion]:
+        """Cut each row of [B, n] tokens behind its first end token."""
+        ended = torch.isin(tokens, torch.tensor(self.eos_ids, device=tokens.device))
+        stopped = ended.any(1)
+        lengths = torch.where(stopped, ended.int().argmax(1) + 1, tokens.shape[1])
+        past_end = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
+        if not (logprobs.isfinite() | past_end).all():
+            raise ValueError("the policy's logits are not finite: its weights are broken, start from an earlier "
+                             "checkpoint with a lower optim.lr")
+        results = []
+        columns = (tokens.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist())
+        for ids, scores, length, stop in zip(*columns, strict=True):
+            text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
+            assert isinstance(text, str)
+            reason = "stop" if stop else "length"
+            results.append(Completion(tuple(ids[:length]), text, reason, tuple(scores[:length])))
+        return results
+
+
+class _Draw(LogitsProcessor):
+    """Chooses each sequence's next token, records its log-probability, and leaves ``generate`` no other choice."""
+
+    def __init__(self, uniforms: Tensor | None, temperature: float, vocabulary: int | None) -> None:
+        self.uniforms = uniforms  # [B, max_new_tokens]; None: the most likely token
+        self.temperature = temperature or 1.0
+        self.vocabulary = vocabulary
+        self.logprobs: list[Tensor] = []  # [B] per step
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """[B, V] logits to [B, V] scores that are zero at the chosen token and -inf elsewhere."""
+        logprobs = torch.log_softmax(scores[:, : self.vocabulary].float() / self.temperature, -1)
+        if self.uniforms is None:
+            token = logprobs.argmax(-1, keepdim=True)
+        else:
+            step = len(self.logprobs)
+            cumulative = logprobs.double().exp().cumsum(-1)
+            # A uniform number is at most 1 - 2^-53, so the product stays below the total; nan alone needs the clamp.
+            point = self.uniforms[:, step : step + 1] * cumulative[:, -1:]
+            token = torch.searchsorted(cumulative, point, right=True).clamp_(max=logprobs.shape[1] - 1)
+        self.logprobs.append(logprobs.gather(1, token)[:, 0])
+        return torch.full_like(logprobs, -torch.inf).scatter_(1, token, 0.0)
+
+
+@contextmanager
+def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, without the model's own generation defaults; both restored afterwards.
+
+    ``generate`` fills whatever a given GenerationConfig leaves open from the model's own, so top-p or a repetition
+    penalty that a model was published with would change the distribution behind the recorded log-probabilities.
+    """
+    training, defaults = model.training, model.generation_config
+    model.eval()
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.train(training)
+        model.generation_config = defaults

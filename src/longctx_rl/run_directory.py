@@ -1,0 +1,214 @@
+"""The run directory: made once, by the main rank, under a lock, when a run is about to start.
+
+A directory in which nothing was trained yet is never in the way: it is removed when its run fails, and taken over if it
+could not be removed (``kill -9``). A directory that holds training is only continued, with the same configuration.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from longctx_rl import config as configuration
+from longctx_rl import environment
+from longctx_rl.config import Config
+
+LOCK = ".lock"
+LOCK_PATIENCE = 2.0
+"""Seconds that a process which was just killed may take to let go."""
+
+MAY_CHANGE = (
+    "resume",
+    "runs_root",
+    "run_dir",
+    "budget.",
+    "logging.",
+    "checkpoint.",
+    "engine.num_processes",
+    "engine.num_nodes",
+    "engine.rendezvous",
+    "engine.threads",
+)
+"""What a resumed run may do differently without being another run."""
+
+
+@contextmanager
+def opened(config: Config) -> Iterator[Path]:
+    """The run's directory, created or continued, locked until the block ends.
+
+    If the block fails before anything was trained, a directory that was created here is removed.
+
+    Raises:
+        ValueError: it holds another run, is in use, or cannot be written.
+    """
+    path = Path(config.run_dir)
+    check(config)
+    with _explained(config):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _locked(path)
+    with lock:
+        try:
+            check(config)
+            with _explained(config):
+                _fill(path, config)
+            yield path
+        except BaseException:
+            _discard(path, config)
+            raise
+
+
+def check(config: Config) -> None:
+    """Raise ValueError if the run can neither start nor continue in its directory. Writes nothing."""
+    path = Path(config.run_dir)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"run_dir={path} is a file: choose another experiment_name or runs_root")
+    if not path.is_dir() or not any(not entry.name.startswith(".") for entry in path.iterdir()):
+        return
+    if not (path / "config.yaml").is_file():
+        raise ValueError(f"run_dir={path} holds files that are not a run: choose another experiment_name or run_dir")
+    if not trained(path):
+        return
+    if not config.resume:
+        raise ValueError(
+            f"{path} exists already: continue it with resume=true, or start another run with "
+            "experiment_name=<new name> or seed=<other seed>"
+        )
+    changes = _changes(configuration.read(path / "config.yaml"), config)
+    if changes:
+        raise ValueError(
+            f"{path} was started with another configuration: {', '.join(changes)} (old -> new); "
+            "resume with the old values, or start another run with experiment_name=<new name>"
+        )
+
+
+def trained(path: Path) -> bool:
+    """True once a run directory holds at least one training step or a checkpoint."""
+    checkpoints = path / "checkpoints"
+    if checkpoints.is_dir() and any(not entry.name.startswith(".") for entry in checkpoints.iterdir()):
+        return True
+    metrics = path / "metrics.jsonl"
+    if not metrics.is_file():
+        return False
+    with metrics.open(encoding="utf-8") as lines:
+        return any(line.startswith('{"step": ') and not line.startswith('{"step": 0,') for line in lines)
+
+
+def discard_untrained(config: Config) -> None:
+    """Remove what a failed run left behind, if nothing was trained and nobody uses it."""
+    path = Path(config.run_dir)
+    if not (path / LOCK).is_file():
+        return
+    try:
+        lock = _locked(path, patience=0.0)
+    except ValueError:
+        return
+    with lock:
+        _discard(path, config)
+
+
+def resume_command(config: Config) -> str:
+    """The command that continues this run."""
+    command = environment.command() or f"python -m longctx_rl +algo={config.algo.name} run_dir={config.run_dir}"
+    return command if " resume=true" in command else f"{command} resume=true"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one move: readers see the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _fill(path: Path, config: Config) -> None:
+    """Write config.yaml and environment.json; anything left of a run that never trained goes first."""
+    described: dict[str, Any] = environment.describe()
+    if trained(path):
+        record = path / "environment.json"
+        first = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        described = first | {"resumed": [*first.get("resumed", []), described]}
+    else:
+        _empty(path)
+    write_text(path / "config.yaml", configuration.dump(config))
+    write_text(path / "environment.json", json.dumps(described, indent=2) + "\n")
+
+
+def _discard(path: Path, config: Config) -> None:
+    """Remove an untrained run directory, and its experiment's folder if that is empty then."""
+    foreign = not (path / "config.yaml").is_file() and any(entry.name != LOCK for entry in path.iterdir())
+    if foreign or trained(path):
+        return
+    _empty(path)
+    (path / LOCK).unlink(missing_ok=True)
+    path.rmdir()
+    if Path(config.runs_root) in path.parent.parents and not any(path.parent.iterdir()):
+        path.parent.rmdir()
+
+
+def _empty(path: Path) -> None:
+    """Remove everything but the lock."""
+    for entry in path.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+
+
+def _locked(path: Path, patience: float = LOCK_PATIENCE) -> IO[str]:
+    """The open lock file. The kernel frees it when its process ends, however it ends."""
+    deadline = time.monotonic() + patience
+    while True:
+        lock = (path / LOCK).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            lock.close()
+            if time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
+            raise ValueError(
+                f"{path} is in use by {owner}: wait for it or end it, or choose another experiment_name or seed"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        lock.flush()
+        return lock
+
+
+@contextmanager
+def _explained(config: Config) -> Iterator[None]:
+    """Turn a file system's refusal into a sentence with the fix."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"cannot write run_dir={config.run_dir} ({error.strerror}): set runs_root=<a directory you can write to>"
+        ) from error
+
+
+def _changes(old: Config, new: Config) -> list[str]:
+    """``key old -> new`` for each difference that makes it another run."""
+    before, after = (dict(_flat(configuration.as_dict(config))) for config in (old, new))
+    return [
+        f"{key} {_shown(before.get(key))} -> {_shown(after.get(key))}"
+        for key in before | after
+        if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,121 @@
+"""Intervals for accuracies and their differences.
+
+Every interval is two-sided. Items of one family (the same question at several context lengths) are not independent, so
+resampling draws whole families.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+RESAMPLES = 10_000
+_CHUNK = 500
+"""Resamples drawn at a time, so that memory stays small."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its interval. Bounds are nan where the data cannot say."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Estimate:
+    """A proportion with Wilson's score interval, which holds its level at small n and near 0 and 1.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+
+    Raises:
+        ValueError: no trials, or more successes than trials.
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"{successes} successes in {n} trials: need at least one trial, and no more successes")
+    z = float(norm.ppf((1 + confidence) / 2))
+    share = successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    # At 0 and n successes one bound is exact; rounding must not move it past the share.
+    return Estimate(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
+
+
+def bootstrap_mean(
+    values: Sequence[float],
+    families: Sequence[Hashable] | None = None,
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """A mean with its percentile bootstrap interval.
+
+    Families are drawn with replacement, as many as there are, each with all its values (the cluster bootstrap).
+    With fewer than two families the bounds are nan.
+
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3; Davison and Hinkley,
+    "Bootstrap Methods and their Application" (1997), section 3.8, for whole clusters.
+
+    Args:
+        values: [n].
+        families: [n] which family each value belongs to; None: each its own.
+
+    Raises:
+        ValueError: no values, values that are not finite, or a family list of another length.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if not data.size or not np.isfinite(data).all():
+        raise ValueError(f"cannot average {data.size} values: need at least one, all of them finite")
+    if families is not None and len(families) != data.size:
+        raise ValueError(f"{data.size} values with {len(families)} families: name one family per value")
+    sums, counts = _per_family(data, families)
+    mean = float(data.mean())
+    if sums.size < 2:
+        return Estimate(mean, float("nan"), float("nan"))
+    rng = np.random.default_rng(seed)
+    means = []
+    for done in range(0, resamples, _CHUNK):
+        drawn = rng.integers(sums.size, size=(min(_CHUNK, resamples - done), sums.size))
+        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return Estimate(mean, float(low), float(high))
+
+
+def paired_difference(
+    before: Sequence[float],
+    after: Sequence[float],
+    families: Sequence[Hashable] | None = None,
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """Mean of ``after - before`` over the same items, with the bootstrap interval of ``bootstrap_mean``.
+
+    Pairing removes the items' own difficulty from the variance.
+
+    Args:
+        before: [n] scores; ``after``: [n] scores of the same items in the same order.
+
+    Raises:
+        ValueError: lists of different lengths, or as ``bootstrap_mean``.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} scores before and {len(after)} after: pair the same items")
+    differences = [late - early for early, late in zip(before, after, strict=True)]
+    return bootstrap_mean(differences, families, seed=seed, confidence=confidence, resamples=resamples)
+
+
+def _per_family(
+    data: NDArray[np.float64], families: Sequence[Hashable] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and number of values of each family, in order of appearance."""
+    if families is None:
+        return data, np.ones_like(data)
+    numbers: dict[Hashable, int] = {}
+    index = np.array([numbers.setdefault(family, len(numbers)) for family in families])
+    return np.bincount(index, weights=data), np.bincount(index).astype(np.float64)

@@ -1,0 +1,104 @@
+"""Strict conversion of plain nested data into typed dataclasses.
+
+Nothing is coerced silently: an unknown key, a missing key, a wrong type or a value outside a ``Literal`` raises
+``ValueError`` with one sentence that names the key, the value and the fix.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+def convert(cls: type[T], data: Any, path: str = "") -> T:
+    """Build the dataclass ``cls`` from a mapping. ``path`` is the dotted key of ``data``, for messages."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path or 'config'}={_short(data)}: expected a group of keys, not a single value")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in fields:
+            raise ValueError(f"unknown key {_join(path, str(key))}={_short(data[key])}: {_hint(path, str(key), fields)}")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _value(hints[name], data[name], _join(path, name))
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"missing key {_join(path, name)}: give it a value, {_join(path, name)}=...")
+    return cls(**values)
+
+
+def unknown_key(cls: type, key: str) -> str:
+    """What is wrong with a dotted key that ``cls`` does not have, and what was probably meant."""
+    path, kind = "", cls
+    for part in key.split("."):
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        if part not in fields:
+            return f"unknown key {key}: {_hint(path, part, fields)}"
+        path, kind = _join(path, part), typing.get_type_hints(kind)[part]
+        options = [option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)]
+        kind = options[0] if options else kind
+        if not dataclasses.is_dataclass(kind):
+            return f"unknown key {key}: {path} is a single value"
+    return f"unknown key {key}"
+
+
+def _hint(path: str, key: str, fields: Iterable[str]) -> str:
+    names = list(fields)
+    close = difflib.get_close_matches(key, names, n=1)
+    return f"did you mean {_join(path, close[0])}?" if close else f"choose from {', '.join(names)}"
+
+
+def _value(kind: Any, value: Any, path: str) -> Any:
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return convert(typing.cast(type, kind), value, path)
+    if origin in (typing.Union, types.UnionType):
+        options = [option for option in typing.get_args(kind) if option is not type(None)]
+        if value is None:
+            return None
+        return _value(options[0], value, path)
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise ValueError(f"{path}={_short(value)}: choose one of {', '.join(map(str, choices))}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ValueError(f"{path}={_short(value)}: expected a list, such as {path}=[...]")
+        return tuple(_value(typing.get_args(kind)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    if origin in (dict, Mapping) or origin is typing.get_origin(Mapping[str, float]):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{path}={_short(value)}: expected a group of keys")
+        return {str(key): _value(typing.get_args(kind)[1], item, _join(path, str(key))) for key, item in value.items()}
+    return _scalar(kind, value, path)
+
+
+def _scalar(kind: type, value: Any, path: str) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and number:
+        return float(value)
+    if kind is int and number and float(value).is_integer():
+        return int(value)
+    if kind in (bool, str) and isinstance(value, kind):
+        return value
+    if kind is str and number:
+        return str(value)
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise ValueError(f"{path}={_short(value)}: expected {names[kind]}")
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _short(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    words = {None: "null", True: "true", False: "false"}
+    known = value is None or isinstance(value, bool)
+    text = words[value] if known else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

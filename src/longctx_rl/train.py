@@ -1,0 +1,168 @@
+"""The training loop. Five methods, one loop: groups in, one objective, one engine.
+
+    groups -> rows -> signals of the frozen anchors -> token scores -> objective -> gradient -> step
+"""
+
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from longctx_rl import config as configuration
+from longctx_rl import process
+from longctx_rl.config import Config
+from longctx_rl.data.source import check_lengths
+from longctx_rl.engine import checkpoint, distributed
+from longctx_rl.engine import TrainingDiverged
+from longctx_rl.recorder import Recorder, build_recorder
+from longctx_rl.training import summary
+from longctx_rl.training.collect import recorded_groups, rollout_metrics, rollout_sums, sampled_groups
+from longctx_rl.training.parts import Parts, build_parts, peak_gib
+from longctx_rl.training.state import Stopwatch, TrainState, spent
+from longctx_rl.training.update import add_costs, global_count, objective_from, prepare, update
+from longctx_rl.types import RolloutGroup
+
+class Interrupt:
+    """Ctrl-C and SIGTERM ask the loop to finish its step; a second Ctrl-C ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def run(config: Config) -> None:
+    """Train as configured, from the latest checkpoint if there is one.
+
+    Raises:
+        ValueError: a configuration or checkpoint that cannot be used.
+        SystemExit: with status 130 after Ctrl-C, once the step is finished and saved.
+    """
+    interrupt = Interrupt()
+    distributed.init(config)
+    try:
+        parts = build_parts(config)
+        check_lengths(config, parts.context)
+        state = restore(config, parts)
+        recorder = build_recorder(config, Path(config.run_dir), state.step if state else None)
+        try:
+            train(config, parts, state or TrainState(), recorder, interrupt)
+        finally:
+            recorder.close()
+    finally:
+        distributed.shutdown()
+
+
+def restore(config: Config, parts: Parts) -> TrainState | None:
+    """Load the latest checkpoint into the engine; None if there is none yet."""
+    latest = checkpoint.latest_checkpoint(Path(config.run_dir))
+    if latest is None:
+        return None
+    parts.engine.load(latest)
+    return TrainState.from_dict(checkpoint.read_trainer_state(latest))
+
+
+def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> None:
+    """Steps until a budget is spent, with evaluations and checkpoints between them."""
+    if state.step == 0 and config.eval.at_start:
+        evaluate(config, parts, state, recorder, config.eval.items)
+    reason = spent(state, config.budget)
+    saved_step = state.step if state.step else -1
+    while reason is None and not distributed.any_rank(interrupt.asked):
+        try:
+            train_step(config, parts, state, recorder)
+        except TrainingDiverged:
+            save(config, parts, state)
+            raise
+        reason = spent(state, config.budget)
+        if reason is None and config.eval.every and state.step % config.eval.every == 0:
+            evaluate(config, parts, state, recorder, config.eval.during_items)
+            reason = spent(state, config.budget)
+        if config.checkpoint.every and state.step % config.checkpoint.every == 0:
+            save(config, parts, state)
+            saved_step = state.step
+    if saved_step != state.step:
+        save(config, parts, state)
+    if reason is None:
+        recorder.say(f"interrupted after step {state.step}; continue with:\n  {summary.resume_command(config)}")
+        raise SystemExit(process.INTERRUPTED)
+    if config.eval.at_end and not parts.heldout.complete(state.step, config.eval.items):
+        evaluate(config, parts, state, recorder, config.eval.items)
+    export = Path(config.run_dir) / "export"
+    parts.engine.export(export, parts.tokenizer)
+    if distributed.is_main():
+        recorder.say(summary.render(config, parts.heldout, state, reason))
+
+
+def train_step(config: Config, parts: Parts, state: TrainState, recorder: Recorder) -> None:
+    """One step: collect, prepare, update, record."""
+    start, watch = time.perf_counter(), Stopwatch()
+    indices = list(range(state.prompts, state.prompts + config.batch.prompts_per_step))
+    mine = indices[distributed.rank() :: distributed.world_size()]
+    sampled = config.algo.source == "policy"
+    if sampled:
+        groups = sampled_groups(
+            config, parts.engine, parts.sampler, parts.source, parts.tokenizer, mine, state.step, watch
+        )
+    else:
+        groups = recorded_groups(parts.source, parts.tokenizer, mine)
+    denominators = global_count(groups)
+    rows = prepare(config, parts.engine, parts.anchors, groups, watch)
+    spec = objective_from(config)
+    for _ in range(config.algo.updates_per_rollout):
+        outcome, metrics = update(parts.engine, rows, spec, denominators, config.rollout.temperature, watch)
+        state.skipped += outcome.skipped
+
+    state.step += 1
+    state.prompts += len(indices)
+    tokens = add_costs(state, rows, parts.anchors, parts.shape, config.algo.updates_per_rollout, sampled)
+    if sampled:
+        sums = distributed.all_reduce_sum(rollout_sums(groups))
+        state.sampled_tokens += int(sums["tokens"])
+        metrics |= rollout_metrics(sums)
+    seconds = time.perf_counter() - start
+    state.wall_seconds += seconds
+    metrics |= {"grad/norm": outcome.grad_norm, "optim/lr": outcome.lr, "optim/skipped": state.skipped}
+    metrics |= {"perf/step_seconds": seconds, "perf/tokens_per_second": tokens / seconds, "perf/peak_gib": peak_gib()}
+    recorder.log(state.step, state.metrics() | metrics | watch.metrics())
+    save_rollouts(config, state.step, groups if sampled else [], recorder)
+
+
+def save_rollouts(config: Config, step: int, groups: list[RolloutGroup], recorder: Recorder) -> None:
+    """A few groups of the main rank, every ``logging.rollouts_every`` steps."""
+    every = config.logging.rollouts_every
+    if groups and every and step % every == 0:
+        recorder.save_rollouts(step, groups[: config.logging.rollouts_kept])
+
+
+def evaluate(config: Config, parts: Parts, state: TrainState, recorder: Recorder, items: int) -> None:
+    """Held-out accuracy of the current policy, recorded at the current step."""
+    start = time.perf_counter()
+    recorder.say(f"evaluating {parts.heldout.size(items)} held-out items at step {state.step}")
+    metrics = parts.heldout.evaluate(parts.engine, state.step, items)
+    state.evaluated = metrics
+    recorder.log(state.step, {"progress/step": state.step, "time/eval": time.perf_counter() - start} | metrics)
+
+
+def save(config: Config, parts: Parts, state: TrainState) -> None:
+    """Write a checkpoint of the current step."""
+    checkpoint.save_checkpoint(
+        Path(config.run_dir), state.step, parts.engine.save, state.as_dict(), config.checkpoint.keep
+    )
+
+
+def main() -> None:
+    """Entry of a launched process: ``python -m longctx_rl.train <run>/config.yaml``."""
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python -m longctx_rl.train <run>/config.yaml")
+    sys.exit(process.execute(configuration.read(Path(sys.argv[1])), run))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The groups of one step: drawn from the policy and graded, or read from the data set."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from longctx_rl.config import Config
+from longctx_rl.data.source import TrainingSource, prompt_ids, recorded_group
+from longctx_rl.engine import Engine
+from longctx_rl.objective.advantages import group_advantages
+from longctx_rl.rewards import grade
+from longctx_rl.rollout import Sampler, SampleRequest, sample_seed
+from longctx_rl.training.state import Stopwatch
+from longctx_rl.types import Example, RolloutGroup
+
+
+def recorded_groups(
+    source: TrainingSource, tokenizer: PreTrainedTokenizerBase, indices: Sequence[int]
+) -> list[RolloutGroup]:
+    """Data-set rows as groups: recorded answers, nothing to grade."""
+    return [recorded_group(tokenizer, source.document(index)) for index in indices]
+
+
+def sampled_groups(
+    config: Config,
+    engine: Engine,
+    sampler: Sampler,
+    source: TrainingSource,
+    tokenizer: PreTrainedTokenizerBase,
+    indices: Sequence[int],
+    step: int,
+    watch: Stopwatch,
+) -> list[RolloutGroup]:
+    """Completions of the current policy, with rewards and advantages.
+
+    Args:
+        indices: global numbers of this rank's prompts; they seed the sampler, so that another number of ranks or a
+            resumed run draws the same completions.
+        step: optimizer steps so far.
+    """
+    examples = [source.document(index)[0] for index in indices]
+    requests = [
+        SampleRequest(
+            prompt_ids(tokenizer, example),
+            tuple(sample_seed(config.seed, step, index, i) for i in range(config.algo.group_size)),
+        )
+        for index, example in zip(indices, examples, strict=True)
+    ]
+    with watch("rollout"), engine.full_weights() as policy:
+        completions = sampler.sample(policy.model, requests)  # type: ignore[arg-type]
+    with watch("reward"):
+        return [
+            _graded(
+                config,
+                example,
+                RolloutGroup(
+                    example, request.prompt_ids, tuple(replace(one, policy_version=step) for one in group)
+                ),
+            )
+            for example, request, group in zip(examples, requests, completions, strict=True)
+        ]
+
+
+def _graded(config: Config, example: Example, group: RolloutGroup) -> RolloutGroup:
+    rewards = tuple(
+        grade(completion.text, example, evidence_weight=config.reward.evidence_weight)
+        for completion in group.completions
+    )
+    if not config.algo.weights.pg:
+        return replace(group, rewards=rewards)
+    advantages = group_advantages(
+        [reward.score for reward in rewards],
+        baseline=config.algo.baseline,
+        normalize_std=config.algo.normalize_std,
+    )
+    return replace(group, rewards=rewards, advantages=advantages)
+
+
+def rollout_sums(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Sums over this rank's sampled groups, to be added over ranks and read by ``rollout_metrics``."""
+    sums = {"groups": 0.0, "completions": 0.0, "reward": 0.0, "std": 0.0, "zero_std": 0.0, "tokens": 0.0, "cut": 0.0}
+    for group in groups:
+        scores = [reward.score for reward in group.rewards]
+        mean = sum(scores) / len(scores)
+        sums["groups"] += 1
+        sums["completions"] += len(scores)
+        sums["reward"] += sum(scores)
+        sums["std"] += (sum((score - mean) ** 2 for score in scores) / max(len(scores) - 1, 1)) ** 0.5
+        sums["zero_std"] += min(scores) == max(scores)
+        sums["tokens"] += sum(len(completion.token_ids) for completion in group.completions)
+        sums["cut"] += sum(completion.finish_reason == "length" for completion in group.completions)
+        for reward in group.rewards:
+            for name, value in reward.parts.items():
+                sums[f"part_{name}"] = sums.get(f"part_{name}", 0.0) + value
+                sums[f"count_{name}"] = sums.get(f"count_{name}", 0.0) + 1
+    return sums
+
+
+def rollout_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """The ``rollout/`` metrics from sums over all ranks."""
+    metrics = {
+        "rollout/reward_mean": sums["reward"] / sums["completions"],
+        "rollout/reward_std": sums["std"] / sums["groups"],
+        "rollout/zero_std_groups": sums["zero_std"] / sums["groups"],
+        "rollout/length_mean": sums["tokens"] / sums["completions"],
+        "rollout/truncated_frac": sums["cut"] / sums["completions"],
+    }
+    parts = [name.removeprefix("part_") for name in sums if name.startswith("part_")]
+    return metrics | {f"rollout/reward_{name}": sums[f"part_{name}"] / sums[f"count_{name}"] for name in parts}

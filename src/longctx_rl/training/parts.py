@@ -1,0 +1,110 @@
+"""What a run is made of, built once before the first step."""
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longctx_rl import engine as engines
+from longctx_rl.config import Config
+from longctx_rl.data.source import TrainingSource
+from longctx_rl.engine import Engine
+from longctx_rl.evals.heldout import HeldOut
+from longctx_rl.policy.flops import ModelShape
+from longctx_rl.policy.frozen import FrozenScorer
+from longctx_rl.policy.loading import check_pair, context_length, fresh_model, load_model, load_tokenizer
+from longctx_rl.policy.policy import Policy
+from longctx_rl.rollout import Sampler
+from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.training.update import FrozenAnchor, divergence_from
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything the loop uses; none of it knows the algorithm's name."""
+
+    tokenizer: PreTrainedTokenizerBase
+    engine: Engine
+    anchors: dict[str, FrozenAnchor]
+    shape: ModelShape
+    context: int
+    source: TrainingSource
+    sampler: Sampler
+    heldout: HeldOut
+
+
+def build_parts(config: Config) -> Parts:
+    """Load models, wrap them in the engine, open the data.
+
+    Raises:
+        ValueError: models that cannot be loaded or compared.
+    """
+    model = config.model
+    tokenizer = load_tokenizer(model.tokenizer or model.student)
+    vocabulary = check_pair(model, tokenizer) if config.needs_teacher else None
+    source = TrainingSource(config, tokenizer)
+    with engines.loading(config):
+        student = load_student(config, tokenizer)
+        shape, context = ModelShape.of(student), context_length(student)
+        policy = Policy(student, chunk=model.scoring_chunk, vocabulary=vocabulary)
+        frozen: dict[str, FrozenScorer] = {}
+        if config.needs_teacher:
+            assert model.teacher is not None
+            teacher = load_model(model.teacher)
+            frozen["kd"] = FrozenScorer(teacher, chunk=model.scoring_chunk, vocabulary=vocabulary).freeze()
+        if config.needs_reference:
+            reference = load_student(config, tokenizer)
+            frozen["ref"] = FrozenScorer(reference, chunk=model.scoring_chunk, vocabulary=vocabulary).freeze()
+    if model.gradient_checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    engine = engines.build(config, policy, config.budget.steps * config.algo.updates_per_rollout)
+
+    def sampler(temperature: float, max_new_tokens: int) -> HFSampler:
+        return HFSampler(
+            tokenizer,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            batch_tokens=config.rollout.batch_tokens,
+            vocabulary=vocabulary,
+            synced_gpus=engine.synced_gpus,
+        )
+
+    return Parts(
+        tokenizer=tokenizer,
+        engine=engine,
+        anchors={name: anchor(config, engine, name, scorer) for name, scorer in frozen.items()},
+        shape=shape,
+        context=context,
+        source=source,
+        sampler=sampler(config.rollout.temperature, config.rollout.max_new_tokens),
+        heldout=HeldOut(config, tokenizer, sampler(0.0, config.eval.max_new_tokens), Path(config.run_dir)),
+    )
+
+
+def load_student(config: Config, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The student as it is before training: pretrained, or random weights of a configured shape."""
+    if config.model.architecture is not None:
+        return fresh_model(config.model.architecture, tokenizer, config.seed)
+    return load_model(config.model.student)
+
+
+def anchor(config: Config, engine: Engine, name: str, scorer: FrozenScorer) -> FrozenAnchor:
+    """A frozen model on the engine, with its whole output weights when the exact divergence needs them."""
+    divergence = divergence_from(config.algo.kd if name == "kd" else config.algo.ref)
+    shape = ModelShape.of(scorer.model)
+    wrapped = engine.freeze(scorer)
+    head = None
+    if divergence.estimator == "exact":
+        head = engine.full_parameter(scorer.model.get_output_embeddings().weight)
+    return FrozenAnchor(wrapped, divergence, head, shape)
+
+
+def peak_gib() -> float:
+    """Peak memory of this process in GiB: of the GPU when there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,72 @@
+"""What a run has done and spent so far. Together with the engine's state this is all that resuming needs."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from longctx_rl.config import BudgetConfig
+
+
+@dataclass(slots=True)
+class TrainState:
+    """Counters over all ranks since the run began. Names are those of the ``progress/`` metrics."""
+
+    step: int = 0
+    prompts: int = 0
+    """Also the cursor into the training source."""
+    sampled_tokens: int = 0
+    trained_tokens: int = 0
+    teacher_tokens: int = 0
+    flops: float = 0.0
+    wall_seconds: float = 0.0
+    skipped: int = 0
+    evaluated: dict[str, float] = field(default_factory=dict)
+    """Metrics of the latest evaluation."""
+
+    def metrics(self) -> dict[str, float]:
+        names = ("prompts", "sampled_tokens", "trained_tokens", "teacher_tokens", "flops", "wall_seconds")
+        return {"progress/step": self.step} | {f"progress/{name}": getattr(self, name) for name in names}
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "TrainState":
+        return cls(**data)
+
+
+def spent(state: TrainState, budget: BudgetConfig) -> str | None:
+    """Which budget ends the run, in words, or None."""
+    limits = {
+        "steps": (state.step, budget.steps),
+        "trained_tokens": (state.trained_tokens, budget.trained_tokens),
+        "flops": (state.flops, budget.flops),
+        "seconds": (state.wall_seconds, budget.seconds),
+    }
+    for name, (used, limit) in limits.items():
+        if limit is not None and used >= limit:
+            return f"budget.{name}={limit:g} is spent"
+    until = budget.until
+    if until is not None and state.evaluated.get(until.metric, float("-inf")) >= until.at_least:
+        return f"{until.metric} reached {state.evaluated[until.metric]:.3f}"
+    return None
+
+
+class Stopwatch:
+    """Seconds per phase of a step: ``with watch("rollout"): ...``"""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def metrics(self) -> dict[str, float]:
+        return {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}

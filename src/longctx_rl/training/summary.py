@@ -1,0 +1,45 @@
+"""What a finished run says: accuracy before and after, what it cost, and what to try next."""
+
+import shlex
+
+from longctx_rl.config import ALGORITHMS, Config
+from longctx_rl.evals.heldout import HeldOut
+from longctx_rl.training.state import TrainState
+
+
+def render(config: Config, heldout: HeldOut, state: TrainState, reason: str) -> str:
+    """The closing text of a run, for the terminal and log.txt."""
+    lines = [f"finished after {state.step} steps: {reason}", ""]
+    table = heldout.before_after(state.step)
+    if table:
+        lines += [table, ""]
+    lines += [
+        "cost: "
+        f"{state.sampled_tokens:,} tokens sampled, {state.trained_tokens:,} trained, "
+        f"{state.teacher_tokens:,} scored by the teacher, {state.flops:.3g} model FLOPs, "
+        f"{state.wall_seconds:.0f} s in steps",
+        f"run:  {config.run_dir}  (weights in {config.run_dir}/export)",
+        "",
+        "try next:",
+        *(f"  {command}" for command in next_commands(config)),
+    ]
+    return "\n".join(lines)
+
+
+def next_commands(config: Config) -> list[str]:
+    """Two commands that build on this run."""
+    others = ",".join(name for name in ALGORITHMS if name != config.algo.name)
+    follow = "dgrpo" if config.algo.source == "dataset" else config.algo.name
+    export = shlex.quote(f"{config.run_dir}/export")
+    return [
+        f"python -m longctx_rl -m +algo={others} model={config.model.name} task={config.task.name} seed={config.seed}",
+        f"python -m longctx_rl +algo={follow} model={config.model.name} model.student={export} "
+        "experiment_name=continued",
+    ]
+
+
+def resume_command(config: Config) -> str:
+    """The command that continues this run."""
+    import longctx_rl.run_directory as run_directory
+
+    return run_directory.resume_command(config)

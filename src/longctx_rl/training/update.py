@@ -1,0 +1,179 @@
+"""From groups to an optimizer step: rows, signals of the anchors, the objective, the gradient."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from longctx_rl.config import Config, DivergenceConfig
+from longctx_rl.data.packing import count, empty_row, pack, plan_rows
+from longctx_rl.engine import Engine, StepOutcome, distributed
+from longctx_rl.objective.divergences import Divergence
+from longctx_rl.objective.terms import Objective, objective
+from longctx_rl.policy.flops import TRAINING, ModelShape
+from longctx_rl.policy.scoring import Anchor
+from longctx_rl.training.state import Stopwatch, TrainState
+from longctx_rl.types import Denominators, PackedGroups, RolloutGroup, TokenScores
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenAnchor:
+    """A frozen model and how the policy is compared with it."""
+
+    scorer: nn.Module
+    divergence: Divergence
+    head: Tensor | None
+    """[V, H] whole output weights, for the exact divergence."""
+    shape: ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRow:
+    """A packed row with everything that stays fixed while the policy is updated on it."""
+
+    packed: PackedGroups
+    anchors: dict[str, Anchor]
+
+
+def divergence_from(config: DivergenceConfig) -> Divergence:
+    """The objective's view of a configured divergence."""
+    return Divergence(config.direction, config.estimator, config.placement, config.top_k, config.js_mixture)
+
+
+def objective_from(config: Config) -> Objective:
+    """The objective's view of a configured method."""
+    algo = config.algo
+    return Objective(
+        ce=algo.weights.ce,
+        pg=algo.weights.pg,
+        kd=algo.weights.kd,
+        ref=algo.weights.ref,
+        kd_in_advantage=bool(algo.weights.kd) and algo.kd.placement == "advantage",
+        ref_in_advantage=bool(algo.weights.ref) and algo.ref.placement == "advantage",
+        aggregate=algo.aggregate,
+        clip_low=algo.clip_low,
+        clip_high=algo.clip_high,
+        importance_cap=algo.importance_cap,
+        max_length=config.rollout.max_new_tokens,
+    )
+
+
+def global_count(groups: Sequence[RolloutGroup]) -> Denominators:
+    """Sequences and loss tokens over all ranks."""
+    local = count(groups)
+    total = distributed.all_reduce_sum({"sequences": local.num_sequences, "tokens": local.num_tokens})
+    return Denominators(int(total["sequences"]), int(total["tokens"]))
+
+
+def prepare(
+    config: Config,
+    engine: Engine,
+    anchors: dict[str, FrozenAnchor],
+    groups: Sequence[RolloutGroup],
+    watch: Stopwatch,
+) -> list[PreparedRow]:
+    """Pack this rank's groups and score them once with every frozen model.
+
+    All ranks return equally many rows; the missing ones are empty. Old log-probs are recorded only when the policy is
+    updated more than once on the same rollouts: before the first update they are its own.
+    """
+    plan = plan_rows(groups, config.batch.micro_batch_tokens)
+    packed_rows = [pack([groups[index] for index in row], engine.device) for row in plan]
+    longest = int(distributed.all_reduce_max({"rows": len(packed_rows)})["rows"])
+    packed_rows += [empty_row(engine.device) for _ in range(longest - len(packed_rows))]
+    temperature = config.rollout.temperature
+    rows = []
+    for packed in packed_rows:
+        with watch("teacher"):
+            signals = {name: anchor_signal(anchor, packed, temperature) for name, anchor in anchors.items()}
+        if config.algo.updates_per_rollout > 1:
+            with watch("policy"), torch.no_grad():
+                old: TokenScores = engine.forward(packed, temperature=temperature)
+            packed = replace(packed, old_logprobs=old.logprobs)
+        rows.append(PreparedRow(packed, signals))
+    return rows
+
+
+def anchor_signal(anchor: FrozenAnchor, packed: PackedGroups, temperature: float) -> Anchor:
+    """What a frozen model says about a packed row."""
+    signal = anchor.scorer(
+        packed,
+        estimator=anchor.divergence.estimator,
+        temperature=temperature,
+        top_k=anchor.divergence.top_k,
+        head=anchor.head,
+    )
+    return Anchor(anchor.divergence, signal)
+
+
+def update(
+    engine: Engine,
+    rows: Sequence[PreparedRow],
+    spec: Objective,
+    denominators: Denominators,
+    temperature: float,
+    watch: Stopwatch,
+) -> tuple[StepOutcome, dict[str, float]]:
+    """One optimizer step over all rows of all ranks.
+
+    Returns:
+        The engine's outcome, and metrics already reduced over rows and ranks.
+    """
+    sums: dict[str, float] = {}
+    maxima: dict[str, float] = {}
+    for index, row in enumerate(rows):
+        with watch("policy"):
+            scores: TokenScores = engine.forward(row.packed, temperature=temperature, anchors=row.anchors)
+            output = objective(spec, scores, row.packed, denominators)
+        with watch("backward"):
+            engine.backward(output.loss, last=index == len(rows) - 1)
+        for name, value in (output.sums | score_sums(scores, denominators)).items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+        for name, value in output.maxima.items():
+            maxima[name] = max(maxima.get(name, value.item()), value.item())
+    with watch("backward"):
+        outcome = engine.step()
+    return outcome, distributed.all_reduce_sum(sums) | distributed.all_reduce_max(maxima)
+
+
+def score_sums(scores: TokenScores, denominators: Denominators) -> dict[str, Tensor]:
+    """This row's share of the token means against teacher and initial policy. A quantity not known stays out."""
+    known = {
+        f"teacher/{name}": values
+        for name, values in scores.diagnostics.items()
+        if not torch.isnan(values).any()
+    }
+    if "ref" in scores.divergences:
+        known["policy/kl_initial"] = scores.divergences["ref"].detach()
+    return {name: values.sum() / denominators.num_tokens for name, values in known.items()}
+
+
+def add_costs(
+    state: TrainState,
+    rows: Sequence[PreparedRow],
+    anchors: dict[str, FrozenAnchor],
+    shape: ModelShape,
+    updates: int,
+    sampled: bool,
+) -> int:
+    """Add what one step over ``rows`` cost, all ranks together, to ``state``; returns the tokens its rows held."""
+    cost = {"row": 0.0, "trained": 0.0, "teacher": 0.0, "flops": 0.0}
+    for row in rows:
+        packed = row.packed
+        tokens, loss_tokens = packed.input_ids.numel(), packed.num_loss_tokens
+        if not loss_tokens:
+            continue
+        forward = shape.forward(packed.spans, loss_tokens)
+        cost["row"] += tokens
+        cost["trained"] += loss_tokens * updates
+        # Sampling computes each prompt and each completion once; old log-probs, if any, once more.
+        cost["flops"] += forward * (TRAINING * updates + sampled + (packed.old_logprobs is not None))
+        for name, anchor in anchors.items():
+            cost["flops"] += anchor.shape.forward(packed.spans, loss_tokens)
+            cost["teacher"] += tokens * (name == "kd")
+    total = distributed.all_reduce_sum(cost)
+    state.trained_tokens += int(total["trained"])
+    state.teacher_tokens += int(total["teacher"])
+    state.flops += total["flops"]
+    return int(total["row"])

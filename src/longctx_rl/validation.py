@@ -1,0 +1,122 @@
+"""Combinations that cannot work, each refused with one sentence that names the key, the value and the fix."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from longctx_rl.config import AlgoConfig, Config, DivergenceConfig
+
+SAMPLED_ESTIMATORS = ("k1", "k2", "k3")
+
+
+def check(config: "Config") -> None:
+    """Raise ValueError for the first impossible combination."""
+    for problem in _problems(config):
+        raise ValueError(problem)
+
+
+def _problems(c: "Config") -> Iterator[str]:
+    yield from _algo(c.algo)
+    if c.algo.weights.kd and c.model.teacher is None:
+        yield f"algo.weights.kd={c.algo.weights.kd} needs a teacher: set model.teacher=<directory or Hub id>"
+    if c.algo.source == "policy" and c.data.questions_per_document != 1:
+        yield (
+            f"data.questions_per_document={c.data.questions_per_document} is for recorded answers: "
+            "set data.questions_per_document=1 when the policy writes the tokens"
+        )
+    if c.engine.name == "local" and c.world_size > 1:
+        yield f"engine=local runs in one process, not {c.world_size}: set engine.num_processes=1 or engine=zero3"
+    if c.world_size > c.batch.prompts_per_step:
+        yield (
+            f"{c.world_size} ranks cannot share batch.prompts_per_step={c.batch.prompts_per_step} prompts: "
+            f"set batch.prompts_per_step to at least {c.world_size}, or use fewer processes"
+        )
+    if c.engine.num_nodes > 1 and not c.engine.rendezvous:
+        yield f"engine.num_nodes={c.engine.num_nodes} needs engine.rendezvous=<host of the first node>:<port>"
+    if not c.task.mixture or sum(c.task.mixture.values()) <= 0 or min(c.task.mixture.values()) < 0:
+        yield f"task.mixture={dict(c.task.mixture)} leaves nothing to train on: give at least one task a share above 0"
+    if c.data.families is not None and c.data.families < 1:
+        yield f"data.families={c.data.families} makes an empty training split: set it to 1 or more, or null for endless"
+    if not c.data.lengths:
+        yield "data.lengths is empty: give at least one prompt length, such as data.lengths=[256]"
+    if (c.eval.at_start or c.eval.at_end or c.eval.every) and not (c.eval.items and c.eval.lengths and c.eval.tasks):
+        yield "the evaluation split is empty: set eval.items, eval.lengths and eval.tasks, or eval=none"
+    yield from _positive(c)
+
+
+def _algo(a: "AlgoConfig") -> Iterator[str]:
+    weights = a.weights
+    if min(weights.ce, weights.pg, weights.kd, weights.ref) < 0:
+        yield "algo.weights must not be negative"
+    if not (weights.ce or weights.pg or weights.kd):
+        yield "algo.weights are all zero, so nothing is learned: give ce, pg or kd a weight above 0"
+    if weights.pg and a.source == "dataset":
+        yield (
+            f"algo.weights.pg={weights.pg} needs tokens drawn from the policy, but algo.source=dataset: "
+            "set algo.weights.pg=0 or algo.source=policy"
+        )
+    if weights.pg and a.group_size < 2:
+        yield (
+            f"algo.group_size={a.group_size} with algo.weights.pg={weights.pg}: an advantage relative to the group "
+            "needs at least 2 completions, set algo.group_size=8"
+        )
+    if a.group_size < 1:
+        yield f"algo.group_size={a.group_size}: set it to 1 or more"
+    if a.source == "dataset" and a.group_size != 1:
+        yield f"algo.group_size={a.group_size}: a data-set row has one recorded answer, set algo.group_size=1"
+    if a.source == "dataset" and a.updates_per_rollout != 1:
+        yield f"algo.updates_per_rollout={a.updates_per_rollout} is for tokens drawn from the policy: set it to 1"
+    if a.updates_per_rollout < 1:
+        yield f"algo.updates_per_rollout={a.updates_per_rollout}: set it to 1 or more"
+    if not (0 < a.clip_low < 1 and a.clip_high > 0):
+        yield f"algo.clip_low={a.clip_low}, algo.clip_high={a.clip_high}: need 0 < clip_low < 1 and clip_high > 0"
+    for path, weight, divergence in (("algo.kd", weights.kd, a.kd), ("algo.ref", weights.ref, a.ref)):
+        if weight:
+            yield from _divergence(path, divergence, a.source)
+
+
+def _divergence(path: str, d: "DivergenceConfig", source: str) -> Iterator[str]:
+    if d.placement == "advantage" and d.estimator != "k1":
+        yield f"{path}.placement=advantage works with {path}.estimator=k1 only, not {d.estimator}"
+    if d.estimator == "k1" and d.placement == "loss":
+        yield (
+            f"{path}.estimator=k1 as a loss has a gradient that does not depend on the anchor: "
+            f"set {path}.placement=advantage (k1 inside the advantage), or {path}.estimator=k2"
+        )
+    if d.estimator in SAMPLED_ESTIMATORS and d.direction != "reverse":
+        yield f"{path}.estimator={d.estimator} estimates the reverse KL only: set {path}.direction=reverse"
+    if d.estimator in SAMPLED_ESTIMATORS and source == "dataset":
+        yield (
+            f"{path}.estimator={d.estimator} needs tokens drawn from the policy, but algo.source=dataset: "
+            f"set {path}.estimator=exact or topk"
+        )
+    if d.top_k < 1:
+        yield f"{path}.top_k={d.top_k}: set it to 1 or more"
+    if not 0.0 < d.js_mixture < 1.0:
+        yield f"{path}.js_mixture={d.js_mixture}: set it strictly between 0 and 1"
+
+
+def _positive(c: "Config") -> Iterator[str]:
+    values = {
+        "engine.num_processes": c.engine.num_processes,
+        "engine.num_nodes": c.engine.num_nodes,
+        "rollout.temperature": c.rollout.temperature,
+        "rollout.max_new_tokens": c.rollout.max_new_tokens,
+        "rollout.batch_tokens": c.rollout.batch_tokens,
+        "batch.prompts_per_step": c.batch.prompts_per_step,
+        "batch.micro_batch_tokens": c.batch.micro_batch_tokens,
+        "data.questions_per_document": c.data.questions_per_document,
+        "model.scoring_chunk": c.model.scoring_chunk,
+        "optim.max_grad_norm": c.optim.max_grad_norm,
+        "optim.max_skipped": c.optim.max_skipped,
+        "checkpoint.keep": c.checkpoint.keep,
+    }
+    for key, value in values.items():
+        if not value > 0:
+            yield f"{key}={value}: set it above 0"
+    if c.optim.lr < 0:
+        yield f"optim.lr={c.optim.lr}: set it to 0 or more"
+    if len(c.optim.betas) != 2:
+        yield f"optim.betas={list(c.optim.betas)}: give two numbers, such as [0.9, 0.95]"
+    if c.budget.steps < 0:
+        yield f"budget.steps={c.budget.steps}: set it to 0 or more"

@@ -1,0 +1,92 @@
+"""A small random policy, a configuration and a few losses for the engine tests."""
+
+import dataclasses
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from longctx_rl.config import Config
+
+VOCABULARY = 64
+OPTIM = {
+    "lr": 1e-2,
+    "schedule": "cosine",
+    "warmup_steps": 2,
+    "min_lr_ratio": 0.1,
+    "betas": (0.9, 0.95),
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "max_grad_norm": 1.0,
+    "max_skipped": 2,
+}
+
+
+class Policy(nn.Module):
+    """A language model whose forward pass returns the sum of the tokens' negative log-likelihoods."""
+
+    def __init__(self, model: Qwen3ForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        logits = self.model(input_ids=input_ids[:, :-1], use_cache=False).logits.float()
+        return nn.functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="sum")
+
+
+def model_config(width: int = 32, tied: bool = True, layers: int = 2) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=4096,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+
+
+def policy(width: int = 32, tied: bool = True, seed: int = 0) -> Policy:
+    torch.manual_seed(seed)
+    return Policy(Qwen3ForCausalLM(model_config(width, tied)))
+
+
+def batch(index: int, rows: int = 1, length: int = 12) -> Tensor:
+    generator = torch.Generator().manual_seed(index)
+    return torch.randint(3, VOCABULARY, (rows, length), generator=generator)
+
+
+def config(**groups: dict[str, Any]) -> Config:
+    """A whole configuration with neutral values, except for the groups given: ``config(engine={"name": "local"})``."""
+    chosen: dict[str, dict[str, Any]] = {
+        "engine": {"name": "zero3", "num_processes": 1, "num_nodes": 1, "device": "cpu", "offload_optimizer": False},
+        "optim": OPTIM,
+        "model": {"dtype": "float32"},
+        "rollout": {"gather_weights": True},
+    }
+    for group, values in groups.items():
+        chosen[group] = {**chosen.get(group, {}), **values}
+    return _neutral(Config, chosen)  # type: ignore[no-any-return]
+
+
+def _neutral(kind: Any, values: dict[str, Any]) -> Any:
+    """An instance of a dataclass, each field neutral unless ``values`` has it."""
+    hints = get_type_hints(kind)
+    filled = {}
+    for field in dataclasses.fields(kind):
+        value, hint = values.get(field.name), hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            filled[field.name] = _neutral(hint, value or {})
+        elif field.name in values:
+            filled[field.name] = value
+        elif get_origin(hint) is Literal:
+            filled[field.name] = get_args(hint)[0]
+        else:
+            filled[field.name] = {int: 1, float: 0.0, str: "", bool: False}.get(hint)
+    return kind(**filled)

@@ -1,0 +1,235 @@
+"""Divergences against naive loops; estimators and their gradients against enumeration over the drawn token."""
+
+import math
+
+import pytest
+import torch
+
+from longctx_rl.objective.divergences import Divergence, anchor_distributions, categorical, sampled, with_tail
+from longctx_rl.types import HiddenSignal, SampledSignal, TopKSignal
+
+DIRECTIONS = [
+    Divergence("reverse"),
+    Divergence("forward"),
+    Divergence("js", js_mixture=0.5),
+    Divergence("js", js_mixture=0.1),
+    Divergence("js", js_mixture=0.85),
+]
+
+
+def logits(seed, *shape):
+    return 2.0 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def distributions(seed, *shape):
+    return torch.log_softmax(logits(seed, *shape), -1), torch.log_softmax(logits(seed + 100, *shape), -1)
+
+
+def naive(p, q, divergence):
+    def kl(a, b):
+        return sum(x * math.log(x / y) for x, y in zip(a, b, strict=True) if x > 0.0)
+
+    if divergence.direction == "reverse":
+        return kl(p, q)
+    if divergence.direction == "forward":
+        return kl(q, p)
+    m = divergence.js_mixture
+    mixture = [m * y + (1 - m) * x for x, y in zip(p, q, strict=True)]
+    return m * kl(q, mixture) + (1 - m) * kl(p, mixture)
+
+
+@pytest.mark.parametrize("divergence", DIRECTIONS, ids=str)
+def test_categorical_equals_a_naive_loop(divergence):
+    logp, logq = distributions(0, 6, 9)
+    expected = [naive(p.exp().tolist(), q.exp().tolist(), divergence) for p, q in zip(logp, logq, strict=True)]
+    torch.testing.assert_close(
+        categorical(logp, logq, divergence), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-14
+    )
+
+
+@pytest.mark.parametrize("divergence", DIRECTIONS, ids=str)
+def test_categorical_gradient_equals_finite_differences(divergence):
+    anchor = torch.log_softmax(logits(1, 3, 5), -1)
+    student = logits(2, 3, 5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: categorical(torch.log_softmax(z, -1), anchor, divergence), student)
+
+
+def test_directions_are_not_each_other():
+    logp, logq = distributions(3, 4, 8)
+    reverse, forward = (categorical(logp, logq, Divergence(d)) for d in ("reverse", "forward"))
+    assert (reverse - forward).abs().min() > 1e-3
+    torch.testing.assert_close(categorical(logq, logp, Divergence("reverse")), forward)
+
+
+@pytest.mark.parametrize("divergence", DIRECTIONS, ids=str)
+def test_equal_distributions_have_divergence_zero_and_gradient_zero(divergence):
+    z = logits(4, 5, 7).requires_grad_()
+    value = categorical(torch.log_softmax(z, -1), torch.log_softmax(z.detach(), -1), divergence)
+    value.sum().backward()
+    assert value.abs().max() < 1e-14
+    assert z.grad.abs().max() < 1e-14
+
+
+def top_k_signal(logq, k):
+    best = logq.topk(k)
+    return TopKSignal(best.indices, best.values)
+
+
+def test_tail_completes_the_mass_and_leaves_listed_tokens_alone():
+    _, logq = distributions(5, 6, 12)
+    listed = logq.topk(4).values
+    extended = with_tail(listed)
+    torch.testing.assert_close(extended[:, :4], listed, rtol=0, atol=0)
+    torch.testing.assert_close(extended.exp().sum(-1), torch.ones(6).double())
+    torch.testing.assert_close(extended[:, 4].exp(), 1.0 - listed.exp().sum(-1))
+
+
+@pytest.mark.parametrize("divergence", DIRECTIONS, ids=str)
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_top_k_is_the_divergence_over_k_tokens_and_one_bucket(divergence, k):
+    logp, logq = distributions(6, 5, 9)
+    signal = top_k_signal(logq, k)
+    ours = categorical(*anchor_distributions(logp, signal, 1.0), divergence)
+    for row in range(5):
+        ids = signal.ids[row].tolist()
+        p, q = ([x[row, i].exp().item() for i in ids] for x in (logp, logq))
+        expected = naive([*p, 1 - sum(p)], [*q, 1 - sum(q)], divergence)
+        assert ours[row].item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("divergence", DIRECTIONS, ids=str)
+def test_top_k_grows_from_below_to_the_exact_value(divergence):
+    logp, logq = distributions(7, 16, 11)
+    exact = categorical(logp, logq, divergence)
+    values = torch.stack(
+        [categorical(*anchor_distributions(logp, top_k_signal(logq, k), 1.0), divergence) for k in range(1, 12)]
+    )
+    assert (values[1:] - values[:-1]).min() > -1e-12
+    assert values[0].min() >= 0.0
+    assert (values[0] < exact - 1e-3).all()
+    torch.testing.assert_close(values[-1], exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("divergence", DIRECTIONS, ids=str)
+def test_top_k_of_the_whole_vocabulary_has_the_exact_gradient(divergence):
+    anchor = torch.log_softmax(logits(8, 4, 7), -1)
+    found = []
+    for signal in (None, top_k_signal(anchor, 7)):
+        z = logits(9, 4, 7).requires_grad_()
+        logp = torch.log_softmax(z, -1)
+        pair = (logp, anchor) if signal is None else anchor_distributions(logp, signal, 1.0)
+        categorical(*pair, divergence).sum().backward()
+        found.append(z.grad)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("divergence", DIRECTIONS, ids=str)
+def test_top_k_gradient_contains_the_tail(divergence):
+    """Finite differences through the bucket; leaving the tail out or renormalising gives another gradient."""
+    anchor = torch.log_softmax(logits(10, 3, 8), -1)
+    signal = top_k_signal(anchor, 3)
+    student = logits(11, 3, 8).requires_grad_()
+
+    def value(z):
+        return categorical(*anchor_distributions(torch.log_softmax(z, -1), signal, 1.0), divergence)
+
+    assert torch.autograd.gradcheck(value, student)
+    (gradient,) = torch.autograd.grad(value(student).sum(), student)
+    unlisted = torch.ones(3, 8, dtype=torch.bool).scatter(1, signal.ids, False)
+    assert gradient[unlisted].abs().min() > 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_top_k_of_a_certain_teacher_is_finite(dtype):
+    anchor = torch.tensor([[0.0, -200.0, -200.0, -200.0]], dtype=dtype)
+    z = torch.tensor([[30.0, 0.0, -5.0, 3.0]], dtype=dtype, requires_grad=True)
+    for divergence in DIRECTIONS:
+        signal = top_k_signal(torch.log_softmax(anchor, -1), 2)
+        value = categorical(*anchor_distributions(torch.log_softmax(z, -1), signal, 1.0), divergence)
+        (gradient,) = torch.autograd.grad(value.sum(), z)
+        assert torch.isfinite(value).all()
+        assert torch.isfinite(gradient).all()
+
+
+def test_anchor_temperature_divides_its_logits():
+    generator = torch.Generator().manual_seed(12)
+    hidden = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    head = torch.randn(9, 6, generator=generator, dtype=torch.float64)
+    logp = torch.log_softmax(logits(13, 4, 9), -1)
+    _, anchor = anchor_distributions(logp, HiddenSignal(hidden, head), 0.6)
+    expected = torch.log_softmax(torch.einsum("th,vh->tv", hidden, head) / 0.6, -1)
+    torch.testing.assert_close(anchor, expected)
+
+
+def test_anchor_with_a_larger_vocabulary_is_compared_on_the_shared_rows():
+    generator = torch.Generator().manual_seed(14)
+    hidden = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    head = torch.randn(12, 6, generator=generator, dtype=torch.float64)
+    student, anchor = anchor_distributions(torch.log_softmax(logits(15, 4, 9), -1), HiddenSignal(hidden, head), 1.0)
+    assert student.shape == anchor.shape == (4, 9)
+    torch.testing.assert_close(anchor, torch.log_softmax(hidden @ head[:9].T, -1))
+
+
+def test_sampled_signal_has_no_distribution():
+    logp, _ = distributions(16, 2, 5)
+    assert anchor_distributions(logp, SampledSignal(torch.zeros(2)), 1.0) is None
+
+
+def expectation(logp, logq, estimator):
+    """Exact mean of the estimate over the token drawn from the student; the draw itself carries no gradient."""
+    return (logp.detach().exp() * sampled(logp, logq, estimator)).sum(-1)
+
+
+def test_sampled_estimators_are_schulmans():
+    logp, logq = torch.tensor([-1.0, -2.0]).double(), torch.tensor([-1.5, -0.5]).double()
+    ratio = (logq - logp).exp()  # q / p
+    torch.testing.assert_close(sampled(logp, logq, "k1"), -ratio.log())
+    torch.testing.assert_close(sampled(logp, logq, "k2"), ratio.log() ** 2 / 2)
+    torch.testing.assert_close(sampled(logp, logq, "k3"), ratio - 1 - ratio.log())
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_k1_and_k3_have_the_reverse_kl_as_mean(estimator):
+    logp, logq = distributions(17, 6, 7)
+    torch.testing.assert_close(expectation(logp, logq, estimator), categorical(logp, logq, Divergence("reverse")))
+
+
+def test_k2_is_biased_and_third_order_close():
+    z, direction = logits(18, 4, 7), logits(19, 4, 7)
+    logp = torch.log_softmax(z, -1)
+    errors = []
+    for step in (0.01, 0.005):
+        logq = torch.log_softmax(z + step * direction, -1)
+        errors.append((expectation(logp, logq, "k2") - categorical(logp, logq, Divergence("reverse"))).abs())
+    assert errors[0].min() > 0.0
+    torch.testing.assert_close(errors[0] / errors[1], torch.full((4,), 8.0).double(), rtol=0.1, atol=0)
+
+
+def expected_gradient(z, logq, value):
+    logp = torch.log_softmax(z, -1)
+    return torch.autograd.grad(value(logp, logq).sum(), z)[0]
+
+
+@pytest.mark.parametrize(("estimator", "direction"), [("k2", "reverse"), ("k3", "forward")])
+def test_expected_gradient_of_a_sampled_loss(estimator, direction):
+    """As losses, k2 follows the reverse KL's gradient and k3 the forward KL's."""
+    z, logq = logits(20, 5, 8).requires_grad_(), torch.log_softmax(logits(21, 5, 8), -1)
+    ours = expected_gradient(z, logq, lambda p, q: expectation(p, q, estimator))
+    exact = expected_gradient(z, logq, lambda p, q: categorical(p, q, Divergence(direction)))
+    other = {"reverse": "forward", "forward": "reverse"}[direction]
+    wrong = expected_gradient(z, logq, lambda p, q: categorical(p, q, Divergence(other)))
+    torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-13)
+    assert (ours - wrong).abs().max() > 1e-2
+
+
+def test_k1_as_a_loss_does_not_see_the_anchor():
+    """Per token its gradient is the same for every anchor, and in the mean it is zero: why it is refused as a loss."""
+    z = logits(22, 5, 8).requires_grad_()
+    found = []
+    for seed in (23, 24):
+        logq = torch.log_softmax(logits(seed, 5, 8), -1)
+        found.append(expected_gradient(z, logq, lambda p, q: sampled(p, q, "k1")[:, 3]))
+        mean = expected_gradient(z, logq, lambda p, q: expectation(p, q, "k1"))
+        assert mean.abs().max() < 1e-14
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert found[0].abs().max() > 0.1

@@ -1,0 +1,188 @@
+"""The limits that make five methods one objective, from hidden states to gradients."""
+
+import pytest
+import torch
+from packed_builders import token_row
+from torch import nn
+
+from longctx_rl.objective.divergences import Divergence
+from longctx_rl.objective.terms import Objective, objective
+from longctx_rl.policy.scoring import Anchor, score_tokens
+from longctx_rl.types import Denominators, HiddenSignal, SampledSignal, TopKSignal
+
+LENS = (3, 1, 4)
+TOTAL, WIDTH, VOCABULARY, K = sum(LENS), 6, 11, 4
+COUNTS = Denominators(num_sequences=len(LENS), num_tokens=TOTAL)
+TEMPERATURE = 0.7
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+HIDDEN, HEAD = normal(0, TOTAL, WIDTH), normal(1, VOCABULARY, WIDTH)
+TARGETS = torch.randint(VOCABULARY, (TOTAL,), generator=torch.Generator().manual_seed(2))
+ADVANTAGES = normal(3, TOTAL).float()
+TEACHER = (normal(4, TOTAL, 5), normal(5, VOCABULARY, 5))
+OTHER_TEACHER = (normal(6, TOTAL, 5), normal(7, VOCABULARY, 5))
+STUDENT = (HIDDEN, HEAD)
+
+DIVERGENCES = [
+    Divergence("reverse", "exact"),
+    Divergence("forward", "exact"),
+    Divergence("js", "exact"),
+    Divergence("reverse", "topk", top_k=K),
+    Divergence("forward", "topk", top_k=K),
+    Divergence("js", "topk", top_k=K),
+    Divergence("reverse", "k1", placement="advantage"),
+    Divergence("reverse", "k2"),
+    Divergence("reverse", "k3"),
+]
+every_divergence = pytest.mark.parametrize(
+    "divergence", DIVERGENCES, ids=lambda d: f"{d.direction}-{d.estimator}-{d.placement}"
+)
+anchor_names = pytest.mark.parametrize("name", ["kd", "ref"])
+
+
+def signal_of(model, divergence):
+    hidden, head = model
+    if divergence.estimator == "exact":
+        return HiddenSignal(hidden, head)
+    logq = torch.log_softmax(hidden @ head.T / TEMPERATURE, -1)
+    if divergence.estimator == "topk":
+        best = logq.topk(divergence.top_k)
+        return TopKSignal(best.indices, best.values)
+    return SampledSignal(logq.gather(-1, TARGETS[:, None])[:, 0])
+
+
+def gradient(spec, anchors=None, row=None, *, dtype=torch.float64, chunk=3):
+    """Gradient of the objective in hidden states and head, in one vector."""
+    hidden, head = HIDDEN.to(dtype).clone().requires_grad_(), nn.Linear(WIDTH, VOCABULARY, bias=False, dtype=dtype)
+    head.weight.data.copy_(HEAD)
+    scores = score_tokens(head, hidden, TARGETS, temperature=TEMPERATURE, chunk=chunk, anchors=anchors or {})
+    row = token_row(LENS, advantages=ADVANTAGES) if row is None else row
+    objective(spec, scores, row, COUNTS).loss.backward()
+    return torch.cat([hidden.grad.flatten(), head.weight.grad.flatten()])
+
+
+def spec_of(divergence, name="kd", weight=1.0, **others):
+    in_advantage = {f"{name}_in_advantage": divergence.placement == "advantage"}
+    return Objective(**{name: weight}, **in_advantage, **others)
+
+
+def anchored(model, divergence, name="kd"):
+    return {name: Anchor(divergence, signal_of(model, divergence))}
+
+
+@anchor_names
+@every_divergence
+def test_changing_the_teacher_changes_the_gradient(divergence, name):
+    spec = spec_of(divergence, name)
+    first, second = (gradient(spec, anchored(model, divergence, name)) for model in (TEACHER, OTHER_TEACHER))
+    assert (first - second).abs().max() > 0.01 * first.abs().max() > 0.0
+
+
+@anchor_names
+@every_divergence
+def test_teacher_equal_to_student_gives_no_gradient(divergence, name):
+    reference = gradient(spec_of(divergence, name), anchored(TEACHER, divergence, name)).abs().max()
+    found = gradient(spec_of(divergence, name), anchored(STUDENT, divergence, name)).abs().max()
+    assert found < 1e-13 * reference
+
+
+@every_divergence
+def test_a_step_against_the_gradient_comes_closer_to_the_teacher(divergence):
+    """In the mean over the drawn token, whose weight is the student's own probability."""
+    z = (HIDDEN[:1] @ HEAD.T).requires_grad_()
+    anchor = TEACHER[0][:1] @ TEACHER[1].T
+    total = torch.zeros_like(z)
+    logq = torch.log_softmax(anchor, -1)
+    for token, p in enumerate(torch.softmax(z.detach(), -1)[0]):
+        if divergence.estimator == "exact":
+            signal = HiddenSignal(anchor, torch.eye(VOCABULARY, dtype=torch.float64))
+        elif divergence.estimator == "topk":
+            best = logq.topk(K)
+            signal = TopKSignal(best.indices, best.values)
+        else:
+            signal = SampledSignal(logq[:, token])
+        scores = score_tokens(
+            nn.Identity(),
+            z,
+            torch.tensor([token]),
+            temperature=1.0,
+            chunk=8,
+            anchors={"kd": Anchor(divergence, signal)},
+        )
+        output = objective(spec_of(divergence), scores, token_row((1,)), Denominators(1, 1))
+        total += p * torch.autograd.grad(output.loss, z)[0]
+    direction = "forward" if divergence.estimator == "k3" else divergence.direction
+
+    def distance(logits):
+        logp = torch.log_softmax(logits, -1)
+        if direction == "js":
+            logm = torch.logaddexp(logp, logq) - torch.tensor(2.0).log()
+            return 0.5 * ((logp.exp() * (logp - logm)).sum() + (logq.exp() * (logq - logm)).sum())
+        a, b = (logp, logq) if direction == "reverse" else (logq, logp)
+        return (a.exp() * (a - b)).sum()
+
+    assert distance(z.detach() - 0.05 * total) < distance(z.detach()) - 1e-4
+    if divergence.estimator in ("exact", "k1", "k2", "k3"):
+        (exact,) = torch.autograd.grad(distance(z), z)
+        torch.testing.assert_close(total, exact, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_beta_zero_is_grpo_to_the_bit(dtype):
+    divergence = Divergence()
+    grpo = gradient(Objective(pg=1.0), dtype=dtype)
+    dgrpo = gradient(Objective(pg=1.0, kd=0.0), anchored(TEACHER, divergence), dtype=dtype)
+    assert torch.equal(grpo, dgrpo)
+    assert not torch.equal(grpo, gradient(Objective(pg=1.0, kd=1e-3), anchored(TEACHER, divergence), dtype=dtype))
+
+
+@every_divergence
+@pytest.mark.parametrize("beta", [0.5, 0.3])
+def test_equal_rewards_leave_opd_scaled_by_beta(divergence, beta):
+    row = token_row(LENS)
+    dgrpo = gradient(spec_of(divergence, weight=beta, pg=1.0), anchored(TEACHER, divergence), row)
+    opd = gradient(spec_of(divergence, weight=1.0), anchored(TEACHER, divergence), row)
+    torch.testing.assert_close(dgrpo, beta * opd, rtol=1e-12, atol=1e-15)
+
+
+def test_dgrpo_is_the_sum_of_grpo_and_beta_opd():
+    divergence = Divergence()
+    dgrpo = gradient(Objective(pg=1.0, kd=0.5), anchored(TEACHER, divergence))
+    grpo, opd = gradient(Objective(pg=1.0)), gradient(Objective(kd=1.0), anchored(TEACHER, divergence))
+    torch.testing.assert_close(dgrpo, grpo + 0.5 * opd, rtol=1e-12, atol=1e-15)
+
+
+def test_forward_kl_to_a_certain_teacher_is_cross_entropy():
+    """KD on the recorded token alone is SFT."""
+    certain = (300.0 * torch.nn.functional.one_hot(TARGETS, VOCABULARY).double(), torch.eye(VOCABULARY).double())
+    kd = gradient(Objective(kd=1.0), anchored(certain, Divergence("forward")))
+    torch.testing.assert_close(kd, gradient(Objective(ce=1.0)), rtol=1e-9, atol=1e-12)
+
+
+@every_divergence
+def test_temperature_enters_student_and_anchor(divergence):
+    """Dividing both models' heads by the temperature is the same as passing it."""
+    signal = signal_of(TEACHER, divergence)
+    head = nn.Linear(WIDTH, VOCABULARY, bias=False, dtype=torch.float64)
+
+    def scored(temperature, scale, signal):
+        head.weight.data.copy_(HEAD * scale)
+        anchors = {"kd": Anchor(divergence, signal)}
+        return score_tokens(head, HIDDEN, TARGETS, temperature=temperature, chunk=3, anchors=anchors)
+
+    if isinstance(signal, HiddenSignal):
+        scaled = HiddenSignal(signal.hidden, signal.head / TEMPERATURE)
+    else:
+        scaled = signal  # its log-probabilities were taken at the temperature
+    ours, expected = scored(TEMPERATURE, 1.0, signal), scored(1.0, 1 / TEMPERATURE, scaled)
+    torch.testing.assert_close(ours.logprobs, expected.logprobs)
+    torch.testing.assert_close(ours.entropy, expected.entropy)
+    torch.testing.assert_close(ours.divergences["kd"], expected.divergences["kd"])
+    for name, values in expected.diagnostics.items():
+        torch.testing.assert_close(ours.diagnostics[name], values)
+    cold = scored(1.0, 1.0, signal)
+    assert (cold.divergences["kd"] - ours.divergences["kd"]).abs().max() > 1e-3

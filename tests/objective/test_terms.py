@@ -1,0 +1,222 @@
+"""The objective and its terms on given log-probabilities."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from packed_builders import token_row
+
+from longctx_rl.objective.aggregation import token_weights
+from longctx_rl.objective.terms import Objective, objective, policy_gradient
+from longctx_rl.types import Denominators, TokenScores
+
+LENS = (3, 1, 5, 2)
+TOTAL = sum(LENS)
+COUNTS = Denominators(num_sequences=len(LENS), num_tokens=TOTAL)
+
+
+def values(seed, scale=1.0):
+    return scale * torch.randn(TOTAL, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def scored(logprobs, **divergences):
+    return TokenScores(logprobs, torch.zeros_like(logprobs), divergences)
+
+
+def run(spec, logprobs, row, denominators=COUNTS, **divergences):
+    """Loss and the gradient in the log-probabilities."""
+    leaf = logprobs.clone().requires_grad_()
+    output = objective(spec, scored(leaf, **divergences), row, denominators)
+    (gradient,) = torch.autograd.grad(output.loss, leaf)
+    return output, gradient
+
+
+def naive_sum(term, aggregate, max_length=10, sequences=len(LENS), tokens=TOTAL):
+    total, position = 0.0, 0
+    for length in LENS:
+        for _ in range(length):
+            weight = {
+                "sequence": 1 / (sequences * length),
+                "token": 1 / tokens,
+                "constant": 1 / (sequences * max_length),
+            }[aggregate]
+            total += weight * term[position].item()
+            position += 1
+    return total
+
+
+@pytest.mark.parametrize("aggregate", ["sequence", "token", "constant"])
+def test_aggregation_equals_a_naive_loop(aggregate):
+    logprobs = values(0)
+    spec = Objective(ce=1.0, aggregate=aggregate, max_length=10)
+    output, gradient = run(spec, logprobs, token_row(LENS))
+    assert output.loss.item() == pytest.approx(naive_sum(-logprobs, aggregate), rel=1e-6)
+    assert gradient.max() < 0.0
+
+
+@pytest.mark.parametrize("aggregate", ["sequence", "token", "constant"])
+def test_denominators_are_the_given_ones_and_not_the_rows(aggregate):
+    logprobs = values(1)
+    spec = Objective(ce=1.0, aggregate=aggregate, max_length=10)
+    output, _ = run(spec, logprobs, token_row(LENS), Denominators(num_sequences=12, num_tokens=44))
+    expected = naive_sum(-logprobs, aggregate, sequences=12, tokens=44)
+    assert output.loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_sequence_without_loss_tokens_counts_as_a_sequence():
+    weights = token_weights(
+        torch.tensor([0, 0, 2]),
+        torch.tensor([2, 0, 1]),
+        aggregate="sequence",
+        denominators=Denominators(num_sequences=3, num_tokens=3),
+        max_length=1,
+    )
+    torch.testing.assert_close(weights, torch.tensor([1 / 6, 1 / 6, 1 / 3]))
+
+
+def test_weights_sum_to_one_over_a_whole_batch():
+    row = token_row(LENS)
+    for aggregate in ("sequence", "token"):
+        weights = token_weights(
+            row.sequence_ids, row.sequence_lens, aggregate=aggregate, denominators=COUNTS, max_length=1
+        )
+        assert weights.sum().item() == pytest.approx(1.0)
+
+
+RATIOS = torch.tensor([0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 1.27, 1.29, 2.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("advantage", [1.5, -1.5])
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.2), (0.2, 0.28), (0.1, 0.3)])
+def test_clip_removes_the_gradient_exactly_where_it_should(advantage, low, high):
+    logprobs = RATIOS.log().requires_grad_()
+    advantages = torch.full_like(RATIOS, advantage)
+    loss, ratio, removed = policy_gradient(logprobs, torch.zeros_like(RATIOS), advantages, low, high)
+    (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
+    torch.testing.assert_close(ratio.detach(), RATIOS)
+    for i, r in enumerate(RATIOS.tolist()):
+        clipped = r > 1 + high if advantage > 0 else r < 1 - low
+        bounded = min(max(r, 1 - low), 1 + high)
+        assert loss[i].item() == pytest.approx(-min(r * advantage, bounded * advantage))
+        assert removed[i].item() == clipped
+        assert gradient[i].item() == pytest.approx(0.0 if clipped else -advantage * r)
+
+
+def test_clip_higher_keeps_tokens_that_the_symmetric_clip_drops():
+    """DAPO's range [0.8, 1.28]: a ratio of 1.25 still learns from a positive advantage."""
+    logprobs, zeros, ones = torch.tensor([1.25]).log().requires_grad_(), torch.zeros(1), torch.ones(1)
+    for high, learns in ((0.2, False), (0.28, True)):
+        loss = policy_gradient(logprobs, zeros, ones, 0.2, high)[0].sum()
+        assert torch.autograd.grad(loss, logprobs)[0].abs().item() == pytest.approx(1.25 if learns else 0.0)
+
+
+def test_first_update_has_ratio_one_and_the_plain_policy_gradient():
+    advantages = values(2).float()
+    row = token_row(LENS, advantages=advantages)
+    output, gradient = run(Objective(pg=1.0, aggregate="token"), values(3), row)
+    torch.testing.assert_close(gradient, -advantages.double() / TOTAL, rtol=1e-6, atol=0)
+    assert output.sums["policy/ratio_mean"].item() == pytest.approx(1.0)
+    assert output.maxima["policy/ratio_max"].item() == 1.0
+    assert output.sums["policy/clip_frac"].item() == 0.0
+
+
+def test_later_updates_use_the_recorded_old_logprobs():
+    logprobs, old, advantages = values(4, 0.3), values(5, 0.3), values(6).float()
+    row = token_row(LENS, advantages=advantages, old_logprobs=old.float())
+    output, _ = run(Objective(pg=1.0, aggregate="token"), logprobs, row)
+    ratio = (logprobs - old.float().double()).exp()
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    assert output.loss.item() == pytest.approx(-surrogate.mean().item(), rel=1e-6)
+    clipped = ((advantages > 0) & (ratio > 1.2)) | ((advantages < 0) & (ratio < 0.8))
+    assert 0 < clipped.sum() < TOTAL
+    assert output.sums["policy/clip_frac"].item() == pytest.approx(clipped.double().mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("cap", [0.5, 2.0, 1e9])
+def test_truncated_importance_weights(cap):
+    """Each token's policy gradient is multiplied by min(old / sampler, cap), which is not differentiated."""
+    logprobs, old, drawn, advantages = values(7, 0.1), values(8, 0.1), values(9, 1.5).float(), values(10).float()
+    row = token_row(LENS, advantages=advantages, old_logprobs=old.float(), sampler_logprobs=drawn)
+    plain, weighted = (
+        run(Objective(pg=1.0, importance_cap=c, aggregate="token"), logprobs, row)[1] for c in (None, cap)
+    )
+    importance = (old.float().double() - drawn.double()).exp()
+    assert cap > 1e8 or (importance > cap).any()
+    torch.testing.assert_close(weighted, plain * importance.clamp(max=cap))
+
+
+def test_importance_weights_leave_the_other_terms_alone():
+    logprobs = values(11)
+    row = token_row(LENS, sampler_logprobs=values(12).float())
+    kd = values(13).square().requires_grad_()
+    losses = [
+        objective(Objective(pg=1.0, ce=0.3, kd=0.5, importance_cap=c), scored(logprobs, kd=kd), row, COUNTS).loss
+        for c in (None, 0.1)
+    ]
+    assert losses[0].item() == losses[1].item()
+
+
+def test_importance_weights_without_sampler_logprobs_are_an_error():
+    with pytest.raises(AssertionError, match="sampler's log-probs"):
+        run(Objective(pg=1.0, importance_cap=2.0), values(14), token_row(LENS))
+
+
+def test_sampler_mismatch_is_k3_of_the_sampler_and_the_policy_before_the_update():
+    old, drawn = values(15, 0.2), values(16, 0.2).float()
+    row = token_row(LENS, old_logprobs=old.float(), sampler_logprobs=drawn)
+    output, _ = run(Objective(pg=1.0), values(17), row)
+    gap = old.float().double() - drawn.double()
+    expected = (gap.exp() - 1 - gap).mean().item()
+    assert output.sums["policy/sampler_mismatch"].item() == pytest.approx(expected, rel=1e-6)
+    same, _ = run(Objective(ce=1.0), drawn.double(), replace(row, old_logprobs=None))
+    assert same.sums["policy/sampler_mismatch"].item() == 0.0
+
+
+def test_terms_add_with_their_coefficients():
+    logprobs, kd, ref = values(18), values(19).square(), values(20).square()
+    row = token_row(LENS, advantages=values(21).float())
+    total, _ = run(Objective(ce=0.7, pg=1.3, kd=0.5, ref=0.04), logprobs, row, kd=kd, ref=ref)
+    parts = {
+        "ce": (0.7, -logprobs),
+        "kd": (0.5, kd),
+        "ref": (0.04, ref),
+        "pg": (1.0, -1.3 * row.advantages),
+    }
+    expected = sum(weight * naive_sum(term, "sequence") for weight, term in parts.values())
+    assert total.loss.item() == pytest.approx(expected, rel=1e-6)
+    for name, (_, term) in parts.items():
+        assert total.sums[f"loss/{name}"].item() == pytest.approx(naive_sum(term, "sequence"), rel=1e-6)
+    assert total.sums["loss/total"].item() == total.loss.item()
+
+
+@pytest.mark.parametrize("anchor", ["kd", "ref"])
+def test_divergence_in_the_advantage_is_subtracted_and_not_differentiated(anchor):
+    logprobs, gap = values(22), values(23)
+    row = token_row(LENS, advantages=values(24).float())
+    spec = Objective(pg=1.0, aggregate="token", **{anchor: 0.5, f"{anchor}_in_advantage": True})
+    leaf = gap.clone().requires_grad_()
+    output = objective(spec, scored(logprobs.clone().requires_grad_(), **{anchor: leaf}), row, COUNTS)
+    assert torch.autograd.grad(output.loss, leaf, allow_unused=True)[0] is None
+    _, gradient = run(spec, logprobs, row, **{anchor: gap})
+    torch.testing.assert_close(gradient, -(row.advantages.double() - 0.5 * gap) / TOTAL, rtol=1e-6, atol=1e-9)
+    assert output.sums[f"loss/{anchor}"].item() == pytest.approx(gap.mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Objective(ce=1.0),
+        Objective(pg=1.0, kd=0.5, importance_cap=2.0),
+        Objective(kd=1.0, kd_in_advantage=True),
+        Objective(pg=1.0, ref=0.1, aggregate="constant"),
+        Objective(kd=1.0, aggregate="token"),
+    ],
+    ids=str,
+)
+def test_a_row_without_loss_tokens_adds_zero_and_still_reaches_the_scores(spec):
+    leaf = torch.zeros(0, dtype=torch.float64, requires_grad=True)
+    output = objective(spec, scored(leaf, kd=leaf * 1.0, ref=leaf * 1.0), token_row(()), COUNTS)
+    assert output.loss.item() == 0.0
+    assert all(value.item() == 0.0 for value in output.sums.values())
+    output.loss.backward()
+    assert leaf.grad is not None

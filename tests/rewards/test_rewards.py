@@ -1,0 +1,141 @@
+"""Graders: exact answers, partial credit only where it is due, and nothing for cheats."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+import longctx_rl.models
+from longctx_rl.data.generators import generate
+from longctx_rl.rewards import final_answer, grade
+from longctx_rl.types import UNANSWERABLE, Evidence, Example
+
+STEP = "the mentor of TorVin is KesDal"
+HOP = Example(
+    id="1",
+    document="",
+    question="",
+    answer="KesDal",
+    task="multihop",
+    evidence=(Evidence(f"Note that {STEP}.", STEP, 0.5),),
+)
+JOURNEY = Example(id="2", document="", question="", answer="KesDal; BelMar; RisNus", task="longform")
+NAMES = ["KesDal", "BelMar", "RisNus", "TorVin", "GevDov"]
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Answer: KesDal", 1),
+        ("So it is.\nAnswer:  KesDal. \n\n", 1),
+        ("Answer: BelMar\nAnswer: KesDal", 1),
+        ("I say Answer: BelMar, no, Answer: KesDal", 1),
+        ("Answer: KesDal\nAnswer: BelMar", 0),
+        ("Answer: KesDal\nand more", 0),
+        ("Answer: KesDal BelMar", 0),
+        ("Answer: KesDal; BelMar", 0),
+        ("Answer: " + ", ".join(NAMES), 0),
+        ("Answer: kesdal", 0),
+        ("Answer: KesDalBelMar", 0),
+        ("KesDal", 0),
+        ("answer: KesDal", 0),
+        ("Answer:", 0),
+        ("Answer: .", 0),
+        ("KesDal\nAnswer:", 0),
+        ("", 0),
+        (" \n\t\n", 0),
+    ],
+)
+def test_only_the_final_answer_counts(text: str, score: float) -> None:
+    assert grade(text, HOP, evidence_weight=0).score == score
+
+
+def test_final_answer() -> None:
+    assert final_answer("x\nAnswer: a b. ") == "a b"
+    assert final_answer("Answer: a\nb") is None
+    assert final_answer("Answer:") is None
+
+
+def test_format_says_whether_an_answer_was_found() -> None:
+    assert grade("Answer: BelMar", HOP, evidence_weight=0).parts["format"] == 1
+    assert grade("BelMar", HOP, evidence_weight=0).parts["format"] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "ordered", "unordered"),
+    [
+        ("KesDal; BelMar; RisNus", 1, 1),
+        ("KesDal;BelMar ; RisNus.", 1, 1),
+        ("BelMar; KesDal; RisNus", 2 / 3, 1),
+        ("KesDal; BelMar", 4 / 5, 4 / 5),
+        ("; ".join(NAMES), 6 / 8, 6 / 8),
+        ("KesDal; KesDal; BelMar; BelMar; RisNus; RisNus", 6 / 9, 6 / 9),
+        ("KesDal BelMar RisNus", 0, 0),
+        ("", 0, 0),
+        (";;", 0, 0),
+    ],
+)
+def test_longform_is_ordered_f1(answer: str, ordered: float, unordered: float) -> None:
+    reward = grade(f"Answer: {answer}", JOURNEY, evidence_weight=0)
+    assert reward.score == pytest.approx(ordered)
+    assert reward.parts["set_f1"] == pytest.approx(unordered)
+
+
+def test_dumping_all_permutations_scores_low() -> None:
+    dump = "; ".join(NAMES * 5)
+    assert grade(f"Answer: {dump}", JOURNEY, evidence_weight=0).score < 0.25
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "evidence"),
+    [
+        (f"{STEP}.", 1),
+        ("", 0),
+        (f"{STEP}. {STEP}.", 2 / 3),
+        (f"{STEP}. the rival of TorVin is BelMar.", 2 / 3),
+        ("the mentor of TorVin is BelMar.", 0),
+        (f"{STEP} and so on.", 0),
+    ],
+)
+def test_evidence_is_f1_of_statements(reasoning: str, evidence: float) -> None:
+    reward = grade(f"{reasoning}\nAnswer: KesDal", HOP, evidence_weight=0.5)
+    assert reward.parts["evidence"] == pytest.approx(evidence)
+    assert reward.score == pytest.approx((1 + 0.5 * evidence) / 1.5)
+
+
+def test_evidence_in_the_final_line_does_not_count() -> None:
+    assert grade(f"{STEP}. Answer: KesDal", HOP, evidence_weight=1).parts["evidence"] == 0
+
+
+def test_unanswerable_credits_asserting_nothing() -> None:
+    example = Example(id="3", document="", question="", answer=UNANSWERABLE, task="grounding")
+    silent = grade("the mentor of TorVin is not stated.\nAnswer: unknown", example, evidence_weight=1)
+    invented = grade(f"{STEP}.\nAnswer: unknown", example, evidence_weight=1)
+    assert (silent.score, invented.score) == (1, 0.5)
+
+
+@settings(max_examples=50, derandomize=True, deadline=None)
+@given(st.lists(st.sampled_from([*"aK.;: \n", "Answer:", "KesDal", STEP])), st.floats(0, 4))
+def test_scores_and_parts_are_bounded(pieces: list[str], weight: float) -> None:
+    text = "".join(pieces)
+    for example in (HOP, JOURNEY):
+        reward = grade(text, example, evidence_weight=weight)
+        assert 0 <= reward.score <= 1
+        assert all(0 <= part <= 1 for part in reward.parts.values())
+
+
+@pytest.mark.parametrize("task", ["multihop", "grounding", "longform"])
+def test_recorded_responses_score_full(task: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(Path(longctx_rl.models.__file__).parent / "mini-student")
+    for family in range(20):
+        (example,) = generate(task, family, split="test", length=256, tokenizer=tokenizer)
+        assert grade(example.target, example, evidence_weight=0.5).score == 1
+
+
+def test_bad_arguments_say_what_to_do() -> None:
+    with pytest.raises(ValueError, match="must not be negative"):
+        grade("", HOP, evidence_weight=-1)
+    with pytest.raises(ValueError, match="choose one of multihop"):
+        grade("", Example(id="", document="", question="", answer="", task="copy"), evidence_weight=0)

@@ -1,7 +1,8 @@
 """Small models and groups for tests of packing, scoring and the objective."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from longctx_rl.types import Completion, Example, PackedGroups, RolloutGroup
 CPU = torch.device("cpu")
 VOCABULARY = 37
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -27,13 +28,14 @@ SHAPE = {
 
 
 def tiny_model(
-    seed: int = 0, *, family: str = "qwen3", dtype: torch.dtype = torch.float64, **overrides: object
+    seed: int = 0, *, family: str = "qwen3", dtype: torch.dtype = torch.float64, **overrides: Any
 ) -> PreTrainedModel:
     """A random model with grouped-query attention. In float64 its norms are computed in float64 too."""
     torch.manual_seed(seed)
     options = SHAPE | {"tie_word_embeddings": False} | overrides
+    model: PreTrainedModel
     model = LlamaForCausalLM(LlamaConfig(**options)) if family == "llama" else Qwen3ForCausalLM(Qwen3Config(**options))
-    model = model.to(dtype)
+    nn.Module.to(model, dtype)
     if dtype == torch.float64:
         for module in model.modules():
             if hasattr(module, "variance_epsilon"):
@@ -41,14 +43,22 @@ def tiny_model(
     return model
 
 
-def exact_norm(module: nn.Module):
+def exact_norm(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """RMS normalisation in the input's own type; transformers' rounds to float32 inside."""
 
     def forward(hidden: Tensor) -> Tensor:
         variance = hidden.pow(2).mean(-1, keepdim=True)
-        return module.weight * hidden * torch.rsqrt(variance + module.variance_epsilon)
+        weight, epsilon = module.weight, module.variance_epsilon
+        assert isinstance(weight, Tensor) and isinstance(epsilon, float)
+        return weight * hidden * torch.rsqrt(variance + epsilon)
 
     return forward
+
+
+def head_weight(model: PreTrainedModel) -> Tensor:
+    """[V, H] output weights, detached."""
+    weight: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
+    return weight.detach()
 
 
 def group(

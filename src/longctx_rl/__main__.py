@@ -14,10 +14,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from longctx_rl import config, launch, process
+from longctx_rl import config, launch, process, strict
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     sys.argv[0] = "python -m longctx_rl"  # the name in argparse's messages
     try:
         requests, is_sweep = compose()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, OSError) as error:
         if asked_for_traceback == "1":
             raise
         process.complain(sentence(error))
@@ -45,14 +45,16 @@ def main() -> None:
 def compose() -> tuple[list[launch.Request], bool]:
     """The runs that the command line asks for, and whether it is a sweep."""
     requests: list[launch.Request] = []
-    modes: set[RunMode] = set()
+    modes: set[RunMode | None] = set()
 
     def collect(composed: DictConfig) -> None:
         settings = HydraConfig.get()
         if settings.runtime.choices["hydra/launcher"] != "basic":
             raise HydraException("leave hydra/launcher out: each run of a sweep is a process of its own already")
         modes.add(settings.mode)
-        command = shlex.join(["python", "-m", "longctx_rl", *settings.overrides.task])
+        overrides = OmegaConf.to_container(settings.overrides.task)  # unresolved, as they were typed
+        assert isinstance(overrides, list)
+        command = " ".join(["python -m longctx_rl", *(shlex.quote(str(item)) for item in overrides)])
         try:
             requests.append(launch.Request(command, config.load(composed)))
         except ValueError as problem:
@@ -70,11 +72,13 @@ def config_directory() -> Path:
 
 
 def sentence(error: Exception) -> str:
-    """Hydra's error in one line, with the fix."""
+    """An error of composing, in one line with the fix."""
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # a sweep makes its experiment's folder
+        return f"cannot write {error.filename} ({error.strerror}): set runs_root=<a directory you can write to>"
     text = str(error)
     unknown = re.match(r"Could not override '([^']+)'\.\s+To append to your config", text)
     if unknown:
-        return config.unknown_key(unknown[1])
+        return strict.unknown_key(config.Config, unknown[1])
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name}: choose one of {', '.join(error.options)}"

@@ -1,15 +1,13 @@
-"""The configuration: frozen dataclasses, one docstring under each field.
+"""The configuration: frozen dataclasses, converted once from composed YAML. Below this file nobody sees OmegaConf.
 
-YAML in ``conf/`` is composed by Hydra in ``__main__`` and converted here, once, into a ``Config``. An unknown key, a
-wrong type or an impossible combination fails before a model is loaded. Below this file nobody sees OmegaConf.
+An unknown key, a wrong type or an impossible combination fails before a model is loaded.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -39,11 +37,10 @@ class DivergenceConfig:
     direction: Literal["reverse", "forward", "js"]
     """``reverse``: KL(student || anchor). ``forward``: KL(anchor || student). ``js``: Jensen-Shannon."""
     estimator: Literal["exact", "topk", "k1", "k2", "k3"]
-    """``exact``: whole vocabulary. ``topk``: the anchor's K best and the rest as one bucket. k1, k2, k3: sampled token."""
+    """``exact``: whole vocabulary. ``topk``: the anchor's K best, the rest as one bucket. k1, k2, k3: drawn token."""
     placement: Literal["loss", "advantage"] = "loss"
     """``loss``: differentiated directly. ``advantage``: subtracted, detached, from each token's advantage (k1 only)."""
     top_k: int = 64
-    """K of ``topk``."""
     js_mixture: float = 0.5
     """Weight of the anchor in Jensen-Shannon's mixture."""
 
@@ -61,8 +58,7 @@ class AlgoConfig:
     kd: DivergenceConfig
     ref: DivergenceConfig
     aggregate: Literal["sequence", "token", "constant"]
-    """``sequence``: mean over each sequence, then over sequences. ``token``: mean over all loss tokens.
-    ``constant``: sum over tokens / (sequences x max_new_tokens), as in Dr. GRPO."""
+    """Mean over each sequence, then over all; over all tokens; or sum / (sequences x max_new_tokens)."""
     baseline: Literal["mean", "leave_one_out"]
     """What a reward is compared with inside its group."""
     normalize_std: bool
@@ -78,8 +74,6 @@ class AlgoConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchitectureConfig:
-    """A Qwen3-architecture model that starts from random weights."""
-
     hidden_size: int
     intermediate_size: int
     num_layers: int
@@ -103,7 +97,7 @@ class ModelConfig:
     architecture: ArchitectureConfig | None
     """Set: the student starts from random weights of this shape."""
     dtype: Literal["float32", "bfloat16"]
-    """Compute type. Master weights and optimizer states are float32."""
+    """Of the computation. Master weights and optimizer states are float32."""
     gradient_checkpointing: bool
     scoring_chunk: int
     """Loss tokens whose vocabulary distribution exists at one time."""
@@ -169,14 +163,12 @@ class UntilConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetConfig:
-    """The run stops at the first budget that is spent."""
-
     steps: int
     trained_tokens: int | None
     flops: float | None
     seconds: float | None
     until: UntilConfig | None
-    """Stop early once a metric reaches a value."""
+    """Stop early once a metric reaches a value. The run ends at the first budget that is spent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,14 +273,12 @@ class Config:
 
 def load(composed: DictConfig) -> Config:
     """Convert a composed configuration. Raises ValueError with one friendly sentence."""
-    if "algo" not in composed or OmegaConf.is_missing(composed, "algo"):
+    if OmegaConf.is_missing(composed, "algo"):
         raise ValueError(f"choose an algorithm: +algo={'|'.join(ALGORITHMS)}")
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ValueError(f"missing value: {str(error).splitlines()[0]}") from error
     except OmegaConfBaseException as error:
-        raise ValueError(f"cannot resolve a value: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"a value is missing or cannot be resolved: {str(error).splitlines()[0]}") from error
     config = strict.convert(Config, plain)
     validation.check(config)
     return config
@@ -305,23 +295,6 @@ def read(path: Path) -> Config:
     return load(loaded)
 
 
-def unknown_key(key: str) -> str:
-    """A sentence about a key that the configuration does not have, with the one that was probably meant."""
-    return strict.unknown_key(Config, key)
-
-
 def dump(config: Config) -> str:
     """The configuration as YAML text; ``read`` gives it back."""
-    return OmegaConf.to_yaml(OmegaConf.create(as_dict(config)))
-
-
-def as_dict(config: Config) -> dict[str, Any]:
-    """Plain nested dictionaries and lists."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-    result: dict[str, Any] = plain(dataclasses.asdict(config))
-    return result
+    return OmegaConf.to_yaml(OmegaConf.create(strict.plain(config)))

@@ -10,7 +10,17 @@ from typing import Any
 
 import longctx_rl
 
-PACKAGES = ("torch", "transformers", "deepspeed", "hydra-core", "omegaconf", "wandb", "datasets", "numpy", "safetensors")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "deepspeed",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "datasets",
+    "numpy",
+    "safetensors",
+)
 
 
 def describe() -> dict[str, Any]:

@@ -4,6 +4,7 @@ Children never compose: they read the configuration from a file in a temporary f
 machines need not share one, and the main rank makes the run directory.
 """
 
+import logging
 import os
 import signal
 import subprocess
@@ -15,11 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from longctx_rl import config as configuration
 from longctx_rl import process, run_directory
 from longctx_rl.config import Config
 from longctx_rl.environment import cores
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
@@ -116,6 +121,7 @@ def _agent(config: Config, arguments: list[str], folder: str) -> int:
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it knows is said below
     several = config.engine.num_nodes > 1
     settings = LaunchConfig(
         min_nodes=config.engine.num_nodes,
@@ -133,8 +139,7 @@ def _agent(config: Config, arguments: list[str], folder: str) -> int:
         try:
             elastic_launch(settings, sys.executable)(*arguments)
         except ChildFailedError as error:
-            codes = [failure.exitcode for failure in error.failures.values()]
-            return _shell_code(next((code for code in codes if code > 0), codes[0]), received)
+            return _failure(error.failures, received)
         except RendezvousError as error:
             raise ValueError(
                 f"engine.rendezvous={config.engine.rendezvous}: the {config.engine.num_nodes} machines did not find "
@@ -142,6 +147,15 @@ def _agent(config: Config, arguments: list[str], folder: str) -> int:
                 "the first that all can reach"
             ) from error
     return _shell_code(0, received)
+
+
+def _failure(failures: "dict[int, ProcessFailure]", received: list[int]) -> int:
+    """The exit code of the rank that failed by itself, rather than of one that was ended for it."""
+    rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode <= 0, item[1].timestamp))
+    code = _shell_code(failure.exitcode, received)
+    if code not in (process.UNUSABLE, process.INTERRUPTED):
+        process.complain(f"rank {rank} ended with exit code {code}; what it said is above")
+    return code
 
 
 def _shell_code(code: int, received: list[int]) -> int:

@@ -92,7 +92,7 @@ class Progress:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"  # noqa: RUF001
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _count(value: float) -> str:

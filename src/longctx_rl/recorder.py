@@ -8,14 +8,13 @@ import json
 import math
 import os
 import queue
+import sys
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from longctx_rl import config as configuration
+from longctx_rl import strict
 from longctx_rl.config import Config
 from longctx_rl.engine import distributed
 from longctx_rl.environment import git_state
@@ -162,15 +161,8 @@ def _rollout_rows(group: RolloutGroup) -> list[dict[str, Any]]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class MirrorSettings:
-    """Arguments of ``wandb.init``."""
-
-    arguments: dict[str, Any]
-
-
-def mirror_settings(config: Config, run_dir: Path, resumed: bool) -> MirrorSettings:
-    """How the run appears in wandb.
+def mirror_settings(config: Config, run_dir: Path, resumed: bool) -> dict[str, Any]:
+    """Arguments of ``wandb.init``: how the run appears there.
 
     An online run is continued under its id. An offline run cannot be: each piece is a wandb run of its own, in the same
     group, named ``-r2`` and so on.
@@ -187,7 +179,7 @@ def mirror_settings(config: Config, run_dir: Path, resumed: bool) -> MirrorSetti
         "name": f"{name}-r{piece}" if piece > 1 and config.logging.mode == "offline" else name,
         "tags": [config.algo.name, config.model.name, config.task.name, *config.logging.tags]
         + ([git["commit"][:10]] if git else []),
-        "config": configuration.as_dict(config),
+        "config": strict.plain(config),
     }
     identity = run_dir / "wandb" / "id"
     if config.logging.mode == "online":
@@ -195,7 +187,7 @@ def mirror_settings(config: Config, run_dir: Path, resumed: bool) -> MirrorSetti
             identity.parent.mkdir(exist_ok=True)
             write_text(identity, os.urandom(6).hex())
         arguments |= {"id": identity.read_text(encoding="utf-8"), "resume": "allow"}
-    return MirrorSettings(arguments)
+    return arguments
 
 
 class Mirror:
@@ -204,7 +196,7 @@ class Mirror:
     CLOSE_SECONDS = 60.0
     ROWS_WAITING = 10_000
 
-    def __init__(self, settings: MirrorSettings) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         self._rows: queue.Queue[Row | None] = queue.Queue(self.ROWS_WAITING)
         self._failed = False
         self._thread = threading.Thread(target=self._work, args=(settings,), name="wandb mirror", daemon=True)
@@ -228,14 +220,12 @@ class Mirror:
         if self._thread.is_alive():
             self._give_up(f"it did not finish within {self.CLOSE_SECONDS:.0f} s")
 
-    def _work(self, settings: MirrorSettings) -> None:
+    def _work(self, settings: dict[str, Any]) -> None:
         try:
             os.environ.setdefault("WANDB_SILENT", "true")
             import wandb
 
-            run = wandb.init(
-                **settings.arguments, settings=wandb.Settings(silent=True, console="off", init_timeout=60)
-            )
+            run = wandb.init(**settings, settings=wandb.Settings(silent=True, console="off", init_timeout=60))
             run.define_metric("step")
             run.define_metric("*", step_metric="step")
             while (row := self._rows.get()) is not None:
@@ -247,4 +237,4 @@ class Mirror:
     def _give_up(self, reason: str) -> None:
         if not self._failed:
             self._failed = True
-            warnings.warn(f"the wandb mirror stopped ({reason}); metrics.jsonl is complete", stacklevel=2)
+            print(f"warning: the wandb mirror stopped ({reason}); metrics.jsonl is complete", file=sys.stderr)

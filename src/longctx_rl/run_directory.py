@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from longctx_rl import config as configuration
-from longctx_rl import environment
+from longctx_rl import environment, strict
 from longctx_rl.config import Config
 
 LOCK = ".lock"
@@ -194,7 +194,7 @@ def _explained(config: Config) -> Iterator[None]:
 
 def _changes(old: Config, new: Config) -> list[str]:
     """``key old -> new`` for each difference that makes it another run."""
-    before, after = (dict(_flat(configuration.as_dict(config))) for config in (old, new))
+    before, after = (dict(_flat(strict.plain(config))) for config in (old, new))
     return [
         f"{key} {_shown(before.get(key))} -> {_shown(after.get(key))}"
         for key in before | after

@@ -6,10 +6,10 @@ resampling draws whole families.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 RESAMPLES = 10_000
 _CHUNK = 500
@@ -35,7 +35,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Estimate:
     """
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} successes in {n} trials: need at least one trial, and no more successes")
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = successes / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
@@ -118,4 +118,4 @@ def _per_family(
         return data, np.ones_like(data)
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(family, len(numbers)) for family in families])
-    return np.bincount(index, weights=data), np.bincount(index).astype(np.float64)
+    return np.bincount(index, data).astype(np.float64), np.bincount(index).astype(np.float64)

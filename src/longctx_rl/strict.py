@@ -21,7 +21,8 @@ def convert(cls: type[T], data: Any, path: str = "") -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            raise ValueError(f"unknown key {_join(path, str(key))}={_short(data[key])}: {_hint(path, str(key), fields)}")
+            name = f"{_join(path, str(key))}={_short(data[key])}"
+            raise ValueError(f"unknown key {name}: {_hint(path, str(key), fields)}")
     hints = typing.get_type_hints(cls)
     values = {}
     for name, field in fields.items():
@@ -32,9 +33,21 @@ def convert(cls: type[T], data: Any, path: str = "") -> T:
     return cls(**values)
 
 
+def plain(config: Any) -> dict[str, Any]:
+    """The inverse of ``convert``: nested dictionaries and lists."""
+
+    def simple(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: simple(item) for key, item in value.items()}
+        return [simple(item) for item in value] if isinstance(value, tuple | list) else value
+
+    result: dict[str, Any] = simple(dataclasses.asdict(config))
+    return result
+
+
 def unknown_key(cls: type, key: str) -> str:
     """What is wrong with a dotted key that ``cls`` does not have, and what was probably meant."""
-    path, kind = "", cls
+    path, kind = "", typing.cast(Any, cls)
     for part in key.split("."):
         fields = {field.name: field for field in dataclasses.fields(kind)}
         if part not in fields:

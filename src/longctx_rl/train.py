@@ -1,6 +1,6 @@
 """The training loop. Five methods, one loop: groups in, one objective, one engine.
 
-    groups -> rows -> signals of the frozen anchors -> token scores -> objective -> gradient -> step
+groups -> rows -> signals of the frozen anchors -> token scores -> objective -> gradient -> step
 """
 
 import signal
@@ -10,11 +10,10 @@ from pathlib import Path
 from types import FrameType
 
 from longctx_rl import config as configuration
-from longctx_rl import process
+from longctx_rl import process, run_directory
 from longctx_rl.config import Config
 from longctx_rl.data.source import check_lengths
-from longctx_rl.engine import checkpoint, distributed
-from longctx_rl.engine import TrainingDiverged
+from longctx_rl.engine import TrainingDiverged, checkpoint, distributed
 from longctx_rl.recorder import Recorder, build_recorder
 from longctx_rl.training import summary
 from longctx_rl.training.collect import recorded_groups, rollout_metrics, rollout_sums, sampled_groups
@@ -22,6 +21,7 @@ from longctx_rl.training.parts import Parts, build_parts, peak_gib
 from longctx_rl.training.state import Stopwatch, TrainState, spent
 from longctx_rl.training.update import add_costs, global_count, objective_from, prepare, update
 from longctx_rl.types import RolloutGroup
+
 
 class Interrupt:
     """Ctrl-C and SIGTERM ask the loop to finish its step; a second Ctrl-C ends the process at once."""
@@ -90,7 +90,7 @@ def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, i
     if saved_step != state.step:
         save(config, parts, state)
     if reason is None:
-        recorder.say(f"interrupted after step {state.step}; continue with:\n  {summary.resume_command(config)}")
+        recorder.say(f"interrupted after step {state.step}; continue with:\n  {run_directory.resume_command(config)}")
         raise SystemExit(process.INTERRUPTED)
     if config.eval.at_end and not parts.heldout.complete(state.step, config.eval.items):
         evaluate(config, parts, state, recorder, config.eval.items)

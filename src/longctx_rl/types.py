@@ -13,7 +13,7 @@ Axis letters, used in shape comments everywhere:
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -186,24 +186,24 @@ class Denominators:
     """Loss tokens."""
 
 
-@dataclass(frozen=True, slots=True)
-class HiddenSignal:
+# What modules return is a named tuple: DeepSpeed's hooks find the tensors inside.
+
+
+class HiddenSignal(NamedTuple):
     """All that an exact divergence needs, d_model wide: the vocabulary appears only inside a chunk."""
 
     hidden: Tensor  # [T, H of the teacher]
     head: Tensor  # [V, H of the teacher]
 
 
-@dataclass(frozen=True, slots=True)
-class TopKSignal:
+class TopKSignal(NamedTuple):
     """The teacher's K most likely tokens. What is missing to 1 is the tail, kept as one bucket."""
 
     ids: Tensor  # [T, K] int64
     logprobs: Tensor  # [T, K]
 
 
-@dataclass(frozen=True, slots=True)
-class SampledSignal:
+class SampledSignal(NamedTuple):
     """The teacher's log-probability of the token that was drawn."""
 
     logprobs: Tensor  # [T]
@@ -212,13 +212,12 @@ class SampledSignal:
 TeacherSignal = HiddenSignal | TopKSignal | SampledSignal
 
 
-@dataclass(frozen=True, slots=True)
-class TokenScores:
+class TokenScores(NamedTuple):
     """What the policy says about each loss token. Nothing here is vocabulary wide."""
 
     logprobs: Tensor  # [T], differentiable
     entropy: Tensor  # [T], detached
-    divergences: Mapping[str, Tensor] = field(default_factory=dict)
+    divergences: dict[str, Tensor]
     """``kd`` and ``ref``, [T] each, differentiable."""
-    diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
+    diagnostics: dict[str, Tensor]
     """[T] each, detached: ``kl_reverse``, ``kl_forward``, ``agree_top1``, ``logprob_gap`` against the teacher."""

@@ -1,29 +1,33 @@
 """The objective and its terms on given log-probabilities."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from packed_builders import token_row
+from torch import Tensor
 
-from longctx_rl.objective.aggregation import token_weights
-from longctx_rl.objective.terms import Objective, objective, policy_gradient
-from longctx_rl.types import Denominators, TokenScores
+from longctx_rl.objective.aggregation import Aggregate, token_weights
+from longctx_rl.objective.terms import LossOutput, Objective, objective, policy_gradient
+from longctx_rl.types import Denominators, PackedGroups, TokenScores
+from packed_builders import token_row
 
 LENS = (3, 1, 5, 2)
 TOTAL = sum(LENS)
 COUNTS = Denominators(num_sequences=len(LENS), num_tokens=TOTAL)
 
 
-def values(seed, scale=1.0):
+def values(seed: int, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(TOTAL, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def scored(logprobs, **divergences):
-    return TokenScores(logprobs, torch.zeros_like(logprobs), divergences)
+def scored(logprobs: Tensor, **divergences: Tensor) -> TokenScores:
+    return TokenScores(logprobs, torch.zeros_like(logprobs), divergences, {})
 
 
-def run(spec, logprobs, row, denominators=COUNTS, **divergences):
+def run(
+    spec: Objective, logprobs: Tensor, row: PackedGroups, denominators: Denominators = COUNTS, **divergences: Tensor
+) -> tuple[LossOutput, Tensor]:
     """Loss and the gradient in the log-probabilities."""
     leaf = logprobs.clone().requires_grad_()
     output = objective(spec, scored(leaf, **divergences), row, denominators)
@@ -31,7 +35,9 @@ def run(spec, logprobs, row, denominators=COUNTS, **divergences):
     return output, gradient
 
 
-def naive_sum(term, aggregate, max_length=10, sequences=len(LENS), tokens=TOTAL):
+def naive_sum(
+    term: Tensor, aggregate: Aggregate, max_length: int = 10, sequences: int = 4, tokens: int = TOTAL
+) -> float:
     total, position = 0.0, 0
     for length in LENS:
         for _ in range(length):
@@ -46,7 +52,7 @@ def naive_sum(term, aggregate, max_length=10, sequences=len(LENS), tokens=TOTAL)
 
 
 @pytest.mark.parametrize("aggregate", ["sequence", "token", "constant"])
-def test_aggregation_equals_a_naive_loop(aggregate):
+def test_aggregation_equals_a_naive_loop(aggregate: Aggregate) -> None:
     logprobs = values(0)
     spec = Objective(ce=1.0, aggregate=aggregate, max_length=10)
     output, gradient = run(spec, logprobs, token_row(LENS))
@@ -55,7 +61,7 @@ def test_aggregation_equals_a_naive_loop(aggregate):
 
 
 @pytest.mark.parametrize("aggregate", ["sequence", "token", "constant"])
-def test_denominators_are_the_given_ones_and_not_the_rows(aggregate):
+def test_denominators_are_the_given_ones_and_not_the_rows(aggregate: Aggregate) -> None:
     logprobs = values(1)
     spec = Objective(ce=1.0, aggregate=aggregate, max_length=10)
     output, _ = run(spec, logprobs, token_row(LENS), Denominators(num_sequences=12, num_tokens=44))
@@ -63,7 +69,7 @@ def test_denominators_are_the_given_ones_and_not_the_rows(aggregate):
     assert output.loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_sequence_without_loss_tokens_counts_as_a_sequence():
+def test_a_sequence_without_loss_tokens_counts_as_a_sequence() -> None:
     weights = token_weights(
         torch.tensor([0, 0, 2]),
         torch.tensor([2, 0, 1]),
@@ -74,7 +80,7 @@ def test_a_sequence_without_loss_tokens_counts_as_a_sequence():
     torch.testing.assert_close(weights, torch.tensor([1 / 6, 1 / 6, 1 / 3]))
 
 
-def test_weights_sum_to_one_over_a_whole_batch():
+def test_weights_sum_to_one_over_a_whole_batch() -> None:
     row = token_row(LENS)
     for aggregate in ("sequence", "token"):
         weights = token_weights(
@@ -88,7 +94,7 @@ RATIOS = torch.tensor([0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 1.27, 1.29, 2.0], dtype
 
 @pytest.mark.parametrize("advantage", [1.5, -1.5])
 @pytest.mark.parametrize(("low", "high"), [(0.2, 0.2), (0.2, 0.28), (0.1, 0.3)])
-def test_clip_removes_the_gradient_exactly_where_it_should(advantage, low, high):
+def test_clip_removes_the_gradient_exactly_where_it_should(advantage: float, low: float, high: float) -> None:
     logprobs = RATIOS.log().requires_grad_()
     advantages = torch.full_like(RATIOS, advantage)
     loss, ratio, removed = policy_gradient(logprobs, torch.zeros_like(RATIOS), advantages, low, high)
@@ -102,7 +108,7 @@ def test_clip_removes_the_gradient_exactly_where_it_should(advantage, low, high)
         assert gradient[i].item() == pytest.approx(0.0 if clipped else -advantage * r)
 
 
-def test_clip_higher_keeps_tokens_that_the_symmetric_clip_drops():
+def test_clip_higher_keeps_tokens_that_the_symmetric_clip_drops() -> None:
     """DAPO's range [0.8, 1.28]: a ratio of 1.25 still learns from a positive advantage."""
     logprobs, zeros, ones = torch.tensor([1.25]).log().requires_grad_(), torch.zeros(1), torch.ones(1)
     for high, learns in ((0.2, False), (0.28, True)):
@@ -110,7 +116,7 @@ def test_clip_higher_keeps_tokens_that_the_symmetric_clip_drops():
         assert torch.autograd.grad(loss, logprobs)[0].abs().item() == pytest.approx(1.25 if learns else 0.0)
 
 
-def test_first_update_has_ratio_one_and_the_plain_policy_gradient():
+def test_first_update_has_ratio_one_and_the_plain_policy_gradient() -> None:
     advantages = values(2).float()
     row = token_row(LENS, advantages=advantages)
     output, gradient = run(Objective(pg=1.0, aggregate="token"), values(3), row)
@@ -120,7 +126,7 @@ def test_first_update_has_ratio_one_and_the_plain_policy_gradient():
     assert output.sums["policy/clip_frac"].item() == 0.0
 
 
-def test_later_updates_use_the_recorded_old_logprobs():
+def test_later_updates_use_the_recorded_old_logprobs() -> None:
     logprobs, old, advantages = values(4, 0.3), values(5, 0.3), values(6).float()
     row = token_row(LENS, advantages=advantages, old_logprobs=old.float())
     output, _ = run(Objective(pg=1.0, aggregate="token"), logprobs, row)
@@ -133,7 +139,7 @@ def test_later_updates_use_the_recorded_old_logprobs():
 
 
 @pytest.mark.parametrize("cap", [0.5, 2.0, 1e9])
-def test_truncated_importance_weights(cap):
+def test_truncated_importance_weights(cap: float) -> None:
     """Each token's policy gradient is multiplied by min(old / sampler, cap), which is not differentiated."""
     logprobs, old, drawn, advantages = values(7, 0.1), values(8, 0.1), values(9, 1.5).float(), values(10).float()
     row = token_row(LENS, advantages=advantages, old_logprobs=old.float(), sampler_logprobs=drawn)
@@ -145,7 +151,7 @@ def test_truncated_importance_weights(cap):
     torch.testing.assert_close(weighted, plain * importance.clamp(max=cap))
 
 
-def test_importance_weights_leave_the_other_terms_alone():
+def test_importance_weights_leave_the_other_terms_alone() -> None:
     logprobs = values(11)
     row = token_row(LENS, sampler_logprobs=values(12).float())
     kd = values(13).square().requires_grad_()
@@ -156,12 +162,12 @@ def test_importance_weights_leave_the_other_terms_alone():
     assert losses[0].item() == losses[1].item()
 
 
-def test_importance_weights_without_sampler_logprobs_are_an_error():
+def test_importance_weights_without_sampler_logprobs_are_an_error() -> None:
     with pytest.raises(AssertionError, match="sampler's log-probs"):
         run(Objective(pg=1.0, importance_cap=2.0), values(14), token_row(LENS))
 
 
-def test_sampler_mismatch_is_k3_of_the_sampler_and_the_policy_before_the_update():
+def test_sampler_mismatch_is_k3_of_the_sampler_and_the_policy_before_the_update() -> None:
     old, drawn = values(15, 0.2), values(16, 0.2).float()
     row = token_row(LENS, old_logprobs=old.float(), sampler_logprobs=drawn)
     output, _ = run(Objective(pg=1.0), values(17), row)
@@ -172,7 +178,7 @@ def test_sampler_mismatch_is_k3_of_the_sampler_and_the_policy_before_the_update(
     assert same.sums["policy/sampler_mismatch"].item() == 0.0
 
 
-def test_terms_add_with_their_coefficients():
+def test_terms_add_with_their_coefficients() -> None:
     logprobs, kd, ref = values(18), values(19).square(), values(20).square()
     row = token_row(LENS, advantages=values(21).float())
     total, _ = run(Objective(ce=0.7, pg=1.3, kd=0.5, ref=0.04), logprobs, row, kd=kd, ref=ref)
@@ -190,14 +196,15 @@ def test_terms_add_with_their_coefficients():
 
 
 @pytest.mark.parametrize("anchor", ["kd", "ref"])
-def test_divergence_in_the_advantage_is_subtracted_and_not_differentiated(anchor):
+def test_divergence_in_the_advantage_is_subtracted_and_not_differentiated(anchor: str) -> None:
     logprobs, gap = values(22), values(23)
     row = token_row(LENS, advantages=values(24).float())
-    spec = Objective(pg=1.0, aggregate="token", **{anchor: 0.5, f"{anchor}_in_advantage": True})
+    options: dict[str, Any] = {anchor: 0.5, f"{anchor}_in_advantage": True}
+    spec = Objective(pg=1.0, aggregate="token", **options)
     leaf = gap.clone().requires_grad_()
     output = objective(spec, scored(logprobs.clone().requires_grad_(), **{anchor: leaf}), row, COUNTS)
     assert torch.autograd.grad(output.loss, leaf, allow_unused=True)[0] is None
-    _, gradient = run(spec, logprobs, row, **{anchor: gap})
+    _, gradient = run(spec, logprobs, row, COUNTS, **{anchor: gap})
     torch.testing.assert_close(gradient, -(row.advantages.double() - 0.5 * gap) / TOTAL, rtol=1e-6, atol=1e-9)
     assert output.sums[f"loss/{anchor}"].item() == pytest.approx(gap.mean().item(), rel=1e-6)
 
@@ -210,13 +217,14 @@ def test_divergence_in_the_advantage_is_subtracted_and_not_differentiated(anchor
         Objective(kd=1.0, kd_in_advantage=True),
         Objective(pg=1.0, ref=0.1, aggregate="constant"),
         Objective(kd=1.0, aggregate="token"),
+        Objective(),
     ],
     ids=str,
 )
-def test_a_row_without_loss_tokens_adds_zero_and_still_reaches_the_scores(spec):
+def test_a_row_without_loss_tokens_adds_zero_and_still_reaches_the_scores(spec: Objective) -> None:
     leaf = torch.zeros(0, dtype=torch.float64, requires_grad=True)
     output = objective(spec, scored(leaf, kd=leaf * 1.0, ref=leaf * 1.0), token_row(()), COUNTS)
     assert output.loss.item() == 0.0
     assert all(value.item() == 0.0 for value in output.sums.values())
-    output.loss.backward()
+    torch.autograd.backward(output.loss)
     assert leaf.grad is not None

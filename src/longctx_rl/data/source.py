@@ -23,7 +23,7 @@ class TrainingSource:
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         unknown = sorted(set(config.task.mixture) - set(GENERATORS))
         if unknown:
-            raise ValueError(f"task.mixture names {unknown[0]}, which does not exist: choose from {', '.join(GENERATORS)}")
+            raise ValueError(f"task.mixture={unknown[0]} does not exist: choose from {', '.join(GENERATORS)}")
         self.seed = config.seed
         self.tasks = tuple(config.task.mixture)
         self.shares = tuple(config.task.mixture.values())
@@ -38,9 +38,7 @@ class TrainingSource:
         task = draw.choices(self.tasks, self.shares)[0]
         length = draw.choice(self.lengths)
         family = draw.randrange(self.families if self.families is not None else 2**48)
-        return generate(
-            task, family, split="train", length=length, tokenizer=self.tokenizer, questions=self.questions
-        )
+        return generate(task, family, split="train", length=length, tokenizer=self.tokenizer, questions=self.questions)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[int, ...]:
@@ -53,10 +51,9 @@ def recorded_group(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Exampl
     """Recorded answers as a group. Several questions about one document share it; only answers are trained on."""
     parts = [encode_prompt(tokenizer, example) for example in examples]
     targets = [encode_target(tokenizer, example) for example in examples]
+    shared, questions = parts[0][0], [question for _, question in parts]
     if len(examples) == 1:
-        shared, questions = parts[0][0] + parts[0][1], [()]
-    else:
-        shared, questions = parts[0][0], [question for _, question in parts]
+        shared, questions = shared + questions[0], [()]
     completions = tuple(
         Completion(
             token_ids=question + target,
@@ -90,5 +87,7 @@ def check_lengths(config: Config, context: int) -> None:
         needs["eval.lengths"] = max(config.eval.lengths) + config.eval.max_new_tokens
     for key, need in needs.items():
         if need > context:
-            raise ValueError(f"{key} needs {need} tokens with the answer, but the model's context is {context}: "
-                             f"lower {key} or choose a model with a longer context")
+            raise ValueError(
+                f"{key} needs {need} tokens with the answer, but the model's context is {context}: "
+                f"lower {key} or choose a model with a longer context"
+            )

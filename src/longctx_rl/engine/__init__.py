@@ -78,13 +78,17 @@ class Engine(Protocol):
         """Continue from what ``save`` wrote, on any engine and any number of ranks. Raises ValueError on all ranks."""
 
     def export(self, directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write a folder that AutoModelForCausalLM.from_pretrained loads, in model.dtype. Replaces an earlier one."""
+        """Write a folder that AutoModelForCausalLM.from_pretrained loads, in model.dtype. Replaces an earlier one.
+
+        Raises ValueError on all ranks if it cannot be written.
+        """
 
 
 def loading(config: Config) -> AbstractContextManager[None]:
     """Entered around from_pretrained of policy and teacher. With ZeRO-3 on several ranks each keeps only its shard.
 
     A parameter is then an empty placeholder: its shape is ``parameter.ds_shape``, its value ``Engine.full_parameter``.
+    With model.architecture set nothing is sharded here, so that random weights do not depend on the number of ranks.
     """
     if config.engine.name == "zero3":
         from longctx_rl.engine import zero3

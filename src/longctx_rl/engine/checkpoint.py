@@ -69,7 +69,9 @@ def verify(checkpoint: Path) -> None:
         if manifest["format"] != FORMAT:
             raise ValueError(f"{checkpoint} has format {manifest['format']}, expected {FORMAT}: {advice}")
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{checkpoint} is not a checkpoint of this program (its {MANIFEST} is unusable): {advice}") from error
+        raise ValueError(
+            f"{checkpoint} is not a checkpoint of this program (no usable {MANIFEST}): {advice}"
+        ) from error
     for name, (size, checksum) in files.items():
         file = checkpoint / name
         if not file.is_file():
@@ -128,9 +130,7 @@ def _clear(folder: Path, final: Path) -> None:
 
 def _complete(temporary: Path, final: Path, step: int, trainer_state: Mapping[str, Any]) -> None:
     (temporary / TRAINER_STATE).write_text(json.dumps(trainer_state, indent=1))
-    files = {
-        file.name: {"bytes": file.stat().st_size, "crc32": _crc32(file)} for file in sorted(temporary.iterdir())
-    }
+    files = {file.name: {"bytes": file.stat().st_size, "crc32": _crc32(file)} for file in sorted(temporary.iterdir())}
     (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1))
     for path in [*temporary.iterdir(), temporary]:
         _sync(path)

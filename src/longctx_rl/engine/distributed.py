@@ -54,7 +54,7 @@ def init(config: Config) -> None:
             dist.init_process_group(backend)
         elif config.engine.name == "zero3":
             os.environ.setdefault("LOCAL_RANK", "0")
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     if config.engine.name == "zero3":
         zero3.start(where)
     random.seed(config.seed)
@@ -94,7 +94,7 @@ def barrier() -> None:
 
 
 def gather(items: Sequence[T]) -> list[T]:
-    """The items of all ranks, in rank order, on every rank. Items are plain data: numbers, text, lists, dictionaries."""
+    """The items of all ranks, in rank order, on every rank. Items are numbers, text, lists or dictionaries."""
     if world_size() == 1:
         return list(items)
     parts: list[Sequence[T]] = [()] * world_size()

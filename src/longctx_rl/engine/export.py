@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longctx_rl.engine.distributed import on_main
+from longctx_rl.engine.distributed import is_main, on_main
 from longctx_rl.engine.tensors import write_tensors
 
 
@@ -28,12 +28,20 @@ def write(
 ) -> None:
     """Write weights, configuration and tokenizer, through a temporary folder. Every rank draws, the main rank writes.
 
-    Raises OSError on every rank if the main rank cannot write.
+    Raises ValueError on every rank if the main rank cannot write; an earlier folder is still there then.
     """
     temporary = directory.parent / f".tmp-{directory.name}"
-    on_main(lambda: _empty(temporary))
-    write_tensors(temporary, "model", ((name, tensor.to(dtype)) for name, tensor in weights))
-    on_main(lambda: _finish(temporary, directory, cast(PreTrainedModel, policy.model), dtype, tokenizer))
+    try:
+        on_main(lambda: _empty(temporary))
+        write_tensors(temporary, "model", ((name, tensor.to(dtype)) for name, tensor in weights))
+        on_main(lambda: _finish(temporary, directory, cast(PreTrainedModel, policy.model), dtype, tokenizer))
+    except OSError as error:
+        if is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise ValueError(
+            f"the model could not be exported to {directory} ({error.strerror or error}): free space or fix the "
+            "permissions, then continue with resume=true"
+        ) from error
 
 
 def _empty(folder: Path) -> None:

@@ -35,9 +35,13 @@ def save(directory: Path, module: nn.Module, progress: Progress, read: Read) -> 
 
     for key, stem in STEMS.items():
         write_tensors(directory, stem, tensors(key))
-    if distributed.is_main():
-        content = {"format": FORMAT, "torch": torch.__version__, "progress": dataclasses.asdict(progress)}
-        (directory / "engine.json").write_text(json.dumps(content, indent=1))
+    content = {"format": FORMAT, "torch": torch.__version__, "progress": dataclasses.asdict(progress)}
+    text = json.dumps(content, indent=1)
+
+    def write_progress() -> None:
+        (directory / "engine.json").write_text(text)
+
+    distributed.on_main(write_progress)
 
 
 def load(directory: Path, module: nn.Module, write: Write) -> Progress:

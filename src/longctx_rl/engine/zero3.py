@@ -25,7 +25,9 @@ from longctx_rl.engine.optimizer import Progress, adamw, full_shape, reset_state
 from longctx_rl.engine.schedule import learning_rate
 
 SMALL_MODEL_NUMEL = 20_000_000
-"""Models up to this size keep their weights whole on every rank: sharding them would cost more time than it saves space."""
+"""Models up to this size keep all weights whole on every rank: sharding them costs more time than it saves space."""
+RESIDENT_NUMEL = 100_000
+"""Parameters up to this size stay whole in larger models: norms, mostly."""
 BUCKET_NUMEL = 50_000_000
 """Gradient elements reduced together, and weight elements gathered ahead."""
 
@@ -62,6 +64,7 @@ def deepspeed_config(config: Config, numel: int) -> dict[str, Any]:
         "stage": 3,
         "reduce_bucket_size": min(numel, BUCKET_NUMEL),
         "stage3_prefetch_bucket_size": BUCKET_NUMEL,
+        "stage3_param_persistence_threshold": RESIDENT_NUMEL,
     }
     if numel <= SMALL_MODEL_NUMEL:
         zero["stage3_param_persistence_threshold"] = numel
@@ -82,8 +85,11 @@ def deepspeed_config(config: Config, numel: int) -> dict[str, Any]:
 
 @contextmanager
 def loading(config: Config) -> Iterator[None]:
-    """While entered, transformers shards what it loads over the ranks. On one rank there is nothing to shard."""
-    if distributed.world_size() == 1:
+    """While entered, transformers shards what it loads over the ranks. On one rank there is nothing to shard.
+
+    Nor is anything sharded if the student starts from random weights, which would then depend on the number of ranks.
+    """
+    if distributed.world_size() == 1 or config.model.architecture is not None:
         yield
         return
     from transformers.integrations import deepspeed as integration
@@ -137,7 +143,8 @@ class Zero3Engine:
         settings = deepspeed_config(self._config, BUCKET_NUMEL)
         settings["zero_optimization"].pop("offload_optimizer", None)
         engine: nn.Module = _initialize(module, settings, None)
-        return engine.eval()
+        engine.eval()
+        return engine
 
     @contextmanager
     def full_weights(self) -> Iterator[nn.Module]:
@@ -189,7 +196,11 @@ class Zero3Engine:
 
 def _initialize(module: nn.Module, settings: dict[str, Any], optimizer: torch.optim.Optimizer | None) -> Any:
     import deepspeed
+    from deepspeed.utils import set_z3_leaf_modules
 
+    # Decoder layers are gathered as one piece: hooks on each of their submodules double the step time of small models.
+    layers = sorted(getattr(module.model, "_no_split_modules", None) or ())
+    set_z3_leaf_modules(module, layers, raise_if_not_found=False)
     return deepspeed.initialize(model=module, config=settings, optimizer=optimizer)[0]
 
 

@@ -49,7 +49,7 @@ def read(path: Path) -> list[ItemRecord]:
         try:
             records.append(ItemRecord(**json.loads(line)))
         except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is not an evaluation record ({error}): remove that line") from error
+            raise ValueError(f"{path}, line {number} is no evaluation record ({error}): remove that line") from error
     return records
 
 

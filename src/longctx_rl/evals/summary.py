@@ -98,8 +98,8 @@ def _percent(estimate: Estimate, sign: str = "") -> str:
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
     """Columns two blanks apart, the first one left-aligned, under a ruled heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join([first.strip().ljust(widths[0]), *others]))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -73,15 +73,16 @@ _FUNCTIONS = "add solve find merge update get parse apply fold scale split check
 _CLASSES = "Node Stack Counter Queue Graph Table"
 
 _WORDS = (
-    "false and as assert await break class def elif except finally global in is nonlocal or pass raise return True "
-    "with yield False bool dict enumerate float isinstance len list object open range reversed round set sorted str "
-    "sum super tuple type zip abs all any append copy extend format insert join keys lower pop remove replace sort "
-    "split strip upper staticmethod property dataclass field default name path file read write encode decode string number "
-    "length first last next prev start stop step end top bottom row column width height table graph edge tree stack "
-    "queue heap cache buffer token word sentence document question answer reason step because therefore given then "
-    "there are was were have has had will can must not no yes one two three four many each every other another same "
-    "above below before after between under over again also only very more most less least than this these those it "
-    "they he she we you write function program test case input output expect example error"
+    "false and as assert await break class def elif except finally global in is nonlocal or pass raise return "
+    "True with yield False bool dict enumerate float isinstance len list object open range reversed round set "
+    "sorted str sum super tuple type zip abs all any append copy extend format insert join keys lower pop remove "
+    "replace sort split strip upper staticmethod property dataclass field default name path file read write "
+    "encode decode string number length first last next prev start stop step end top bottom row column width "
+    "height table graph edge tree stack queue heap cache buffer token word sentence document question answer "
+    "reason step because therefore given then there are was were have has had will can must not no yes one two "
+    "three four many each every other another same above below before after between under over again also only "
+    "very more most less least than this these those it they he she we you write function program test case input "
+    "output expect example error"
 )
 
 
@@ -122,7 +123,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     backend.train_from_iterator(training_text(), trainer)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=TURN_END,
         pad_token=PAD,

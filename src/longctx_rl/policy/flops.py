@@ -8,6 +8,7 @@ group, because that is how often it is computed. Backward costs twice the forwar
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from longctx_rl.types import GroupSpan
@@ -31,7 +32,7 @@ class ModelShape:
     def of(cls, model: PreTrainedModel) -> "ModelShape":
         """Works on sharded models too, whose parameters know their whole size."""
         sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in model.base_model.named_parameters()}
-        embedding = model.get_input_embeddings().weight
+        embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
         vocabulary = getattr(embedding, "ds_numel", embedding.numel())
         config = model.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

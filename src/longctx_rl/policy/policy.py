@@ -31,7 +31,7 @@ class Policy(nn.Module):
     @property
     def head(self) -> nn.Module:
         """The output projection."""
-        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Module)
         return head
 
@@ -74,7 +74,7 @@ LOGIT_CHANGES = {
     "logits_scaling": 1.0,
     "lm_head_multiplier": 1.0,
 }
-"""What some architectures do to logits after the head (Gemma, Cohere, Granite, Falcon-H1), and the value that does not."""
+"""What Gemma, Cohere, Granite and Falcon-H1 do to logits after the head, and the value that does nothing."""
 
 
 def _check_head(model: PreTrainedModel) -> None:

@@ -14,16 +14,16 @@ class ReservedLayer(DynamicLayer):
     """A cache layer with room for ``capacity`` tokens, so that a decoding step writes one token and copies nothing."""
 
     def __init__(self, capacity: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.capacity = capacity
         self.length = 0
 
     def reserve(self, like: Tensor, rows: int) -> None:
         """Make room for ``rows`` sequences with the heads, width, type and device of ``like``, [*, heads, *, d]."""
-        self.dtype, self.device = like.dtype, like.device
         shape = (rows, like.shape[1], self.capacity, like.shape[3])
         # Zeros and not empty: what is masked still enters a product, where a stray nan would survive.
-        self.key_room, self.value_room = like.new_zeros(shape), like.new_zeros(shape)
+        self.room = like.new_zeros(shape), like.new_zeros(shape)
+        self.dtype, self.device = like.dtype, like.device
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -36,22 +36,23 @@ class ReservedLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.length
-        self._view(start + key_states.shape[-2])
-        self.keys[:, :, start:] = key_states
-        self.values[:, :, start:] = value_states
-        return self.keys, self.values
+        keys, values = self._up_to(start + key_states.shape[-2])
+        keys[:, :, start:] = key_states
+        values[:, :, start:] = value_states
+        return keys, values
 
-    def place(self, rows: slice, end: int, prompt: DynamicLayer) -> None:
-        """Repeat one prompt's keys and values over ``rows``, so that they end before position ``end``."""
-        start = end - prompt.keys.shape[-2]
-        self._view(end)
-        self.keys[rows, :, start:] = prompt.keys
-        self.values[rows, :, start:] = prompt.values
+    def place(self, rows: slice, end: int, prompt: tuple[Tensor, Tensor]) -> None:
+        """Repeat one prompt's keys and values, [1, heads, n, d], over ``rows``, up to position ``end``."""
+        for room, states in zip(self._up_to(end), prompt, strict=True):
+            room[rows, :, end - states.shape[-2] :] = states
 
-    def _view(self, length: int) -> None:
+    def _up_to(self, length: int) -> tuple[Tensor, Tensor]:
+        """Views of the first ``length`` positions, which are the cache from now on."""
         assert length <= self.capacity
         self.length = length
-        self.keys, self.values = self.key_room[:, :, :length], self.value_room[:, :, :length]
+        keys, values = (room[:, :, :length] for room in self.room)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 class Prefill:
@@ -74,8 +75,8 @@ class Prefill:
             known = prefix
         return count
 
-    def run(self, request: SampleRequest) -> list[DynamicLayer]:
-        """The cache of a prompt without its last token: [1, heads, P - 1, d] per layer, valid until the next call."""
+    def run(self, request: SampleRequest) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of a prompt without its last token, [1, heads, P - 1, d] per layer; empty for one token."""
         prefix, rest = _split(request)
         if prefix and prefix == self.prefix:
             self.cache.crop(len(prefix) - self.cache.get_seq_length())
@@ -84,7 +85,8 @@ class Prefill:
             self._extend(prefix)
         self.prefix = prefix
         self._extend(rest)
-        return full_attention_layers(self.cache)
+        layers = full_attention_layers(self.cache)
+        return [(layer.keys, layer.values) for layer in layers if layer.keys is not None and layer.values is not None]
 
     def idle(self, token: int) -> None:
         """A pass whose result is not used: ranks that hold each other's weights must make equally many."""
@@ -110,8 +112,10 @@ def full_attention_layers(cache: Cache) -> list[DynamicLayer]:
     """
     layers = [layer for layer in cache.layers if type(layer) is DynamicLayer]
     if len(layers) != len(cache.layers):
-        raise ValueError("the sampler needs full attention in every layer: choose a model without sliding windows "
-                         "or linear attention, such as Qwen3 or Llama")
+        raise ValueError(
+            "the sampler needs full attention in every layer: choose a model without sliding windows "
+            "or linear attention, such as Qwen3 or Llama"
+        )
     return layers
 
 

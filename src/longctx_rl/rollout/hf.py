@@ -5,8 +5,10 @@ inverse of the cumulative distribution at its number, so a draw depends on weigh
 recorded log-probability is of the very distribution that was drawn from.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -75,6 +77,7 @@ class HFSampler:
                 attention or whose logits are not finite.
         """
         self._check_lengths(model, requests)
+        requests = _without_lone_prefixes(requests)
         results: list[tuple[Completion, ...]] = [()] * len(requests)
         plan = self._plan(requests)
         batches = [[requests[index] for index in indices] for indices in plan]
@@ -148,12 +151,11 @@ class HFSampler:
             prefill.idle(self.eos_ids[0])
         row = 0
         for request, group in zip(requests, groups, strict=True):
-            prompt_layers = prefill.run(request)
-            if len(request.prompt_ids) > 1:
-                for layer, prompt in zip(layers, prompt_layers, strict=True):
-                    if not layer.is_initialized:
-                        layer.reserve(prompt.keys, sum(groups))
-                    layer.place(slice(row, row + group), longest - 1, prompt)
+            # Not strict: a prompt of one token leaves nothing to place.
+            for layer, prompt in zip(layers, prefill.run(request), strict=False):
+                if not layer.is_initialized:
+                    layer.reserve(prompt[0], sum(groups))
+                layer.place(slice(row, row + group), longest - 1, prompt)
             row += group
         repeats = torch.tensor(groups, device=model.device)
         starts = (longest - lengths).repeat_interleave(repeats)
@@ -196,16 +198,28 @@ class HFSampler:
         lengths = torch.where(stopped, ended.int().argmax(1) + 1, tokens.shape[1])
         past_end = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
         if not (logprobs.isfinite() | past_end).all():
-            raise ValueError("the policy's logits are not finite: its weights are broken, start from an earlier "
-                             "checkpoint with a lower optim.lr")
+            raise ValueError(
+                "the policy's logits are not finite: its weights are broken, start from an earlier "
+                "checkpoint with a lower optim.lr"
+            )
         results = []
         columns = (tokens.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist())
         for ids, scores, length, stop in zip(*columns, strict=True):
             text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
             assert isinstance(text, str)
-            reason = "stop" if stop else "length"
-            results.append(Completion(tuple(ids[:length]), text, reason, tuple(scores[:length])))
+            kept = slice(length)
+            results.append(Completion(tuple(ids[kept]), text, "stop" if stop else "length", tuple(scores[kept])))
         return results
+
+
+def _without_lone_prefixes(requests: Sequence[SampleRequest]) -> list[SampleRequest]:
+    """The requests, with a prefix only where another request has the same one."""
+    prefixes = [request.prompt_ids[: request.prefix_len] for request in requests]
+    uses = Counter(prefixes)
+    return [
+        request if uses[prefix] > 1 else replace(request, prefix_len=0)
+        for request, prefix in zip(requests, prefixes, strict=True)
+    ]
 
 
 class _Draw(LogitsProcessor):

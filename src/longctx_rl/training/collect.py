@@ -54,9 +54,7 @@ def sampled_groups(
             _graded(
                 config,
                 example,
-                RolloutGroup(
-                    example, request.prompt_ids, tuple(replace(one, policy_version=step) for one in group)
-                ),
+                RolloutGroup(example, request.prompt_ids, tuple(replace(one, policy_version=step) for one in group)),
             )
             for example, request, group in zip(examples, requests, completions, strict=True)
         ]

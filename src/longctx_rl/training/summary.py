@@ -36,10 +36,3 @@ def next_commands(config: Config) -> list[str]:
         f"python -m longctx_rl +algo={follow} model={config.model.name} model.student={export} "
         "experiment_name=continued",
     ]
-
-
-def resume_command(config: Config) -> str:
-    """The command that continues this run."""
-    import longctx_rl.run_directory as run_directory
-
-    return run_directory.resume_command(config)

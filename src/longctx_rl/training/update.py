@@ -138,12 +138,8 @@ def update(
 
 
 def score_sums(scores: TokenScores, denominators: Denominators) -> dict[str, Tensor]:
-    """This row's share of the token means against teacher and initial policy. A quantity not known stays out."""
-    known = {
-        f"teacher/{name}": values
-        for name, values in scores.diagnostics.items()
-        if not torch.isnan(values).any()
-    }
+    """This row's share of the token means against teacher and initial policy."""
+    known = {f"teacher/{name}": values for name, values in scores.diagnostics.items()}
     if "ref" in scores.divergences:
         known["policy/kl_initial"] = scores.divergences["ref"].detach()
     return {name: values.sum() / denominators.num_tokens for name, values in known.items()}

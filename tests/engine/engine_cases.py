@@ -1,13 +1,16 @@
 """A small random policy, a configuration and a few losses for the engine tests."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from longctx_rl.config import Config
+from longctx_rl.engine import Engine, distributed
 
 VOCABULARY = 64
 OPTIM = {
@@ -90,3 +93,40 @@ def _neutral(kind: Any, values: dict[str, Any]) -> Any:
         else:
             filled[field.name] = {int: 1, float: 0.0, str: "", bool: False}.get(hint)
     return kind(**filled)
+
+
+def train(engine: Engine, steps: range, micro_batches: int = 4, rows: int = 1) -> list[float]:
+    """Run optimizer steps on numbered batches, eight rows each, shared out over the ranks. Returns gradient norms.
+
+    ``micro_batches`` x ``rows`` is the share of one rank; the loss is divided by the global number of rows.
+    """
+    ranks = distributed.world_size()
+    norms = []
+    for step in steps:
+        data = torch.cat([batch(100 * step + row) for row in range(micro_batches * rows * ranks)])
+        mine = data.chunk(ranks)[distributed.rank()].split(rows)
+        for index, row in enumerate(mine):
+            with torch.no_grad():
+                engine.forward(row)  # as old log-probabilities do
+            loss = engine.forward(row) / (len(data) * 11)
+            engine.backward(loss, last=index == len(mine) - 1)
+        norms.append(engine.step().grad_norm)
+    return norms
+
+
+def weights(engine: Engine, directory: Path) -> dict[str, Tensor]:
+    """All stored tensors of an engine, by file and name."""
+    directory.mkdir(parents=True, exist_ok=True)
+    engine.save(directory)
+    distributed.barrier()
+    return {
+        f"{file.stem}/{name}": tensor
+        for file in sorted(directory.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """Largest absolute difference of any element."""
+    assert left.keys() == right.keys()
+    return max((left[name] - right[name]).abs().max().item() for name in left)

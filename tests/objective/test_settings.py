@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from longctx_rl.config import Config, load
+from longctx_rl.config import ALGORITHMS, Config, load
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +17,7 @@ def configured(*overrides: str) -> Config:
 
 
 @pytest.mark.parametrize("anchor", ["kd", "ref"])
-def test_k1_as_a_loss_is_refused_and_the_valid_choice_named(anchor):
+def test_k1_as_a_loss_is_refused_and_the_valid_choice_named(anchor: str) -> None:
     overrides = ["+algo=dgrpo", f"algo.weights.{anchor}=0.5", f"algo.{anchor}.estimator=k1"]
     with pytest.raises(ValueError, match=f"does not depend on the anchor: set algo.{anchor}.placement=advantage"):
         configured(*overrides)
@@ -25,13 +25,13 @@ def test_k1_as_a_loss_is_refused_and_the_valid_choice_named(anchor):
 
 
 @pytest.mark.parametrize("estimator", ["exact", "topk", "k2", "k3"])
-def test_only_k1_may_enter_the_advantage(estimator):
-    with pytest.raises(ValueError, match="placement=advantage works with algo.kd.estimator=k1 only"):
+def test_only_k1_may_enter_the_advantage(estimator: str) -> None:
+    with pytest.raises(ValueError, match=r"placement=advantage works with algo\.kd\.estimator=k1 only"):
         configured("+algo=dgrpo", "algo.kd.placement=advantage", f"algo.kd.estimator={estimator}")
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_sampled_estimators_need_the_students_own_tokens_and_the_reverse_kl(estimator):
+def test_sampled_estimators_need_the_students_own_tokens_and_the_reverse_kl(estimator: str) -> None:
     placement = "algo.kd.placement=advantage" if estimator == "k1" else "algo.kd.placement=loss"
     chosen = [f"algo.kd.estimator={estimator}", placement]
     with pytest.raises(ValueError, match="needs tokens drawn from the policy"):
@@ -41,13 +41,27 @@ def test_sampled_estimators_need_the_students_own_tokens_and_the_reverse_kl(esti
     assert configured("+algo=opd", *chosen)
 
 
-DOCUMENTED = re.findall(r"python -m longctx_rl (\+algo=.*)", (ROOT / "docs" / "algorithms.md").read_text())
+DOCUMENT = (ROOT / "docs" / "algorithms.md").read_text()
+COMMANDS = re.findall(r"python -m longctx_rl (\+algo=.*)", DOCUMENT)
+METHODS = re.findall(r"^\| `(\w+)` \| (?:dataset|policy) .*$", DOCUMENT, re.MULTILINE)
 
 
-def test_the_document_shows_settings():
-    assert len(DOCUMENTED) >= 3
+def test_the_document_shows_all_methods_and_some_settings() -> None:
+    assert tuple(METHODS) == ALGORITHMS
+    assert len(COMMANDS) > len(ALGORITHMS)
 
 
-@pytest.mark.parametrize("arguments", DOCUMENTED)
-def test_documented_settings_compose(arguments):
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_documented_settings_compose(arguments: str) -> None:
     assert configured(*arguments.split())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_documented_coefficients_are_the_presets(name: str) -> None:
+    (line,) = re.findall(rf"^\| `{name}` \| (?:dataset|policy) .*$", DOCUMENT, re.MULTILINE)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    algo = configured(f"+algo={name}").algo
+    weights = algo.weights
+    divergence = f"{algo.kd.direction}, {algo.kd.estimator}" if weights.kd else "–"  # noqa: RUF001
+    numbers = [str(value) for value in (weights.ce, weights.pg, weights.kd, weights.ref)]
+    assert cells[:8] == [f"`{name}`", algo.source, str(algo.group_size), *numbers, divergence]

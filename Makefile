@@ -1,0 +1,45 @@
+# `make` lists what there is. Everything runs in .venv, which is made on first use. Another Python: make PYTHON3=python3.12
+
+PYTHON3 ?= python3
+VENV    := .venv
+PYTHON  := $(VENV)/bin/python
+ARGS    ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo smoke test lint format mini-models clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.installed ## Train the mini student with dGRPO, 4 minutes on 2 cores (ARGS="seed=1 ...")
+	$(PYTHON) -m longctx_rl +algo=dgrpo experiment_name=demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
+
+smoke: $(VENV)/.installed ## Two steps of each method, in seconds
+	$(PYTHON) -m longctx_rl -m +algo=sft,kd,grpo,opd,dgrpo +experiment=smoke experiment_name=smoke-$$(date +%Y%m%d-%H%M%S) $(ARGS)
+
+test: $(VENV)/.installed-dev ## Run the tests (ARGS="-k name")
+	$(PYTHON) -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## Check style and types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+format: $(VENV)/.installed-dev ## Apply the style
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+clean: ## Remove caches and builds; runs and .venv stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: a second make does not install again unless pyproject.toml changed.
+$(VENV)/.installed: pyproject.toml
+	@test -x $(PYTHON) || $(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; choose one with: make PYTHON3=python3.12 $(MAKECMDGOALS)")'
+	test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

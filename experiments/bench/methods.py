@@ -1,0 +1,155 @@
+"""The five methods with default settings: what each run costs and what it changes on held-out items.
+
+    python experiments/bench/methods.py run [--algos dgrpo,grpo,...] [--seeds 0,1,2]   # minutes per run
+    python experiments/bench/methods.py show                                            # from the committed results
+
+``run`` appends one line per run to experiments/bench/results/methods.jsonl: wall time of the whole command, peak
+resident memory of its processes, seconds until the first step was recorded, cost counters, and the score of every
+held-out item before and after. A run that is there already is skipped.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from longctx_rl import stats
+from longctx_rl.evals.summary import read_records
+from longctx_rl.recorder import read_metrics
+
+RESULTS = Path(__file__).parent / "results" / "methods.jsonl"
+COSTS = ("sampled_tokens", "trained_tokens", "teacher_tokens", "flops", "wall_seconds")
+LONG = 1024
+"""Prompt length, in tokens, from which a context counts as long."""
+
+
+def resident_gib(process: psutil.Process) -> float:
+    """Resident memory of a process and its children, pages that they share counted once."""
+    total = 0
+    for member in [process, *process.children(recursive=True)]:
+        try:
+            total += member.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total / 2**30
+
+
+def measure(algo: str, seed: int, root: Path) -> dict[str, Any]:
+    """Run one method with default settings and read its run directory."""
+    command = [sys.executable, "-m", "longctx_rl", f"+algo={algo}", f"seed={seed}", f"runs_root={root}"]
+    start = time.monotonic()
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL)
+    peak, first_step = 0.0, None
+    while process.poll() is None:
+        peak = max(peak, resident_gib(process))
+        metrics = next(root.glob(f"*/{algo}-*-s{seed}/metrics.jsonl"), None)
+        if first_step is None and metrics and any(row["step"] > 0 for row in read_metrics(metrics)):
+            first_step = time.monotonic() - start
+        time.sleep(0.25)
+    seconds = time.monotonic() - start
+    if process.returncode:
+        raise SystemExit(f"{algo} seed {seed} ended with status {process.returncode}")
+    (run,) = root.glob(f"*/{algo}-*-s{seed}")
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if "loss/total" in row]
+    records = read_records(run / "evals" / "heldout.jsonl")
+    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: {"before": [], "after": []})
+    last = max(record.step for record in records)
+    for when, step in (("before", 0), ("after", last)):
+        for record in sorted((r for r in records if r.step == step), key=lambda r: r.id):
+            cells[f"{record.task}/{record.length}"][when].append(round(record.score, 4))
+    return {
+        "date": date.today().isoformat(),
+        "algo": algo,
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "first_step_seconds": round(first_step or seconds, 1),
+        "peak_gib": round(peak, 3),
+        "steps": rows[-1]["step"],
+        **{name: rows[-1][f"progress/{name}"] for name in COSTS},
+        "cells": cells,
+    }
+
+
+def run(algos: list[str], seeds: list[int]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    done = {(row["algo"], row["seed"]) for row in load()}
+    for seed in seeds:
+        for algo in algos:
+            if (algo, seed) in done:
+                print(f"{algo} seed {seed}: already in {RESULTS.name}")
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                row = measure(algo, seed, Path(folder))
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{algo} seed {seed}: {row['seconds']:.0f} s, {row['peak_gib']:.2f} GiB", flush=True)
+
+
+def load() -> list[dict[str, Any]]:
+    if not RESULTS.is_file():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+
+
+def show() -> None:
+    """Mean score before and after, and the paired difference with its interval over seeds and item families."""
+    rows = load()
+    print(
+        "| method | seeds | short before | short after | long before | long after | long difference [95 %] | s | GiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for algo in dict.fromkeys(row["algo"] for row in rows):
+        mine = [row for row in rows if row["algo"] == algo]
+        columns = [algo, str(len(mine))]
+        for long in (False, True):
+            before, after = (matrix(mine, when, long) for when in ("before", "after"))
+            columns += [f"{mean(before):.3f}", f"{mean(after):.3f}"]
+        difference = stats.seeds_by_families(
+            [[b - a for a, b in zip(x, y, strict=True)] for x, y in zip(before, after, strict=True)]
+        )
+        columns.append(f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]")
+        columns.append(f"{max(row['seconds'] for row in mine):.0f}")
+        columns.append(f"{max(row['peak_gib'] for row in mine):.2f}")
+        print("| " + " | ".join(columns) + " |")
+
+
+def matrix(rows: list[dict[str, Any]], when: str, long: bool) -> list[list[float]]:
+    """Scores [seed][item]: items of contexts from LONG tokens on, or of the shortest length."""
+    lengths = sorted({int(cell.split("/")[1]) for cell in rows[0]["cells"]})
+    wanted = [length for length in lengths if length >= LONG] if long else lengths[:1]
+    return [
+        [
+            score
+            for cell, scores in sorted(row["cells"].items())
+            if int(cell.split("/")[1]) in wanted
+            for score in scores[when]
+        ]
+        for row in rows
+    ]
+
+
+def mean(scores: list[list[float]]) -> float:
+    return sum(map(sum, scores)) / sum(map(len, scores))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "show"))
+    parser.add_argument("--algos", default="dgrpo,grpo,opd,kd,sft")
+    parser.add_argument("--seeds", default="0,1,2")
+    options = parser.parse_args()
+    if options.action == "run":
+        run(options.algos.split(","), [int(seed) for seed in options.seeds.split(",")])
+    show()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""What the tests run in processes of their own. ``run_ranks.py resume DIR``, or ``ranks DIR`` under torchrun."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine_cases import Policy, batch, config, policy, train, weights
+from transformers import AutoModelForCausalLM
+
+from longctx_rl import engine
+from longctx_rl.engine import Engine, checkpoint, distributed, zero3
+
+WIDTH = 33
+"""Odd, so that shards of two ranks are padded."""
+
+
+def build(module: Policy | None = None, **groups: dict[str, Any]) -> Engine:
+    groups["optim"] = {"lr": 1e-3, **groups.get("optim", {})}
+    return engine.build(config(**groups), module or policy(WIDTH), total_steps=10)
+
+
+def resume(root: Path) -> None:
+    """Continue each engine's checkpoint from step 3 to step 6."""
+    for name in ("local", "zero3"):
+        distributed.init(config(engine={"name": name}))
+        trainer = build(policy(WIDTH, seed=5), engine={"name": name})
+        trainer.load(root / name / "checkpoint")
+        norms = train(trainer, range(3, 6))
+        weights(trainer, root / name / "resumed")
+        (root / name / "resumed.json").write_text(json.dumps(norms))
+
+
+def ranks(root: Path) -> None:
+    """Everything that is checked on two ranks. Values that the test compares go to ``facts.json``."""
+    distributed.init(config())
+    facts: dict[str, Any] = {"collectives": collectives()}
+    facts["norms"] = training(root)
+    training_resumed(root)
+    facts["skipped"] = not_finite_on_one_rank()
+    facts["samples"] = [generation(gather) for gather in (True, False)]
+    sharded_weights(root)
+    facts["bfloat16"] = bfloat16()
+    facts["disk_full"] = disk_full(root)
+    if distributed.is_main():
+        (root / "facts.json").write_text(json.dumps(facts))
+    distributed.shutdown()
+
+
+def collectives() -> dict[str, Any]:
+    rank = distributed.rank()
+    return {
+        "gather": distributed.gather([rank, "x"]),
+        "sum": distributed.all_reduce_sum({"both": rank + 1.0, f"only{rank}": 2.0}),
+        "max": distributed.all_reduce_max({"both": rank + 1.0}),
+        "broadcast": distributed.broadcast({"rank": rank}),
+        "flag": distributed.broadcast_flag(rank == 1),
+        "any": distributed.any_rank(rank == 1),
+        "rng": len(checkpoint.rng_states()),
+    }
+
+
+def training(root: Path) -> list[float]:
+    """Six steps from scratch, a checkpoint after three; then three more from a checkpoint of one rank."""
+    trainer = build()
+    norms = train(trainer, range(3), micro_batches=2)
+    checkpoint.save_checkpoint(root, 3, trainer.save, {"rng": checkpoint.rng_states()}, keep=1)
+    norms += train(trainer, range(3, 6), micro_batches=2)
+    weights(trainer, root / "two")
+    trainer = build(policy(WIDTH, seed=5))
+    trainer.load(root / "one" / "checkpoint")
+    train(trainer, range(3, 6), micro_batches=2)
+    weights(trainer, root / "one-then-two")
+    return norms
+
+
+def training_resumed(root: Path) -> None:
+    """Two ranks continue their own checkpoint, bit for bit."""
+    found = checkpoint.latest_checkpoint(root)
+    assert found is not None
+    checkpoint.verify(found)
+    trainer = build(policy(WIDTH, seed=5))
+    trainer.load(found)
+    train(trainer, range(3, 6), micro_batches=2)
+    weights(trainer, root / "two-resumed")
+
+
+def not_finite_on_one_rank() -> list[bool]:
+    trainer = build()
+    factor = math.nan if distributed.rank() == 1 else 1.0
+    trainer.backward(trainer.forward(batch(0)) * factor, last=True)
+    return distributed.gather([trainer.step().skipped])
+
+
+def generation(gather_weights: bool) -> list[list[int]]:
+    """Ranks stop at different lengths, then train."""
+    trainer = build(rollout={"gather_weights": gather_weights})
+    assert trainer.synced_gpus is not gather_weights
+    train(trainer, range(1), micro_batches=2)
+    with trainer.full_weights() as module, torch.no_grad():
+        limit = 3 + 3 * distributed.rank()
+        out = module.model.generate(
+            batch(9), max_new_tokens=limit, min_new_tokens=limit, do_sample=False, synced_gpus=trainer.synced_gpus
+        )
+    assert math.isfinite(train(trainer, range(1, 2), micro_batches=2)[0])
+    return distributed.gather([out[0].tolist()])
+
+
+def sharded_weights(root: Path) -> None:
+    """As a large model runs: loaded in shards, nothing resident, a frozen scorer of another width beside it."""
+    zero3.SMALL_MODEL_NUMEL = zero3.RESIDENT_NUMEL = 0
+    with engine.loading(config()):
+        student = AutoModelForCausalLM.from_pretrained(root / "student")
+        teacher = Policy(AutoModelForCausalLM.from_pretrained(root / "teacher"))
+    assert student.model.embed_tokens.weight.shape == (0,)
+    assert AutoModelForCausalLM.from_pretrained(root / "student").model.embed_tokens.weight.shape == (64, WIDTH)
+    trainer = build(Policy(student))
+    frozen = trainer.freeze(teacher)
+    whole = Policy(AutoModelForCausalLM.from_pretrained(root / "teacher"))
+    for step in range(3):
+        with torch.no_grad():
+            assert torch.allclose(frozen(batch(step)), whole(batch(step)), rtol=1e-5)
+        train(trainer, range(step, step + 1), micro_batches=2)
+    head = trainer.full_parameter(teacher.model.get_output_embeddings().weight)
+    assert torch.equal(head, whole.model.get_output_embeddings().weight)
+    trainer.save(_fresh(root / "sharded"))
+    again = build(policy(WIDTH, seed=5))
+    again.load(root / "sharded")
+    for each, name in ((trainer, "sharded-on"), (again, "sharded-loaded")):
+        train(each, range(3, 6), micro_batches=2)
+        weights(each, root / name)
+    zero3.SMALL_MODEL_NUMEL, zero3.RESIDENT_NUMEL = 20_000_000, 100_000
+
+
+def bfloat16() -> list[float]:
+    trainer = build(model={"dtype": "bfloat16"}, optim={"lr": 3e-3, "warmup_steps": 0})
+    losses = []
+    for _ in range(12):
+        loss = trainer.forward(batch(0)) / 22
+        trainer.backward(loss, last=True)
+        trainer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def disk_full(root: Path) -> list[str]:
+    """The main rank's disk is full: every rank gets the sentence and none waits for another."""
+
+    def write(directory: Path) -> None:
+        def fail() -> None:
+            raise OSError(28, "No space left on device")
+
+        distributed.on_main(fail)
+
+    try:
+        checkpoint.save_checkpoint(root, 9, write, {}, keep=1)
+    except ValueError as error:
+        return distributed.gather([str(error)])
+    raise AssertionError("the failure was not reported")
+
+
+def _fresh(directory: Path) -> Path:
+    distributed.on_main(lambda: directory.mkdir())
+    return directory
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"resume": resume, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))

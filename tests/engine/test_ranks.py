@@ -1,0 +1,142 @@
+"""One and two ranks, and new processes, continue each other's work. Each launch is done once and checked by many."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_cases import difference, policy, train, weights
+from run_ranks import WIDTH, build
+from safetensors.torch import load_file
+
+from longctx_rl.engine import checkpoint
+
+SCRIPT = Path(__file__).with_name("run_ranks.py")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def run(*arguments: str, **variables: str) -> str:
+    """Run Python in a process of its own and return what it printed."""
+    environment = {key: value for key, value in os.environ.items() if key != "LOCAL_RANK"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def stored(directory: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{file.stem}/{name}": tensor
+        for file in sorted(directory.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The results of a run on two ranks, beside those of one rank."""
+    root = tmp_path_factory.mktemp("ranks")
+    trainer = build()
+    norms = train(trainer, range(3))
+    weights(trainer, root / "one" / "checkpoint")
+    norms += train(trainer, range(3, 6))
+    weights(trainer, root / "one" / "done")
+    policy(WIDTH).model.save_pretrained(root / "student")
+    policy(48, seed=3).model.save_pretrained(root / "teacher")
+    run(*TORCHRUN, str(SCRIPT), "ranks", str(root))
+    return root, {**json.loads((root / "facts.json").read_text()), "one_norms": norms}
+
+
+def test_two_ranks_equal_one(two: tuple[Path, dict[str, Any]]) -> None:
+    root, facts = two
+    assert facts["norms"] == pytest.approx(facts["one_norms"], rel=1e-5)
+    assert difference(stored(root / "two"), stored(root / "one" / "done")) < 1e-6
+
+
+def test_two_ranks_resume_bit_for_bit(two: tuple[Path, dict[str, Any]]) -> None:
+    root, _ = two
+    assert difference(stored(root / "two-resumed"), stored(root / "two")) == 0.0
+
+
+def test_one_rank_checkpoint_continues_on_two(two: tuple[Path, dict[str, Any]]) -> None:
+    root, _ = two
+    assert difference(stored(root / "one-then-two"), stored(root / "one" / "done")) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["local", "zero3"])
+def test_two_rank_checkpoint_continues_on_one(two: tuple[Path, dict[str, Any]], tmp_path: Path, name: str) -> None:
+    root, _ = two
+    found = checkpoint.latest_checkpoint(root)
+    assert found is not None and found.name == "step-000003"
+    checkpoint.verify(found)
+    assert len(checkpoint.read_trainer_state(found)["rng"]) == 2
+    trainer = build(policy(WIDTH, seed=5), engine={"name": name})
+    trainer.load(found)
+    train(trainer, range(3, 6))
+    assert difference(weights(trainer, tmp_path), stored(root / "two")) < 1e-6
+
+
+def test_sharded_weights_equal_resident_ones(two: tuple[Path, dict[str, Any]]) -> None:
+    root, _ = two
+    assert difference(stored(root / "sharded-on"), stored(root / "two")) < 1e-6
+    assert difference(stored(root / "sharded-on"), stored(root / "sharded-loaded")) == 0.0
+
+
+def test_generation_with_and_without_gathered_weights(two: tuple[Path, dict[str, Any]]) -> None:
+    _, facts = two
+    gathered, synced = facts["samples"]
+    assert gathered == synced
+    assert [len(row) for row in gathered] == [15, 18] and gathered[1][:15] == gathered[0]
+
+
+def test_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all(two: tuple[Path, dict[str, Any]]) -> None:
+    assert two[1]["skipped"] == [True, True]
+
+
+def test_bfloat16_trains_on_two_ranks(two: tuple[Path, dict[str, Any]]) -> None:
+    losses = two[1]["bfloat16"]
+    assert losses[-1] < losses[0] - 0.25
+
+
+def test_full_disk_on_the_main_rank_is_told_to_all(two: tuple[Path, dict[str, Any]]) -> None:
+    root, facts = two
+    assert len(facts["disk_full"]) == 2
+    assert all("No space left on device" in sentence for sentence in facts["disk_full"])
+    assert [path.name for path in (root / "checkpoints").iterdir()] == ["step-000003"]
+
+
+def test_collectives(two: tuple[Path, dict[str, Any]]) -> None:
+    assert two[1]["collectives"] == {
+        "gather": [0, "x", 1, "x"],
+        "sum": {"both": 3.0, "only0": 2.0, "only1": 2.0},
+        "max": {"both": 2.0},
+        "broadcast": {"rank": 0},
+        "flag": False,
+        "any": True,
+        "rng": 2,
+    }
+
+
+def test_new_process_resumes_bit_for_bit(tmp_path: Path) -> None:
+    uninterrupted = {}
+    for name in ("local", "zero3"):
+        trainer = build(engine={"name": name})
+        train(trainer, range(3))
+        weights(trainer, tmp_path / name / "checkpoint")
+        uninterrupted[name] = train(trainer, range(3, 6)), weights(trainer, tmp_path / name / "done")
+    printed = run(str(SCRIPT), "resume", str(tmp_path), PATH="/nonexistent")  # no compiler needed either
+    assert printed == ""
+    for name, (norms, tensors) in uninterrupted.items():
+        assert json.loads((tmp_path / name / "resumed.json").read_text()) == norms
+        assert difference(stored(tmp_path / name / "resumed"), tensors) == 0.0

@@ -1,0 +1,133 @@
+"""Records on disk, cells and tables, and the evaluation itself on a tiny model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longctx_rl.data.generators import generate
+from longctx_rl.data.prompts import encode_prompt
+from longctx_rl.evals import records, summary
+from longctx_rl.evals.heldout import evaluate
+from longctx_rl.evals.records import ItemRecord
+from longctx_rl.policy.loading import load_tokenizer
+from longctx_rl.rollout import SampleRequest
+from longctx_rl.stats import wilson
+from longctx_rl.types import Completion, Example, Reward
+
+
+def record(number: int, score: float, *, task: str = "multihop", length: int = 256, step: int = 0) -> ItemRecord:
+    return ItemRecord(
+        step=step,
+        id=f"{task}-{length}-{number}",
+        family_id=f"{task}-{number}",
+        task=task,
+        length=length,
+        prompt_tokens=length - 1,
+        output="Answer: KesDal\nü",
+        score=score,
+        parts={"answer": score},
+        truncated=number == 0,
+    )
+
+
+def test_records_survive_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "evals" / "heldout.jsonl"
+    first, second = [record(i, i % 2) for i in range(3)], [record(i, 1.0, step=20) for i in range(3)]
+    records.append(path, first)
+    records.append(path, second)
+    assert records.read(path) == first + second
+    records.drop_after(path, 19)
+    assert records.read(path) == first
+    assert [entry.name for entry in path.parent.iterdir()] == ["heldout.jsonl"]
+    records.drop_after(tmp_path / "absent.jsonl", 0)
+
+
+def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "heldout.jsonl"
+    records.append(path, [record(0, 1.0)])
+    whole = path.read_text()
+    path.write_text(whole + whole[:40])
+    assert records.read(path) == [record(0, 1.0)]
+    records.drop_after(path, 0)
+    assert path.read_text() == whole
+
+
+@pytest.mark.parametrize("line", ["{", '{"step": 1}', "[1]"])
+def test_a_foreign_line_is_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "heldout.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(ValueError, match="line 1 is no evaluation record"):
+        records.read(path)
+
+
+def test_cells_and_metrics() -> None:
+    data = [record(i, float(i < 3), length=256) for i in range(4)]
+    data += [record(i, 0.25 * i, task="longform", length=1024) for i in range(5)]
+    multihop, longform = summary.cells(reversed(data))[::-1]
+    assert (multihop.task, multihop.length, multihop.n, multihop.truncated) == ("multihop", 256, 4, 0.25)
+    assert multihop.score == wilson(3, 4)
+    assert longform.score.value == 0.5 and 0 < longform.score.low < 0.5 < longform.score.high < 1
+    assert summary.metrics(data) == {
+        "eval/heldout/longform/1024": 0.5,
+        "eval/heldout/multihop/256": 0.75,
+        "eval/heldout/mean": 0.625,
+    }
+
+
+def test_a_family_at_two_lengths_is_not_two_independent_items() -> None:
+    data = [record(i, float(i % 2), length=length) for i in range(20) for length in (256, 512)]
+    assert summary.score(data).low < wilson(20, 40).low
+
+
+def test_the_table_is_aligned_and_paired() -> None:
+    before = [record(i, float(i % 2), length=length) for length in (256, 1024) for i in range(40)]
+    after = [replace(item, step=5, score=1.0) for item in before]
+    lines = summary.comparison(before, after[::-1]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].split() == ["task", "length", "n", "before", "after", "difference"]
+    assert lines[2].split()[:4] == ["multihop", "256", "40", "50.0"]
+    assert lines[3].split()[:3] == ["multihop", "1024", "40"]
+    assert lines[4].split()[:3] == ["all", "all", "80"]
+    assert "+50.0 [+35.0, +65.0]" in lines[4]
+    with pytest.raises(ValueError, match="different items"):
+        summary.comparison(before, after[1:])
+
+
+@dataclass
+class Oracle:
+    """Answers every second request correctly."""
+
+    tokenizer: PreTrainedTokenizerBase
+    items: Sequence[Example]
+    requests: Sequence[SampleRequest] = ()
+
+    def sample(self, model: PreTrainedModel, requests: Sequence[SampleRequest]) -> list[tuple[Completion, ...]]:
+        self.requests = requests
+        return [
+            (Completion((1,), item.target if number % 2 else "no idea", "stop" if number else "length"),)
+            for number, item in enumerate(self.items)
+        ]
+
+
+def test_evaluate_grades_each_item_and_shares_documents() -> None:
+    tokenizer = load_tokenizer("mini-student")
+    items = generate("multihop", 0, split="test", length=256, tokenizer=tokenizer, questions=2)
+    items += generate("grounding", 1, split="test", length=256, tokenizer=tokenizer)
+    oracle = Oracle(tokenizer, items)
+
+    def right(text: str, example: Example) -> Reward:
+        return Reward(float(text == example.target), {"answer": 1.0})
+
+    model: PreTrainedModel = None  # type: ignore[assignment]
+    found = evaluate(model, oracle, tokenizer, items, right, step=7)
+    assert [(one.step, one.id, one.score, one.truncated) for one in found] == [
+        (7, item.id, float(number % 2), number == 0) for number, item in enumerate(items)
+    ]
+    assert found[0].family_id == items[0].family_id and found[0].parts == {"answer": 1.0}
+    for item, request, one in zip(items, oracle.requests, found, strict=True):
+        document, question = encode_prompt(tokenizer, item)
+        assert request.prompt_ids == document + question and request.prefix_len == len(document)
+        assert one.prompt_tokens == len(request.prompt_ids)

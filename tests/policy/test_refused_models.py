@@ -1,0 +1,80 @@
+"""Models that packed groups or chunked scoring would get wrong are refused, with the reason and the way out."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
+
+from longctx_rl.data.packing import pack
+from longctx_rl.policy.frozen import FrozenScorer
+from longctx_rl.policy.policy import Policy
+from packed_builders import CPU, SHAPE, group, tiny_model
+
+SMALL: dict[str, Any] = {**SHAPE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def test_sliding_window_layers() -> None:
+    model = tiny_model(use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    with pytest.raises(ValueError, match=r"Qwen3ForCausalLM uses sliding-window attention.*model with full attention"):
+        Policy(model, chunk=4)
+
+
+def test_a_window_on_every_layer() -> None:
+    with pytest.raises(ValueError, match=r"MistralForCausalLM uses sliding-window attention"):
+        Policy(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)), chunk=4)
+    assert Policy(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None)), chunk=4)
+
+
+def test_recurrent_layers() -> None:
+    model = Lfm2ForCausalLM(Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]))
+    with pytest.raises(ValueError, match=r"has conv layers, through which siblings would see each other"):
+        Policy(model, chunk=4)
+
+
+def test_a_model_without_attention_backend() -> None:
+    class Closed(GPT2LMHeadModel):  # type: ignore[no-untyped-call]
+        _supports_attention_backend = False
+
+    model = Closed(GPT2Config(vocab_size=37, n_embd=16, n_layer=1, n_head=2, n_positions=64))
+    with pytest.raises(ValueError, match=r"Closed does not let its attention be replaced.*such as Qwen3 or Llama"):
+        Policy(model, chunk=4)
+
+
+@pytest.mark.parametrize(
+    ("model", "key"),
+    [
+        (GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=8.0)), "logits_scaling=8.0"),
+        (CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.0625)), "logit_scale=0.0625"),
+    ],
+    ids=["granite", "cohere"],
+)
+def test_logits_that_are_changed_after_the_head(model: PreTrainedModel, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"changes its logits after the head \({key}\)"):
+        Policy(model, chunk=4)
+
+
+def test_exact_divergence_from_a_head_with_bias() -> None:
+    model = tiny_model()
+    head = nn.Linear(16, 37, bias=True, dtype=torch.float64)
+    model.set_output_embeddings(head)  # type: ignore[no-untyped-call]
+    scorer = FrozenScorer(model, chunk=4).freeze()
+    row = pack([group(4, [3, 2], 1)], CPU)
+    with pytest.raises(ValueError, match=r"has a bias, which estimator=exact would leave out: set estimator=topk"):
+        scorer(row, estimator="exact", temperature=1.0, top_k=4, head=head.weight)
+    top = scorer(row, estimator="topk", temperature=1.0, top_k=37, head=None)
+    expected = torch.log_softmax(head(scorer.hidden(row)), -1)
+    torch.testing.assert_close(top.logprobs, expected.topk(37).values)

@@ -1,0 +1,65 @@
+"""Ranks that hold parts of each other's weights: different requests, equally many forward passes, the same results."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from longctx_rl.policy.loading import load_tokenizer
+from longctx_rl.rollout import SampleRequest, sample_seed
+from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.types import Completion
+from packed_builders import tiny_model
+
+Groups = list[tuple[Completion, ...]]
+
+
+def request(number: int, length: int, prefix_len: int = 0) -> SampleRequest:
+    prompt = (*range(10, 10 + prefix_len), *((7 * number + i) % 30 + 4 for i in range(length - prefix_len)))
+    return SampleRequest(prompt, tuple(sample_seed(0, 0, number, i) for i in range(2)), prefix_len)
+
+
+REQUESTS: tuple[tuple[list[SampleRequest], ...], ...] = (
+    # One rank with many prompts, one with none; then prefixes against single tokens; then nobody has any.
+    ([request(i, 5 + i) for i in range(5)], []),
+    ([request(5, 1)], [request(i, 12, prefix_len=8) for i in range(6, 9)]),
+    ([], []),
+)
+
+
+def draw(rank: int, synced: bool) -> tuple[list[Groups], int]:
+    """What a rank samples in each call, and its number of forward passes."""
+    torch.set_num_threads(1)
+    model = tiny_model(dtype=torch.float32, vocab_size=64).eval()
+    sampler = HFSampler(
+        load_tokenizer("mini-student"),
+        temperature=1.5,
+        max_new_tokens=10,
+        batch_tokens=80,
+        eos_ids=range(20, 26),
+        synced_gpus=synced,
+    )
+    passes: list[None] = []
+    model.base_model.register_forward_pre_hook(lambda module, arguments: passes.append(None))
+    return [sampler.sample(model, both[rank]) for both in REQUESTS], len(passes)
+
+
+def work(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save(draw(rank, synced=True), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_in_step(tmp_path: Path) -> None:
+    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    passes = []
+    for rank in range(2):
+        groups, count = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        alone, fewer = draw(rank, synced=False)
+        # A peer's idle passes change nothing, not even in the last bit.
+        assert groups == alone
+        assert [len(part) for part in groups] == [len(both[rank]) for both in REQUESTS]
+        assert count >= fewer
+        passes.append(count)
+    assert passes[0] == passes[1]

@@ -1,0 +1,235 @@
+"""Metrics files, resume cutting, and a mirror that breaks."""
+
+import io
+import json
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.composing import composed
+from longctx_rl import recorder as recording
+from longctx_rl.config import Config
+from longctx_rl.progress import Progress
+from longctx_rl.recorder import Mirror, NullRecorder, RunRecorder, build_recorder, mirror_settings, read_metrics
+from longctx_rl.types import Completion, Example, Reward, RolloutGroup
+
+STEP = {"progress/step": 1.0, "loss/total": 0.5, "perf/step_seconds": 2.0, "perf/tokens_per_second": 1234.0}
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Config:
+    return composed("+algo=dgrpo", "logging=none")
+
+
+@pytest.fixture(scope="module")
+def offline() -> Config:
+    return composed("+algo=dgrpo")
+
+
+def record(config: Config, run_dir: Path, steps: range, resume_step: int | None = None) -> None:
+    recorder = RunRecorder(config, run_dir, resume_step)
+    for step in steps:
+        recorder.log(step, STEP | {"progress/step": step})
+    recorder.close()
+
+
+def test_rows_are_json_with_step_first(quiet: Config, tmp_path: Path) -> None:
+    recorder = RunRecorder(quiet, tmp_path, None)
+    recorder.log(0, {"eval/heldout/mean": 0.25})
+    recorder.log(1, {"loss/total": float("nan"), "grad/norm": float("inf"), "progress/step": 1})
+    rows = read_metrics(tmp_path / "metrics.jsonl")  # each row is on disk at once
+    assert rows == [
+        {"step": 0, "eval/heldout/mean": 0.25},
+        {"step": 1, "loss/total": None, "grad/norm": None, "progress/step": 1},
+    ]
+    assert (tmp_path / "metrics.jsonl").read_text().startswith('{"step": 0, ')
+    recorder.close()
+
+
+def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        read_metrics(path)
+
+
+def test_resume_cuts_back_what_will_be_recorded_anew(quiet: Config, tmp_path: Path) -> None:
+    record(quiet, tmp_path, range(1, 6))
+    for step in (2, 4):
+        (tmp_path / "rollouts").mkdir(exist_ok=True)
+        (tmp_path / "rollouts" / f"step-{step:06d}.jsonl").write_text("{}\n")
+    with (tmp_path / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 6, "lo')
+    record(quiet, tmp_path, range(4, 7), resume_step=3)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [path.name for path in (tmp_path / "rollouts").iterdir()] == ["step-000002.jsonl"]
+
+
+def test_a_start_without_checkpoint_starts_the_record_anew(quiet: Config, tmp_path: Path) -> None:
+    record(quiet, tmp_path, range(1, 4))
+    record(quiet, tmp_path, range(1, 2))
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_rollouts_are_readable(quiet: Config, tmp_path: Path) -> None:
+    example = Example("id7", "a long document " * 100, "Who?", "KesDal", "multihop")
+    completions = (Completion((1, 2), "KesDal, né", "stop"), Completion((3,), "no", "length"))
+    group = RolloutGroup(example, (5, 6), completions, (Reward(1.0, {"answer": 1.0}), Reward(0.0)), (0.7, -0.7))
+    recorder = RunRecorder(quiet, tmp_path, None)
+    recorder.save_rollouts(10, [group])
+    recorder.close()
+    lines = (tmp_path / "rollouts" / "step-000010.jsonl").read_text().splitlines()
+    first, second = map(json.loads, lines)
+    assert "KesDal, né" in lines[0]
+    assert first["prompt_tail"].endswith("a long document \n\nWho?") and len(first["prompt_tail"]) < 500
+    assert (first["reward"], first["reward_parts"], first["advantage"]) == (1.0, {"answer": 1.0}, 0.7)
+    assert (second["completion"], second["finish_reason"], second["tokens"]) == ("no", "length", 1)
+
+
+def test_only_the_main_rank_records(quiet: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording.distributed, "is_main", lambda: False)
+    recorder = build_recorder(quiet, tmp_path, None)
+    assert isinstance(recorder, NullRecorder)
+    recorder.log(1, STEP)
+    recorder.say("hello")
+    recorder.save_rollouts(1, [])
+    recorder.close()
+    assert not list(tmp_path.iterdir())
+
+
+class FakeRun:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.finished = False
+
+    def define_metric(self, *arguments: Any, **settings: Any) -> None:
+        pass
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def fake_wandb(monkeypatch: pytest.MonkeyPatch, init: Callable[..., FakeRun]) -> None:
+    module = types.SimpleNamespace(init=init, Settings=lambda **settings: settings)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+
+
+def test_the_mirror_gets_the_same_rows(offline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun()
+    fake_wandb(monkeypatch, lambda **settings: run)
+    recorder = RunRecorder(offline, tmp_path, None)
+    recorder.log(1, STEP | {"grad/norm": float("nan")})
+    recorder.close()
+    assert run.rows == [{"step": 1, **STEP}] and run.finished
+
+
+@pytest.mark.parametrize("broken", ["init", "log", "finish"])
+def test_a_broken_mirror_warns_once_and_stops_nothing(
+    broken: str,
+    offline: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*arguments: Any, **settings: Any) -> Any:
+        raise ConnectionError("no network")
+
+    run = FakeRun()
+    if broken == "init":
+        fake_wandb(monkeypatch, fail)
+    else:
+        monkeypatch.setattr(run, broken, fail)
+        fake_wandb(monkeypatch, lambda **settings: run)
+    record(offline, tmp_path, range(1, 4))
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 3
+    stderr = capsys.readouterr().err
+    assert stderr == "warning: the wandb mirror stopped (ConnectionError: no network); metrics.jsonl is complete\n"
+
+
+def test_a_mirror_that_hangs_does_not_hold_the_run(
+    offline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import threading
+
+    forever = threading.Event()
+
+    def hang(**settings: Any) -> FakeRun:
+        forever.wait()
+        return FakeRun()
+
+    fake_wandb(monkeypatch, hang)
+    monkeypatch.setattr(Mirror, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(Mirror, "ROWS_WAITING", 2)
+    record(offline, tmp_path, range(1, 6))
+    forever.set()
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 5
+    assert capsys.readouterr().err.count("warning: the wandb mirror stopped (it does not keep up)") == 1
+
+
+def test_how_a_run_appears_in_the_mirror(offline: Config, tmp_path: Path) -> None:
+    run_dir = tmp_path / "dgrpo-mini-mix-s0"
+    first = mirror_settings(offline, run_dir, resumed=False)
+    assert (first["mode"], first["project"], first["group"]) == ("offline", "longctx-rl", "default")
+    assert (first["job_type"], first["name"]) == ("train", "dgrpo-mini-mix-s0")
+    assert first["tags"][:3] == ["dgrpo", "mini", "mix"]
+    assert first["config"]["algo"]["weights"]["kd"] == 0.5
+    (run_dir / "wandb" / "offline-run-1").mkdir(parents=True)
+    assert mirror_settings(offline, run_dir, resumed=True)["name"] == "dgrpo-mini-mix-s0-r2"
+    online = replace(offline, logging=replace(offline.logging, mode="online"))
+    started = mirror_settings(online, run_dir, resumed=False)
+    continued = mirror_settings(online, run_dir, resumed=True)
+    assert started["id"] == continued["id"] and continued["resume"] == "allow"
+    assert continued["name"] == "dgrpo-mini-mix-s0"
+    assert mirror_settings(online, run_dir, resumed=False)["id"] != started["id"]
+
+
+def test_wandb_itself_offline_without_an_account(offline: Config, tmp_path: Path, capfd: Any) -> None:
+    record(offline, tmp_path, range(1, 3))
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    captured = capfd.readouterr()
+    assert captured.err == "" and "wandb" not in captured.out
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_live_line_is_rewritten(quiet: Config) -> None:
+    terminal, log = Terminal(), io.StringIO()
+    progress = Progress(quiet.budget, log, terminal)
+    for step in (1, 2):
+        progress.show(STEP | {"progress/step": step, "rollout/reward_mean": 0.5, "teacher/kl_reverse": 0.25})
+    progress.say("evaluating")
+    first, second, said = terminal.getvalue().removeprefix("\r\x1b[K").replace("\r\x1b[K", "\n").splitlines()
+    assert first == "step 1/50  loss 0.500  reward 0.500  KL to teacher 0.250  1234 tokens/s  1:38 left"
+    assert second.startswith("step 2/50  ") and said == "evaluating"
+    assert log.getvalue() == f"{first}\nevaluating\n"
+
+
+def test_plain_lines_where_there_is_no_terminal(quiet: Config) -> None:
+    terminal, log = io.StringIO(), io.StringIO()
+    progress = Progress(quiet.budget, log, terminal)
+    for step in range(1, 51):
+        progress.show(STEP | {"progress/step": step})
+    lines = terminal.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["step 1/50", "step 50/50"]
+    assert "reward -  KL to teacher -" in lines[0] and lines[1].endswith("0:00 left")
+    assert log.getvalue() == terminal.getvalue()
+
+
+def test_time_left_follows_the_budget_that_is_nearest(quiet: Config) -> None:
+    budget = replace(quiet.budget, steps=1000, seconds=20.0)
+    progress = Progress(budget, io.StringIO(), io.StringIO())
+    line = progress.render(STEP | {"progress/wall_seconds": 2.0}, now=100.0)
+    assert line.endswith("0:18 left")

@@ -57,7 +57,7 @@ def exact_norm(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def head_weight(model: PreTrainedModel) -> Tensor:
     """[V, H] output weights, detached."""
-    weight: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
+    weight: Tensor = model.get_output_embeddings().weight
     return weight.detach()
 
 

@@ -45,7 +45,7 @@ def test_leave_one_out_with_std_divides_by_the_same_std() -> None:
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1 * 3, 1 / 3, 0.7, 1e-12, -1e9])
 @pytest.mark.parametrize("count", [2, 3, 7, 8])
 def test_equal_rewards_give_exactly_zero(baseline: Baseline, normalize_std: bool, reward: float, count: int) -> None:
-    """The mean of equal numbers is not always that number: 3 x (0.1 * 3) / 3 is, 7 x 0.7 / 7 is not."""
+    """The mean of equal floats is not always that float: of three times 0.7 it is not."""
     ours = group_advantages([reward] * count, baseline=baseline, normalize_std=normalize_std)
     assert ours == (0.0,) * count
 

@@ -1,6 +1,5 @@
 """The limits that make five methods one objective, from hidden states to gradients."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -184,7 +183,7 @@ def test_temperature_enters_student_and_anchor(divergence: Divergence) -> None:
         return score_tokens(head, HIDDEN, TARGETS, temperature=temperature, chunk=3, anchors=anchors)
 
     # The log-probabilities of the other signals were taken at the temperature.
-    scaled = replace(signal, head=signal.head / TEMPERATURE) if isinstance(signal, HiddenSignal) else signal
+    scaled = signal._replace(head=signal.head / TEMPERATURE) if isinstance(signal, HiddenSignal) else signal
     ours, expected = scored(TEMPERATURE, 1.0, signal), scored(1.0, 1 / TEMPERATURE, scaled)
     torch.testing.assert_close(ours.logprobs, expected.logprobs)
     torch.testing.assert_close(ours.entropy, expected.entropy)

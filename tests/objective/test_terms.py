@@ -209,6 +209,20 @@ def test_divergence_in_the_advantage_is_subtracted_and_not_differentiated(anchor
     assert output.sums[f"loss/{anchor}"].item() == pytest.approx(gap.mean().item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("anchor", ["kd", "ref"])
+def test_divergence_in_the_advantage_is_that_of_the_policy_that_drew_the_tokens(anchor: str) -> None:
+    """On later updates k1 stays log old - log anchor, and is not clipped away by what was learned since."""
+    logprobs, old, anchored = values(25, 0.05), values(26, 0.05), values(27)
+    row = token_row(LENS, advantages=values(28).float(), old_logprobs=old.float())
+    options: dict[str, Any] = {anchor: 0.5, f"{anchor}_in_advantage": True}
+    spec = Objective(pg=2.0, aggregate="token", **options)
+    _, gradient = run(spec, logprobs, row, COUNTS, **{anchor: logprobs - anchored})
+    drawn = old.float().double()
+    ratio, advantages = (logprobs - drawn).exp(), 2.0 * row.advantages.double() - 0.5 * (drawn - anchored)
+    assert ((ratio > 0.8) & (ratio < 1.2)).all()
+    torch.testing.assert_close(gradient, -ratio * advantages / TOTAL, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -186,6 +186,27 @@ def test_gradients_do_not_flow_between_siblings(completion: int) -> None:
     assert own[:-1].all() and not own[-1]  # nothing is predicted from the last token
 
 
+def test_loss_tokens_are_listed_in_order_with_what_belongs_to_them() -> None:
+    groups = [
+        group(4, [3, 5], 1, masked=True, advantages=True, sampler=True),
+        group(2, [4, 1, 2], 2, advantages=True, sampler=True),
+    ]
+    expected, sequence = [], 0
+    for one in groups:
+        for completion, advantage in zip(one.completions, one.advantages, strict=True):
+            assert completion.sampler_logprobs is not None
+            counts = completion.loss_mask or (True,) * len(completion.token_ids)
+            for token, drawn, counted in zip(completion.token_ids, completion.sampler_logprobs, counts, strict=True):
+                if counted:
+                    expected.append((token, sequence, advantage, drawn))
+            sequence += 1
+    row = pack(groups, CPU)
+    assert row.sampler_logprobs is not None
+    columns = (row.target_ids, row.sequence_ids, row.advantages, row.sampler_logprobs)
+    listed = list(zip(*(column.tolist() for column in columns), strict=True))
+    assert listed == expected
+
+
 def test_completion_mask_is_the_prompt_and_the_own_past() -> None:
     mask = attention.completion_mask(GroupSpan(5, 2, (2, 3)), CPU)
     expected = [
@@ -248,6 +269,14 @@ def test_frozen_scorer_equals_separate_sequences(groups: list[RolloutGroup]) -> 
         assert isinstance(drawn, SampledSignal)
         torch.testing.assert_close(drawn.logprobs, expected.gather(-1, targets[:, None])[:, 0], rtol=1e-10, atol=1e-10)
     assert not any(tensor.requires_grad for tensor in (exact.hidden, top.logprobs, drawn.logprobs))
+
+
+def test_frozen_scorer_never_builds_a_graph() -> None:
+    """Not even before it was frozen."""
+    scorer = FrozenScorer(tiny_model(), chunk=3)
+    row = pack(LAYOUTS["several groups"], CPU)
+    signal = scorer(row, estimator="exact", temperature=1.0, top_k=1, head=head_weight(scorer.model))
+    assert not signal.hidden.requires_grad
 
 
 def test_frozen_scorer_is_frozen() -> None:

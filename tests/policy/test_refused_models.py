@@ -33,6 +33,13 @@ def test_sliding_window_layers() -> None:
         Policy(model, chunk=4)
 
 
+def test_windows_that_only_the_layer_types_name() -> None:
+    model = tiny_model()
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(ValueError, match="uses sliding-window attention"):
+        Policy(model, chunk=4)
+
+
 def test_a_window_on_every_layer() -> None:
     with pytest.raises(ValueError, match=r"MistralForCausalLM uses sliding-window attention"):
         Policy(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)), chunk=4)
@@ -46,7 +53,7 @@ def test_recurrent_layers() -> None:
 
 
 def test_a_model_without_attention_backend() -> None:
-    class Closed(GPT2LMHeadModel):  # type: ignore[no-untyped-call]
+    class Closed(GPT2LMHeadModel):
         _supports_attention_backend = False
 
     model = Closed(GPT2Config(vocab_size=37, n_embd=16, n_layer=1, n_head=2, n_positions=64))
@@ -70,7 +77,7 @@ def test_logits_that_are_changed_after_the_head(model: PreTrainedModel, key: str
 def test_exact_divergence_from_a_head_with_bias() -> None:
     model = tiny_model()
     head = nn.Linear(16, 37, bias=True, dtype=torch.float64)
-    model.set_output_embeddings(head)  # type: ignore[no-untyped-call]
+    model.set_output_embeddings(head)
     scorer = FrozenScorer(model, chunk=4).freeze()
     row = pack([group(4, [3, 2], 1)], CPU)
     with pytest.raises(ValueError, match=r"has a bias, which estimator=exact would leave out: set estimator=topk"):

@@ -1,0 +1,154 @@
+"""Whole runs at the smallest size: every method, cold start, resume against uninterrupted, ranks, limits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from config.composing import composed
+from transformers import AutoModelForCausalLM
+
+from longctx_rl import process, train
+from longctx_rl.config import ArchitectureConfig
+from longctx_rl.policy.loading import fresh_model, load_tokenizer
+from longctx_rl.recorder import read_metrics
+
+SHAPE = {
+    "intermediate_size": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 16,
+    "max_length": 512,
+    "rope_theta": 10_000.0,
+    "initializer_range": 0.3,
+}
+TIMED = ("time/", "perf/", "progress/wall_seconds")
+"""Metrics that measure the machine, not the run."""
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Overrides that name a student and a wider teacher with random weights."""
+    root = tmp_path_factory.mktemp("models")
+    tokenizer = load_tokenizer("mini-student")
+    for seed, (name, width) in enumerate((("student", 32), ("teacher", 48))):
+        fresh_model(ArchitectureConfig(hidden_size=width, **SHAPE), tokenizer, seed).save_pretrained(root / name)  # type: ignore[arg-type]
+        tokenizer.save_pretrained(root / name)
+    return f"model.student={root / 'student'}", f"model.teacher={root / 'teacher'}"
+
+
+def smoke(models: tuple[str, ...], root: Path, *overrides: str) -> list[str]:
+    return ["+experiment=smoke", *models, f"runs_root={root}", "logging=none", *overrides]
+
+
+def in_place(arguments: list[str]) -> list[dict[str, Any]]:
+    """Train in this process; the rows of metrics.jsonl."""
+    config = composed(*arguments, "engine=local")
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        assert process.execute(config, train.run) == 0
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+            signal.signal(number, handler)
+    return read_metrics(Path(config.run_dir) / "metrics.jsonl")  # type: ignore[return-value]
+
+
+def training_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of steps without what measures the machine."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith(TIMED)} for row in rows if "loss/total" in row
+    ]
+
+
+@pytest.mark.parametrize("algo", ["sft", "kd", "grpo", "opd", "dgrpo"])
+def test_every_method_trains_two_steps(algo: str, models: tuple[str, ...], tmp_path: Path) -> None:
+    rows = in_place([f"+algo={algo}", *smoke(models, tmp_path)])
+    steps = training_rows(rows)
+    assert [row["step"] for row in steps] == [1, 2]
+    assert all(row["loss/total"] is not None and row["grad/norm"] is not None for row in steps)
+    (run,) = tmp_path.glob(f"smoke/{algo}-*")
+    model = AutoModelForCausalLM.from_pretrained(run / "export")
+    assert model.config.hidden_size == 32
+    records = [json.loads(line) for line in (run / "evals" / "heldout.jsonl").read_text().splitlines()]
+    assert {record["step"] for record in records} == {0, 2}
+    if algo in ("kd", "opd", "dgrpo"):
+        assert steps[0]["teacher/kl_reverse"] > 0 and steps[0]["grad/norm"] > 0
+
+
+def test_a_run_starts_from_an_earlier_export(models: tuple[str, ...], tmp_path: Path) -> None:
+    in_place(["+algo=sft", *smoke(models, tmp_path, "optim.lr=0.01", "eval=none")])
+    (run,) = tmp_path.glob("smoke/sft-*")
+    cold = in_place(["+algo=kd", *smoke(models, tmp_path, "eval=none")])
+    warm_models = (f"model.student={run / 'export'}", models[1])
+    warm = in_place(["+algo=kd", *smoke(warm_models, tmp_path, "eval=none", "experiment_name=warm")])
+    assert training_rows(warm)[0]["loss/kd"] != training_rows(cold)[0]["loss/kd"]
+
+
+def test_without_learning_the_ratio_is_one_and_the_sampler_agrees(models: tuple[str, ...], tmp_path: Path) -> None:
+    rows = in_place(["+algo=grpo", *smoke(models, tmp_path, "optim.lr=0", "eval=none", "algo.updates_per_rollout=2")])
+    for row in training_rows(rows):
+        assert row["policy/ratio_mean"] == pytest.approx(1.0, abs=1e-6)
+        assert row["policy/sampler_mismatch"] == pytest.approx(0.0, abs=1e-8)
+
+
+def test_beta_zero_is_grpo_to_the_bit(models: tuple[str, ...], tmp_path: Path) -> None:
+    reward = "reward.evidence_weight=0.5"
+    grpo = in_place(["+algo=grpo", *smoke(models, tmp_path, "eval=none", reward)])
+    dgrpo = in_place(["+algo=dgrpo", *smoke(models, tmp_path, "eval=none", reward, "algo.weights.kd=0")])
+    assert training_rows(grpo) == training_rows(dgrpo)
+
+
+def run_command(arguments: list[str], directory: Path) -> "subprocess.Popen[str]":
+    source = str(Path(__file__).parents[2] / "src")
+    return subprocess.Popen(
+        [sys.executable, "-m", "longctx_rl", *arguments],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_killed_run_resumes_to_the_bit_on_zero3(models: tuple[str, ...], tmp_path: Path) -> None:
+    arguments = ["+algo=dgrpo", *smoke(models, tmp_path, "budget.steps=5", "eval=none", "checkpoint.every=2")]
+    whole = [*arguments, "experiment_name=whole"]
+    uninterrupted = run_command(whole, tmp_path)
+    _, stderr = uninterrupted.communicate(timeout=240)
+    assert uninterrupted.returncode == 0, stderr
+    killed = run_command(arguments, tmp_path)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        if any(path.name.startswith("step-") for path in tmp_path.glob("smoke/*/checkpoints/*")):
+            break
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    resumed = run_command([*arguments, "resume=true"], tmp_path)
+    _, stderr = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, stderr
+    (first,) = tmp_path.glob("whole/*/metrics.jsonl")
+    (second,) = tmp_path.glob("smoke/*/metrics.jsonl")
+    assert training_rows(read_metrics(second)) == training_rows(read_metrics(first))  # type: ignore[arg-type]
+
+
+def test_two_ranks_take_the_same_step_as_one(models: tuple[str, ...], tmp_path: Path) -> None:
+    losses = []
+    for ranks in (1, 2):
+        overrides = ("eval=none", f"engine.num_processes={ranks}", f"experiment_name=ranks{ranks}")
+        run = run_command(["+algo=dgrpo", *smoke(models, tmp_path, *overrides)], tmp_path)
+        _, stderr = run.communicate(timeout=240)
+        assert run.returncode == 0, stderr
+        (metrics,) = tmp_path.glob(f"ranks{ranks}/*/metrics.jsonl")
+        losses.append(training_rows(read_metrics(metrics)))  # type: ignore[arg-type]
+    for one, two in zip(*losses, strict=True):
+        for name in ("loss/total", "loss/kd", "grad/norm", "teacher/kl_reverse", "rollout/length_mean"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-7), name
+        assert two["progress/trained_tokens"] == one["progress/trained_tokens"]
+        assert two["progress/flops"] == one["progress/flops"]

@@ -108,9 +108,8 @@ def _children(config: Config) -> int:
 
 
 def _child(arguments: list[str]) -> int:
-    child = subprocess.Popen([sys.executable, *arguments], start_new_session=True)
     with _forwarded_signals() as received:
-        code = child.wait()
+        code = subprocess.Popen([sys.executable, *arguments], start_new_session=True).wait()
     return _shell_code(code, received)
 
 
@@ -142,9 +141,9 @@ def _agent(config: Config, arguments: list[str], folder: str) -> int:
             return _failure(error.failures, received)
         except RendezvousError as error:
             raise ValueError(
-                f"engine.rendezvous={config.engine.rendezvous}: the {config.engine.num_nodes} machines did not find each "
-                f"other, or one of them ended and its own message says why ({error}); start the same command on each, "
-                "with a host and port of the first that all can reach"
+                f"engine.rendezvous={config.engine.rendezvous}: the {config.engine.num_nodes} machines did not find "
+                f"each other, or one of them ended and its own message says why ({error}); start the same command on "
+                "each, with a host and port of the first that all can reach"
             ) from error
     return _shell_code(0, received)
 

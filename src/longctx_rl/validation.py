@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from longctx_rl.config import AlgoConfig, Config, DivergenceConfig
 
+SHIPPED = ("mini-student", "mini-teacher")
 SAMPLED_ESTIMATORS = ("k1", "k2", "k3")
 
 
@@ -19,6 +20,11 @@ def _problems(c: "Config") -> Iterator[str]:
     yield from _algo(c.algo)
     if c.algo.weights.kd and c.model.teacher is None:
         yield f"algo.weights.kd={c.algo.weights.kd} needs a teacher: set model.teacher=<directory or Hub id>"
+    if c.model.architecture is not None and c.model.student not in SHIPPED:
+        yield (
+            f"model.architecture starts from random weights, so model.student={c.model.student} would be left out: "
+            "set model.architecture=null, or choose model=mini"
+        )
     if c.algo.source == "policy" and c.data.questions_per_document != 1:
         yield (
             f"data.questions_per_document={c.data.questions_per_document} is for recorded answers: "
@@ -70,6 +76,8 @@ def _algo(a: "AlgoConfig") -> Iterator[str]:
         yield f"algo.updates_per_rollout={a.updates_per_rollout}: set it to 1 or more"
     if not (0 < a.clip_low < 1 and a.clip_high > 0):
         yield f"algo.clip_low={a.clip_low}, algo.clip_high={a.clip_high}: need 0 < clip_low < 1 and clip_high > 0"
+    if a.importance_cap is not None and a.importance_cap <= 0:
+        yield f"algo.importance_cap={a.importance_cap} would silence the policy gradient: set it above 0, or null"
     for path, weight, divergence in (("algo.kd", weights.kd, a.kd), ("algo.ref", weights.ref, a.ref)):
         if weight:
             yield from _divergence(path, divergence, a.source)
@@ -110,13 +118,32 @@ def _positive(c: "Config") -> Iterator[str]:
         "optim.max_grad_norm": c.optim.max_grad_norm,
         "optim.max_skipped": c.optim.max_skipped,
         "checkpoint.keep": c.checkpoint.keep,
+        "data.lengths": min(c.data.lengths, default=1),
+        "eval.lengths": min(c.eval.lengths, default=1),
+    }
+    limits = {
+        "engine.threads": c.engine.threads,
+        "budget.trained_tokens": c.budget.trained_tokens,
+        "budget.flops": c.budget.flops,
+        "budget.seconds": c.budget.seconds,
+        "algo.importance_cap": c.algo.importance_cap,
     }
     for key, value in values.items():
         if not value > 0:
             yield f"{key}={value}: set it above 0"
-    if c.optim.lr < 0:
-        yield f"optim.lr={c.optim.lr}: set it to 0 or more"
     if len(c.optim.betas) != 2:
         yield f"optim.betas={list(c.optim.betas)}: give two numbers, such as [0.9, 0.95]"
-    if c.budget.steps < 0:
-        yield f"budget.steps={c.budget.steps}: set it to 0 or more"
+    for key, limit in limits.items():
+        if limit is not None and not limit > 0:
+            yield f"{key}={limit}: set it above 0, or null for none"
+    for key, value in {
+        "optim.lr": c.optim.lr,
+        "optim.warmup_steps": c.optim.warmup_steps,
+        "optim.weight_decay": c.optim.weight_decay,
+        "budget.steps": c.budget.steps,
+        "checkpoint.every": c.checkpoint.every,
+        "eval.every": c.eval.every,
+        "logging.rollouts_every": c.logging.rollouts_every,
+    }.items():
+        if value < 0:
+            yield f"{key}={value}: set it to 0 or more"

@@ -168,4 +168,7 @@ def _fresh(directory: Path) -> Path:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"resume": resume, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))
+    try:
+        {"resume": resume, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))
+    finally:
+        distributed.shutdown()

@@ -39,7 +39,7 @@ def test_zero3_with_activation_checkpointing_equals_local(tmp_path: Path) -> Non
         module = policy()
         module.model.train()
         if name == "zero3":
-            module.model.gradient_checkpointing_enable({"use_reentrant": False})
+            module.model.activation_checkpointing_enable({"use_reentrant": False})
         trainer = build(name, module, optim={"lr": 1e-3})
         train(trainer, range(4))
         results.append(weights(trainer, tmp_path / name))

@@ -1,4 +1,4 @@
-"""Real processes: one, several, several machines, a sweep; what Ctrl-C and kill -9 leave, and which exit codes come out.
+"""Real processes: one, several, several machines, a sweep; what Ctrl-C and kill -9 leave, and the exit codes.
 
 All of them train a fresh mini student on recorded answers for a few steps.
 """
@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -148,8 +149,11 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path, processes: int) -> None:
     sweep = start(arguments, tmp_path)
     wait_for(sweep, "[1/1]")
     launcher = psutil.Process(sweep.pid)
-    while not (children := launcher.children()):
+    children: list[psutil.Process] = []
+    while not children or not all("longctx_rl.train" in child.cmdline() for child in children):
         assert sweep.poll() is None
+        time.sleep(0.05)
+        children = launcher.children()
     for child in children:
         child.suspend()  # such a child would never finish its step
     sweep.send_signal(signal.SIGINT)

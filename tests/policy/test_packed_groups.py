@@ -103,7 +103,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     for checkpointing in (False, True):
         model = tiny_model().train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
             calls = count_layer_calls(model)
         scores = Policy(model, chunk=4)(pack(groups, CPU), temperature=TEMPERATURE)
         torch.autograd.backward(scores.logprobs.sum())

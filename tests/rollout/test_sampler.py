@@ -218,7 +218,7 @@ def test_a_model_in_training_is_sampled_without_dropout_or_checkpointing(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     expected = sampler(tokenizer).sample(model, requests())
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     try:
         same(sampler(tokenizer).sample(model, requests()), expected)

@@ -62,7 +62,9 @@ def in_place(arguments: list[str]) -> list[dict[str, Any]]:
 def training_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of steps without what measures the machine."""
     return [
-        {name: value for name, value in row.items() if not name.startswith(TIMED)} for row in rows if "loss/total" in row
+        {name: value for name, value in row.items() if not name.startswith(TIMED)}
+        for row in rows
+        if "loss/total" in row
     ]
 
 

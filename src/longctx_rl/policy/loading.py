@@ -11,9 +11,11 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen3Config,
 )
+from transformers.utils import logging as transformers_logging
 
 from longctx_rl.config import ArchitectureConfig, ModelConfig
 
+transformers_logging.disable_progress_bar()  # a run has one progress line, its own
 SHIPPED = Path(__file__).parent.parent / "models"
 
 

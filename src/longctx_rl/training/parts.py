@@ -59,7 +59,7 @@ def build_parts(config: Config) -> Parts:
             reference = load_student(config, tokenizer)
             frozen["ref"] = FrozenScorer(reference, chunk=model.scoring_chunk, vocabulary=vocabulary).freeze()
     if model.gradient_checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        student.activation_checkpointing_enable({"use_reentrant": False})
     engine = engines.build(config, policy, config.budget.steps * config.algo.updates_per_rollout)
 
     def sampler(temperature: float, max_new_tokens: int) -> HFSampler:

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from longctx_rl import stats
-from longctx_rl.evals.summary import read_records
+from longctx_rl.evals.records import read
 from longctx_rl.recorder import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "methods.jsonl"
@@ -51,7 +51,7 @@ def measure(algo: str, seed: int, root: Path) -> dict[str, Any]:
     while process.poll() is None:
         peak = max(peak, resident_gib(process))
         metrics = next(root.glob(f"*/{algo}-*-s{seed}/metrics.jsonl"), None)
-        if first_step is None and metrics and any(row["step"] > 0 for row in read_metrics(metrics)):
+        if first_step is None and metrics and any((row["step"] or 0) > 0 for row in read_metrics(metrics)):
             first_step = time.monotonic() - start
         time.sleep(0.25)
     seconds = time.monotonic() - start
@@ -59,7 +59,7 @@ def measure(algo: str, seed: int, root: Path) -> dict[str, Any]:
         raise SystemExit(f"{algo} seed {seed} ended with status {process.returncode}")
     (run,) = root.glob(f"*/{algo}-*-s{seed}")
     rows = [row for row in read_metrics(run / "metrics.jsonl") if "loss/total" in row]
-    records = read_records(run / "evals" / "heldout.jsonl")
+    records = read(run / "evals" / "heldout.jsonl")
     cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: {"before": [], "after": []})
     last = max(record.step for record in records)
     for when, step in (("before", 0), ("after", last)):
@@ -100,7 +100,7 @@ def load() -> list[dict[str, Any]]:
 
 
 def show() -> None:
-    """Mean score before and after, and the paired difference with its interval over seeds and item families."""
+    """Mean scores and their paired difference, whose interval keeps an item's lengths and seeds together."""
     rows = load()
     print(
         "| method | seeds | short before | short after | long before | long after | long difference [95 %] | s | GiB |"
@@ -110,34 +110,29 @@ def show() -> None:
         mine = [row for row in rows if row["algo"] == algo]
         columns = [algo, str(len(mine))]
         for long in (False, True):
-            before, after = (matrix(mine, when, long) for when in ("before", "after"))
-            columns += [f"{mean(before):.3f}", f"{mean(after):.3f}"]
-        difference = stats.seeds_by_families(
-            [[b - a for a, b in zip(x, y, strict=True)] for x, y in zip(before, after, strict=True)]
-        )
+            before, after, families = pooled(mine, long)
+            columns += [f"{sum(scores) / len(scores):.3f}" for scores in (before, after)]
+        difference = stats.paired_difference(before, after, families, seed=0)
         columns.append(f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]")
         columns.append(f"{max(row['seconds'] for row in mine):.0f}")
         columns.append(f"{max(row['peak_gib'] for row in mine):.2f}")
         print("| " + " | ".join(columns) + " |")
 
 
-def matrix(rows: list[dict[str, Any]], when: str, long: bool) -> list[list[float]]:
-    """Scores [seed][item]: items of contexts from LONG tokens on, or of the shortest length."""
-    lengths = sorted({int(cell.split("/")[1]) for cell in rows[0]["cells"]})
-    wanted = [length for length in lengths if length >= LONG] if long else lengths[:1]
-    return [
-        [
-            score
-            for cell, scores in sorted(row["cells"].items())
-            if int(cell.split("/")[1]) in wanted
-            for score in scores[when]
-        ]
-        for row in rows
-    ]
-
-
-def mean(scores: list[list[float]]) -> float:
-    return sum(map(sum, scores)) / sum(map(len, scores))
+def pooled(rows: list[dict[str, Any]], long: bool) -> tuple[list[float], list[float], list[str]]:
+    """Scores before and after and item families over all seeds: contexts from LONG tokens on, or the shortest."""
+    shortest = min(int(cell.split("/")[1]) for cell in rows[0]["cells"])
+    before: list[float] = []
+    after: list[float] = []
+    families: list[str] = []
+    for row in rows:
+        for cell, scores in row["cells"].items():
+            task, length = cell.split("/")
+            if int(length) >= LONG if long else int(length) == shortest:
+                before += scores["before"]
+                after += scores["after"]
+                families += [f"{task}/{item}" for item in range(len(scores["before"]))]
+    return before, after, families
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from config.composing import composed
 from transformers import AutoModelForCausalLM
 
+from config.composing import composed
 from longctx_rl import process, train
 from longctx_rl.config import ArchitectureConfig
 from longctx_rl.policy.loading import fresh_model, load_tokenizer

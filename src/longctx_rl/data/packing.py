@@ -1,11 +1,12 @@
 """From groups to packed rows: the one batch layout of all methods."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from longctx_rl.types import Denominators, GroupSpan, PackedGroups, RolloutGroup
+from longctx_rl.types import Completion, Denominators, GroupSpan, PackedGroups, RolloutGroup
 
 
 def count(groups: Sequence[RolloutGroup]) -> Denominators:
@@ -37,42 +38,9 @@ def pack(groups: Sequence[RolloutGroup], device: torch.device) -> PackedGroups:
     Raises:
         ValueError: a completion whose first token is trained on has no prompt token before it.
     """
-    input_ids: list[int] = []
-    positions: list[int] = []
-    group_ids: list[int] = []
-    segments: list[int] = []
-    spans: list[GroupSpan] = []
-    sources: list[int] = []
-    targets: list[int] = []
-    sequence_ids: list[int] = []
-    sequence_lens: list[int] = []
-    advantages: list[float] = []
-    sampler_logprobs: list[float] = []
-    for number, group in enumerate(groups):
-        start, prompt_len = len(input_ids), len(group.prompt_ids)
-        lens = tuple(len(completion.token_ids) for completion in group.completions)
-        spans.append(GroupSpan(start, prompt_len, lens))
-        input_ids += group.prompt_ids
-        positions += range(prompt_len)
-        segments += [0] * prompt_len
-        for index, completion in enumerate(group.completions):
-            first = len(input_ids)
-            for offset, token in enumerate(completion.token_ids):
-                if completion.loss_mask is not None and not completion.loss_mask[offset]:
-                    continue
-                if offset == 0 and prompt_len == 0:
-                    raise ValueError(f"example {group.example.id} has no prompt token to predict its first token from")
-                sources.append(first + offset - 1 if offset else start + prompt_len - 1)
-                targets.append(token)
-                sequence_ids.append(len(sequence_lens))
-                advantages.append(group.advantages[index] if group.advantages else 0.0)
-                if completion.sampler_logprobs is not None:
-                    sampler_logprobs.append(completion.sampler_logprobs[offset])
-            input_ids += completion.token_ids
-            positions += range(prompt_len, prompt_len + lens[index])
-            segments += [index + 1] * lens[index]
-            sequence_lens.append(completion.num_loss_tokens)
-        group_ids += [number] * (len(input_ids) - start)
+    row = _Row()
+    for group in groups:
+        row.add(group)
 
     def integers(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
@@ -80,20 +48,71 @@ def pack(groups: Sequence[RolloutGroup], device: torch.device) -> PackedGroups:
     def floats(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device)
 
-    sampled = len(sampler_logprobs) == len(targets) and bool(targets)
+    sampled = len(row.sampler_logprobs) == len(row.targets) and bool(row.targets)
     return PackedGroups(
-        input_ids=integers(input_ids),
-        position_ids=integers(positions),
-        group_ids=integers(group_ids),
-        segment_ids=integers(segments),
-        spans=tuple(spans),
-        source_index=integers(sources),
-        target_ids=integers(targets),
-        sequence_ids=integers(sequence_ids),
-        sequence_lens=integers(sequence_lens),
-        advantages=floats(advantages),
-        sampler_logprobs=floats(sampler_logprobs) if sampled else None,
+        input_ids=integers(row.input_ids),
+        position_ids=integers(row.positions),
+        group_ids=integers(row.group_ids),
+        segment_ids=integers(row.segments),
+        spans=tuple(row.spans),
+        source_index=integers(row.sources),
+        target_ids=integers(row.targets),
+        sequence_ids=integers(row.sequence_ids),
+        sequence_lens=integers(row.sequence_lens),
+        advantages=floats(row.advantages),
+        sampler_logprobs=floats(row.sampler_logprobs) if sampled else None,
     )
+
+
+@dataclass(slots=True)
+class _Row:
+    """The lists that a packed row is made of, in the order of ``PackedGroups``."""
+
+    input_ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    group_ids: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    spans: list[GroupSpan] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    sequence_ids: list[int] = field(default_factory=list)
+    sequence_lens: list[int] = field(default_factory=list)
+    advantages: list[float] = field(default_factory=list)
+    sampler_logprobs: list[float] = field(default_factory=list)
+
+    def add(self, group: RolloutGroup) -> None:
+        """The prompt, then every completion behind it."""
+        start, prompt_len = len(self.input_ids), len(group.prompt_ids)
+        self.spans.append(GroupSpan(start, prompt_len, tuple(len(c.token_ids) for c in group.completions)))
+        self.input_ids += group.prompt_ids
+        self.positions += range(prompt_len)
+        self.segments += [0] * prompt_len
+        for index, completion in enumerate(group.completions):
+            advantage = group.advantages[index] if group.advantages else 0.0
+            self._add_loss_tokens(completion, start, prompt_len, advantage, group.example.id)
+            length = len(completion.token_ids)
+            self.input_ids += completion.token_ids
+            self.positions += range(prompt_len, prompt_len + length)
+            self.segments += [index + 1] * length
+            self.sequence_lens.append(completion.num_loss_tokens)
+        self.group_ids += [len(self.spans) - 1] * (len(self.input_ids) - start)
+
+    def _add_loss_tokens(
+        self, completion: Completion, start: int, prompt_len: int, advantage: float, example_id: str
+    ) -> None:
+        """List the completion's loss tokens; it starts at the row's present end. Siblings share the prompt's last."""
+        first = len(self.input_ids)
+        for offset, token in enumerate(completion.token_ids):
+            if completion.loss_mask is not None and not completion.loss_mask[offset]:
+                continue
+            if offset == 0 and prompt_len == 0:
+                raise ValueError(f"example {example_id} has no prompt token to predict its first token from")
+            self.sources.append(first + offset - 1 if offset else start + prompt_len - 1)
+            self.targets.append(token)
+            self.sequence_ids.append(len(self.sequence_lens))
+            self.advantages.append(advantage)
+            if completion.sampler_logprobs is not None:
+                self.sampler_logprobs.append(completion.sampler_logprobs[offset])
 
 
 def empty_row(device: torch.device) -> PackedGroups:

@@ -59,7 +59,7 @@ def complain(problem: ValueError | str, main_rank: bool = True) -> None:
     """``error: ...`` on stderr; the traceback too if LONGCTX_RL_TRACEBACK=1 or HYDRA_FULL_ERROR=1."""
     if not main_rank:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(3.0)  # Usually the main rank says the same, and torchrun ends this one meanwhile.
+        time.sleep(15.0)  # Usually the main rank says the same, and torchrun ends this one meanwhile.
     if isinstance(problem, ValueError) and "1" in (os.environ.get(name) for name in TRACEBACK_SWITCHES):
         traceback.print_exception(problem)
     print(f"error: {problem}", file=sys.stderr, flush=True)

@@ -4,7 +4,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,13 +149,19 @@ def test_help_teaches(start: Callable[..., Outcome]) -> None:
 
 
 def test_help_and_errors_are_quick(tmp_path: Path) -> None:
-    """In a process of its own, without torch; twice the time that an idle machine needs."""
+    """In a process of its own, without torch. Processor time, which other work on the machine does not stretch."""
     source = Path(__file__).parents[2] / "src"
     environment = os.environ | {"PYTHONPATH": str(source)}
     code = "import sys, longctx_rl.__main__; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    begin = time.perf_counter()
+    begin = processor_seconds()
     command = [sys.executable, "-m", "longctx_rl", "+algo=sft", "seed=x"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (2, "error: seed=x: expected a whole number\n")
-    assert time.perf_counter() - begin < 3.0
+    assert processor_seconds() - begin < 3.0
+
+
+def processor_seconds() -> float:
+    """Of all finished child processes."""
+    times = os.times()
+    return times.children_user + times.children_system

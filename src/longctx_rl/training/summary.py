@@ -31,8 +31,8 @@ def next_commands(config: Config) -> list[str]:
     others = ",".join(name for name in ALGORITHMS if name != config.algo.name)
     follow = "dgrpo" if config.algo.source == "dataset" else config.algo.name
     export = shlex.quote(f"{config.run_dir}/export")
+    trained = "mini" if config.model.architecture else config.model.name
     return [
         f"python -m longctx_rl -m +algo={others} model={config.model.name} task={config.task.name} seed={config.seed}",
-        f"python -m longctx_rl +algo={follow} model={config.model.name} model.student={export} "
-        "experiment_name=continued",
+        f"python -m longctx_rl +algo={follow} model={trained} model.student={export} experiment_name=continued",
     ]

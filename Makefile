@@ -17,6 +17,9 @@ demo: $(VENV)/.installed ## Train the mini student with dGRPO, 4 minutes on 2 co
 smoke: $(VENV)/.installed ## Two steps of each method, in seconds
 	$(PYTHON) -m longctx_rl -m +algo=sft,kd,grpo,opd,dgrpo +experiment=smoke experiment_name=smoke-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
+mini-models: $(VENV)/.installed ## Train the shipped mini models again from random weights, about 1 hour on 2 cores
+	$(PYTHON) experiments/mini_models/build.py $(ARGS)
+
 test: $(VENV)/.installed-dev ## Run the tests (ARGS="-k name")
 	$(PYTHON) -m pytest $(ARGS)
 

@@ -118,8 +118,6 @@ def _positive(c: "Config") -> Iterator[str]:
         "optim.max_grad_norm": c.optim.max_grad_norm,
         "optim.max_skipped": c.optim.max_skipped,
         "checkpoint.keep": c.checkpoint.keep,
-        "data.lengths": min(c.data.lengths, default=1),
-        "eval.lengths": min(c.eval.lengths, default=1),
     }
     limits = {
         "engine.threads": c.engine.threads,
@@ -137,6 +135,8 @@ def _positive(c: "Config") -> Iterator[str]:
         if limit is not None and not limit > 0:
             yield f"{key}={limit}: set it above 0, or null for none"
     for key, value in {
+        "data.lengths": min(c.data.lengths, default=0),
+        "eval.lengths": min(c.eval.lengths, default=0),
         "optim.lr": c.optim.lr,
         "optim.warmup_steps": c.optim.warmup_steps,
         "optim.weight_decay": c.optim.weight_decay,

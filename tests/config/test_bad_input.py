@@ -45,9 +45,9 @@ BAD = {
     "+algo=sft engine.num_nodes=2": "engine.num_nodes=2 needs engine.rendezvous=<host of the first node>:<port>",
     "+algo=sft data.families=0": "data.families=0 makes an empty training split: set it to 1 or more, or null for "
     "endless",
-    "+algo=sft model=mini_student_fresh model.student=runs/a/b/export": "model.architecture starts from random "
+    "+algo=sft model=mini_fresh model.student=runs/a/b/export": "model.architecture starts from random "
     "weights, so model.student=runs/a/b/export would be left out: set model.architecture=null, or choose model=mini",
-    "+algo=sft 'data.lengths=[0,512]'": "data.lengths=0: set it above 0",
+    "+algo=sft 'data.lengths=[-1,512]'": "data.lengths=-1: set it to 0 or more",
     "+algo=sft budget.seconds=0": "budget.seconds=0.0: set it above 0, or null for none",
     "+algo=sft checkpoint.every=-1": "checkpoint.every=-1: set it to 0 or more",
     "+algo=sft eval.items=0": "the evaluation split is empty: set eval.items, eval.lengths and eval.tasks, "

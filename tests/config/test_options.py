@@ -64,7 +64,7 @@ def test_a_run_directory_names_what_was_chosen() -> None:
 
 
 def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
-    for algo, model in (("dgrpo", "mini"), ("sft", "mini_student_fresh")):
+    for algo, model in (("dgrpo", "mini"), ("sft", "mini_fresh")):
         before = composed(f"+algo={algo}", f"model={model}", "budget.until={metric: eval/heldout/mean, at_least: 0.9}")
         path = tmp_path / "config.yaml"
         path.write_text(config.dump(before))

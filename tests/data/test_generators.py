@@ -194,14 +194,16 @@ def test_generation_is_deterministic() -> None:
 @check(10)
 @given(families, splits)
 def test_copy_rows_repeat_distinct_tokens(family: int, split: Split) -> None:
-    (example,) = examples("copy", family, split, 0, 4)
+    (example,) = examples("copy", family, split, 64, 4)
     document, question = encode_prompt(mini_tokenizer(), example)
-    target = encode_target(mini_tokenizer(), example)
-    assert question == ()
-    assert 8 <= len(target) <= 48
-    assert len(document) - len(target) <= 20
-    assert document[: len(target)] == target
+    row = document + question + encode_target(mini_tokenizer(), example)
+    assert len(row) == 64
     assert len(set(document)) == len(document)
+    (period,) = {len(document) - document.index(question[0])}
+    assert 4 <= period <= 24
+    gap = len(document) - period
+    assert gap <= 8
+    assert all(row[i] == row[i - period] for i in range(gap + period, 64))
 
 
 def test_lookup_target_is_the_value_alone() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-SMOKE = ("+experiment=smoke", "model=mini_student_fresh", "logging=none", "eval=none")
+SMOKE = ("+experiment=smoke", "model=mini_fresh", "logging=none", "eval=none")
 ENDLESS = ("budget.steps=100000", "checkpoint.every=0")
 
 
@@ -53,13 +53,13 @@ def test_one_process_in_place(tmp_path: Path) -> None:
     code, stdout, stderr = finish(start(["+algo=sft", *SMOKE, "engine=local"], tmp_path))
     assert code == 0, stderr
     assert "finished after 2 steps" in stdout
-    run = tmp_path / "runs" / "smoke" / "sft-mini_student_fresh-mix-s0"
+    run = tmp_path / "runs" / "smoke" / "sft-mini_fresh-mix-s0"
     assert steps(run) == [1, 2]
     described = json.loads((run / "environment.json").read_text())
     assert described["command"].startswith("python -m longctx_rl +algo=sft +experiment=smoke ")
     code, _, stderr = finish(start(["+algo=sft", *SMOKE, "engine=local"], tmp_path))
     assert code == 2
-    assert stderr.startswith("error: runs/smoke/sft-mini_student_fresh-mix-s0 exists already: continue it with resume")
+    assert stderr.startswith("error: runs/smoke/sft-mini_fresh-mix-s0 exists already: continue it with resume")
 
 
 def test_ctrl_c_finishes_the_step_and_fewer_ranks_continue(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_ctrl_c_finishes_the_step_and_fewer_ranks_continue(tmp_path: Path) -> No
     assert code == 130, stderr
     done = int(stdout.split("interrupted after step ")[1].split(";")[0])
     assert f"{arguments[-1]} engine.num_processes=2 resume=true" in stdout
-    run = tmp_path / "runs" / "smoke" / "sft-mini_student_fresh-mix-s0"
+    run = tmp_path / "runs" / "smoke" / "sft-mini_fresh-mix-s0"
     assert steps(run) == list(range(1, done + 1))
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{done:06d}"]
 
@@ -94,7 +94,7 @@ def test_killing_the_launcher_kills_its_ranks_and_frees_the_run(tmp_path: Path) 
     arguments[-3] = "budget.steps=1"
     code, _, stderr = finish(start([*arguments, "resume=true"], tmp_path))
     assert code == 0, stderr
-    assert steps(tmp_path / "runs" / "smoke" / "sft-mini_student_fresh-mix-s0") == [1]
+    assert steps(tmp_path / "runs" / "smoke" / "sft-mini_fresh-mix-s0") == [1]
 
 
 def test_a_refusal_by_all_ranks_is_said_once_and_leaves_nothing(tmp_path: Path) -> None:
@@ -115,22 +115,22 @@ def test_two_machines(tmp_path: Path) -> None:
     outcomes = [finish(agent) for agent in agents]
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
     assert sum("finished after 2 steps" in stdout for _, stdout, _ in outcomes) == 1
-    run = tmp_path / "runs" / "smoke" / "sft-mini_student_fresh-mix-s0"
+    run = tmp_path / "runs" / "smoke" / "sft-mini_fresh-mix-s0"
     assert steps(run) == [1, 2]
     assert json.loads((run / "environment.json").read_text())["command"]
 
 
 def test_a_sweep_goes_on_after_a_failure(tmp_path: Path) -> None:
-    taken = tmp_path / "runs" / "smoke" / "sft-mini_student_fresh-mix-s0"
+    taken = tmp_path / "runs" / "smoke" / "sft-mini_fresh-mix-s0"
     taken.mkdir(parents=True)
     (taken / "notes.txt").write_text("not a run")
     code, stdout, stderr = finish(start(["-m", "+algo=sft", *SMOKE, "engine=local", "seed=0,1"], tmp_path))
     assert code == 1
-    assert stderr.startswith("error: run_dir=runs/smoke/sft-mini_student_fresh-mix-s0 holds files that are not a run")
+    assert stderr.startswith("error: run_dir=runs/smoke/sft-mini_fresh-mix-s0 holds files that are not a run")
     assert "[2/2] python -m longctx_rl +algo=sft " in stdout
     assert stdout.splitlines()[-2] == "sweep: 1 of 2 runs succeeded"
     assert stdout.splitlines()[-1].startswith("  exit code 2: python -m longctx_rl +algo=sft ")
-    assert steps(taken.with_name("sft-mini_student_fresh-mix-s1")) == [1, 2]
+    assert steps(taken.with_name("sft-mini_fresh-mix-s1")) == [1, 2]
 
 
 def test_ctrl_c_ends_a_sweep(tmp_path: Path) -> None:

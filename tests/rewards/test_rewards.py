@@ -134,8 +134,14 @@ def test_recorded_responses_score_full(task: str) -> None:
         assert grade(example.target, example, evidence_weight=0.5).score == 1
 
 
+def test_running_text_counts_until_its_first_wrong_letter() -> None:
+    example = Example(id="", document="", question="", answer=" KesDal", task="lookup", chat=False)
+    for text, score in ((" KesDalDal of", 1.0), (" KesTor", 0.5), (" TorDal", 0.0), ("", 0.0)):
+        assert grade(text, example, evidence_weight=0).score == score
+
+
 def test_bad_arguments_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         grade("", HOP, evidence_weight=-1)
     with pytest.raises(ValueError, match="choose one of multihop"):
-        grade("", Example(id="", document="", question="", answer="", task="copy"), evidence_weight=0)
+        grade("", Example(id="", document="", question="", answer="", task="poetry"), evidence_weight=0)

@@ -4,6 +4,7 @@ Only the text after the last ``Answer:`` on the last line that is not empty coun
 else, or among others, earns nothing.
 """
 
+import os
 from collections.abc import Callable, Sequence
 
 from longctx_rl.rewards.evidence import evidence_f1
@@ -65,10 +66,19 @@ def grade_ordered_list(text: str, example: Example) -> Reward:
     return _reward(ordered, predicted, text, example, set_f1=unordered)
 
 
+def grade_continuation(text: str, example: Example) -> Reward:
+    """Running text, which nothing ends: the share of the reference that is right before the first wrong letter."""
+    right = len(os.path.commonprefix([text.strip(), example.answer.strip()]))
+    score = right / len(example.answer.strip())
+    return Reward(score, {"answer": score, "format": 1.0, "evidence": 0.0})
+
+
 GRADERS: dict[str, Grader] = {
     "multihop": grade_exact,
     "grounding": grade_exact,
     "longform": grade_ordered_list,
+    "copy": grade_continuation,
+    "lookup": grade_continuation,
 }
 """Grader of each task. A grader's score is the answer's; ``grade`` adds the evidence."""
 

@@ -8,40 +8,52 @@ from longctx_rl.data.generators.wording import RELATIONS, Statement
 from longctx_rl.data.generators.world import Ledger, Narrator, Query, filler
 from longctx_rl.types import Example
 
-MIN_COPY, MAX_COPY = 8, 48
-MAX_GAP = 20
-"""A gap of fixed width would teach to look back by distance instead of by content."""
+COPY_LENGTH = 64
+"""Tokens of a copy row if no length is asked for."""
+MIN_PERIOD, MAX_PERIOD = 4, 48
+MAX_GAP = 8
+"""A period and a gap of fixed width would teach to look back by distance instead of by content."""
 
 _PIECES = (*SYLLABLES, *(f" {syllable}" for syllable in SYLLABLES), *(f" {relation}" for relation in RELATIONS))
 
 
 def generate_copy(request: Request) -> tuple[Example, ...]:
-    """A sequence of distinct tokens and a gap of others; the target is the sequence again. One question only."""
+    """Some tokens, then a sequence of distinct tokens over and over. One question only.
+
+    Its period is at most 3/8 of the length, so that every row holds it at least twice. The question is the first
+    token of the second time; all that follows can be known, and is the target.
+    """
     rng = request.rng("copy")
-    count, gap = rng.randint(MIN_COPY, MAX_COPY), rng.randint(0, MAX_GAP)
-    pieces = _distinct_pieces(rng, request.split, count + gap)
-    sequence = "".join(pieces[:count])
+    length = request.length or COPY_LENGTH
+    period, gap = rng.randint(MIN_PERIOD, min(MAX_PERIOD, length * 3 // 8)), rng.randint(0, MAX_GAP)
+    pieces = _distinct_pieces(rng, request.split, gap + period, starts=(0, gap))
+    before, sequence = pieces[:gap], pieces[gap:]
+    row = before + [sequence[i % period] for i in range(length - gap)]
+    start = gap + period
     example = Example(
         id=request.example_id(0),
-        document=sequence + "".join(pieces[count:]),
-        question="",
-        answer=sequence,
+        document="".join(row[:start]),
+        question=row[start],
+        answer="".join(row[start + 1 :]),
         task=request.task,
         source=SOURCE,
         family_id=request.family_id,
-        length=count + gap,
+        length=length,
         chat=False,
     )
     return (example,)
 
 
-def _distinct_pieces(rng: Random, split: Split, count: int) -> list[str]:
-    """Single-token pieces in random order; two of them never spell a name of the other split."""
+def _distinct_pieces(rng: Random, split: Split, count: int, starts: tuple[int, ...]) -> list[str]:
+    """Single-token pieces in random order; two neighbours never spell a name of the other split.
+
+    Pieces at ``starts`` begin a word, so that anything may stand before them.
+    """
     chosen: list[str] = []
     for piece in rng.sample(_PIECES, len(_PIECES)):
         name = chosen[-1].strip() + piece if chosen else ""
         continues = not piece.startswith(" ")
-        if continues and (not chosen or (chosen[-1].strip() in SYLLABLES and split_of(name) != split)):
+        if continues and (len(chosen) in starts or (chosen[-1].strip() in SYLLABLES and split_of(name) != split)):
             continue
         chosen.append(piece)
         if len(chosen) == count:

@@ -1,0 +1,142 @@
+"""Rebuild the shipped mini models: four stages of SFT, a measurement, and a copy into the package.
+
+    python experiments/mini_models/build.py [--root runs] [--items 500]     # make mini-models
+
+Each stage is one run of the program (conf/experiment/mini/) that starts from the export of the one before and ends once
+it has reached its accuracy. The student is what stage 3 leaves, the teacher what stage 4 makes of it with longer
+contexts. A stage that was interrupted continues, one that is finished is left alone. Nothing is installed unless both
+models meet what the comparison of the methods needs.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import longctx_rl.models
+from longctx_rl.data.prompts import closed_book
+from longctx_rl.data.source import heldout_items
+from longctx_rl.evals.heldout import evaluate
+from longctx_rl.evals.records import ItemRecord
+from longctx_rl.evals.summary import cells
+from longctx_rl.policy import attention
+from longctx_rl.rewards import grade
+from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.types import UNANSWERABLE
+
+HERE = Path(__file__).parent
+SHIPPED = Path(longctx_rl.models.__file__).parent
+RESULTS = HERE / "results.jsonl"
+STAGES = ("copy", "lookup", "student", "teacher")
+TASKS = ("multihop", "grounding", "longform")
+SHORT, LONG = 256, 1024
+LENGTHS = (SHORT, 512, LONG)
+
+
+def train(stage: str, before: str | None, root: Path, overrides: list[str]) -> None:
+    """Run a stage, or continue it."""
+    command = [sys.executable, "-m", "longctx_rl", "+algo=sft", f"+experiment=mini/{stage}", f"runs_root={root}"]
+    if before:
+        command.append(f"model.student={root}/mini-models/{before}/export")
+    subprocess.run([*command, "resume=true", *overrides], check=True)
+
+
+def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
+    """Accuracy of a model in each cell, with the document and without it."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    attention.install(model)
+    sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=96, batch_tokens=65536)
+    answer_alone = partial(grade, evidence_weight=0.0)
+    rows = []
+    examples = heldout_items(tokenizer, tasks=TASKS, lengths=LENGTHS, items=items)
+    answerable = [closed_book(e) for e in examples if e.length == SHORT and e.answer != UNANSWERABLE]
+    for book, asked in (("open", examples), ("closed", answerable)):
+        records: list[ItemRecord] = evaluate(model, sampler, tokenizer, asked, answer_alone, step=0)
+        for cell in cells(records):
+            score = {key: round(getattr(cell.score, key), 4) for key in ("value", "low", "high")}
+            row = {"model": name, "book": book, "task": cell.task, "length": cell.length, "n": cell.n, **score}
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    return rows
+
+
+def shortcomings(rows: list[dict[str, Any]]) -> list[str]:
+    """What keeps the pair from being useful: the student has to be good short and worse long, the teacher good."""
+    score = {(row["model"], row["book"], row["task"], row["length"]): row["value"] for row in rows}
+    found = []
+    for task in TASKS:
+        short, long = score["mini-student", "open", task, SHORT], score["mini-student", "open", task, LONG]
+        needs = {
+            f"student >= 0.70 at {SHORT}": short >= 0.70,
+            f"student >= 0.25 lower at {LONG}": short - long >= 0.25,
+            f"teacher >= 0.90 at {SHORT}": score["mini-teacher", "open", task, SHORT] >= 0.90,
+            f"teacher >= 0.80 at {LONG}": score["mini-teacher", "open", task, LONG] >= 0.80,
+            "student <= 0.05 without the document": score["mini-student", "closed", task, SHORT] <= 0.05,
+            "teacher <= 0.05 without the document": score["mini-teacher", "closed", task, SHORT] <= 0.05,
+        }
+        found += [f"{task}: {need}" for need, met in needs.items() if not met]
+    return found
+
+
+def card(name: str, rows: list[dict[str, Any]]) -> str:
+    """The model card, figures from the results."""
+    mine = [row for row in rows if row["model"] == name]
+    score = {(row["book"], row["task"], row["length"]): row for row in mine}
+
+    def percent(row: dict[str, Any]) -> str:
+        return f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+    lines = [
+        "| task | " + " | ".join(f"{length} tokens" for length in LENGTHS) + f" | no document ({SHORT}) |",
+        "|---" * (len(LENGTHS) + 2) + "|",
+    ]
+    for task in TASKS:
+        cells_of_task = [percent(score["open", task, length]) for length in LENGTHS]
+        lines.append(f"| {task} | " + " | ".join([*cells_of_task, percent(score["closed", task, SHORT])]) + " |")
+    data = {
+        "mini-student": "short documents alone (stage 3 of its training)",
+        "mini-teacher": "the same as mini-student, then documents of up to 1,024 tokens (stage 4)",
+    }[name]
+    return (
+        (HERE / "card.md")
+        .read_text()
+        .format(name=name, data=data, table="\n".join(lines), items=mine[0]["n"], date=mine[0]["date"])
+    )
+
+
+def install(name: str, export: Path, text: str) -> None:
+    """Put a model and its card into the package."""
+    for file in ("config.json", "generation_config.json", "model.safetensors"):
+        shutil.copyfile(export / file, SHIPPED / name / file)
+    (SHIPPED / name / "README.md").write_text(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="runs", type=Path, help="where the runs are kept")
+    parser.add_argument("--items", default=500, type=int, help="held-out items per task and length")
+    parser.add_argument("overrides", nargs="*", help="settings for all stages, such as engine.threads=2")
+    arguments = parser.parse_args()
+    for before, stage in zip((None, *STAGES), STAGES, strict=False):
+        train(stage, before, arguments.root, arguments.overrides)
+    exports = {f"mini-{stage}": arguments.root / "mini-models" / stage / "export" for stage in STAGES[2:]}
+    rows = [row for name, export in exports.items() for row in measure(name, export, arguments.items)]
+    if found := shortcomings(rows):
+        raise SystemExit("not installed, because these are not met:\n  " + "\n  ".join(found))
+    rows = [{"date": date.today().isoformat(), **row} for row in rows]
+    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, export in exports.items():
+        install(name, export, card(name, rows))
+        print(f"installed {SHIPPED / name}")
+
+
+if __name__ == "__main__":
+    main()

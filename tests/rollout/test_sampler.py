@@ -225,7 +225,7 @@ def test_a_model_in_training_is_sampled_without_dropout_or_checkpointing(
         assert model.training
         assert all(parameter.requires_grad for parameter in model.parameters())
     finally:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
         model.eval()
 
 

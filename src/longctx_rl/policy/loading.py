@@ -116,6 +116,18 @@ def check_pair(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int |
     return len(tokenizer)
 
 
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokens that end a completion: the tokenizer's own, then what the model's generation settings add to it.
+
+    Qwen3's chat models end at ``<|im_end|>`` and at ``<|endoftext|>``.
+    """
+    assert isinstance(tokenizer.eos_token_id, int)
+    settings = model.generation_config
+    others = settings.eos_token_id if settings is not None else None
+    listed = others if isinstance(others, list) else [others] if isinstance(others, int) else []
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *listed]))
+
+
 def context_length(model: PreTrainedModel) -> int:
     """Tokens the model was made for."""
     length: int = model.config.max_position_embeddings

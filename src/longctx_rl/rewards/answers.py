@@ -4,8 +4,8 @@ Only the text after the last ``Answer:`` on the last line that is not empty coun
 else, or among others, earns nothing.
 """
 
-import os
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 from longctx_rl.rewards.evidence import evidence_f1
 from longctx_rl.types import Example, Reward
@@ -68,8 +68,9 @@ def grade_ordered_list(text: str, example: Example) -> Reward:
 
 def grade_continuation(text: str, example: Example) -> Reward:
     """Running text, which nothing ends: the share of the reference that is right before the first wrong letter."""
-    right = len(os.path.commonprefix([text.strip(), example.answer.strip()]))
-    score = right / len(example.answer.strip())
+    reference = example.answer.strip()
+    same = (a == b for a, b in zip(text.strip(), reference, strict=False))
+    score = sum(1 for _ in takewhile(bool, same)) / len(reference)
     return Reward(score, {"answer": score, "format": 1.0, "evidence": 0.0})
 
 

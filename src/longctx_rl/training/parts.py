@@ -15,7 +15,7 @@ from longctx_rl.engine import Engine
 from longctx_rl.evals.heldout import HeldOut
 from longctx_rl.policy.flops import ModelShape
 from longctx_rl.policy.frozen import FrozenScorer
-from longctx_rl.policy.loading import check_pair, context_length, fresh_model, load_model, load_tokenizer
+from longctx_rl.policy.loading import check_pair, context_length, end_tokens, fresh_model, load_model, load_tokenizer
 from longctx_rl.policy.policy import Policy
 from longctx_rl.rollout import Sampler
 from longctx_rl.rollout.hf import HFSampler
@@ -49,6 +49,7 @@ def build_parts(config: Config) -> Parts:
     with engines.loading(config):
         student = load_student(config, tokenizer)
         shape, context = ModelShape.of(student), context_length(student)
+        eos_ids = end_tokens(student, tokenizer)
         policy = Policy(student, chunk=model.scoring_chunk, vocabulary=vocabulary)
         frozen: dict[str, FrozenScorer] = {}
         if config.needs_teacher:
@@ -68,6 +69,7 @@ def build_parts(config: Config) -> Parts:
             temperature=temperature,
             max_new_tokens=max_new_tokens,
             batch_tokens=config.rollout.batch_tokens,
+            eos_ids=eos_ids,
             vocabulary=vocabulary,
             synced_gpus=engine.synced_gpus,
         )

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import longctx_rl.models
 from longctx_rl.data.prompts import closed_book
@@ -29,7 +29,7 @@ from longctx_rl.evals.summary import cells
 from longctx_rl.policy import attention
 from longctx_rl.rewards import grade
 from longctx_rl.rollout.hf import HFSampler
-from longctx_rl.types import UNANSWERABLE
+from longctx_rl.types import UNANSWERABLE, Example
 
 HERE = Path(__file__).parent
 SHIPPED = Path(longctx_rl.models.__file__).parent
@@ -57,8 +57,7 @@ def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
     answer_alone = partial(grade, evidence_weight=0.0)
     rows = []
     examples = heldout_items(tokenizer, tasks=TASKS, lengths=LENGTHS, items=items)
-    answerable = [closed_book(e) for e in examples if e.length == SHORT and e.answer != UNANSWERABLE]
-    for book, asked in (("open", examples), ("closed", answerable)):
+    for book, asked in (("open", examples), ("closed", without_document(tokenizer, items))):
         records: list[ItemRecord] = evaluate(model, sampler, tokenizer, asked, answer_alone, step=0)
         for cell in cells(records):
             score = {key: round(getattr(cell.score, key), 4) for key in ("value", "low", "high")}
@@ -66,6 +65,15 @@ def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
             rows.append(row)
             print(json.dumps(row), flush=True)
     return rows
+
+
+def without_document(tokenizer: PreTrainedTokenizerBase, items: int) -> list[Example]:
+    """``items`` questions of each task whose answer is not "unknown", and no document."""
+    chosen = []
+    for task in TASKS:
+        examples = heldout_items(tokenizer, tasks=(task,), lengths=(SHORT,), items=2 * items)
+        chosen += [closed_book(example) for example in examples if example.answer != UNANSWERABLE][:items]
+    return chosen
 
 
 def shortcomings(rows: list[dict[str, Any]]) -> list[str]:

@@ -89,13 +89,13 @@ class ArchitectureConfig:
 class ModelConfig:
     name: str
     student: str
-    """A directory, a Hub id, or the name of a shipped model (mini-student, mini-teacher)."""
-    teacher: str | None
-    """As ``student``. Loaded only by methods that weigh it."""
-    tokenizer: str | None
-    """As ``student``; none: the student's own."""
+    """A directory, a Hub id, or the name of a shipped model (mini-student, mini-teacher); so are the next two."""
+    teacher: str | None  # loaded only by methods that weigh it
+    tokenizer: str | None  # none: the student's own
     architecture: ArchitectureConfig | None
     """Set: the student starts from random weights of this shape."""
+    lr: float
+    """Learning rate that suits the model's size; optim.lr follows it."""
     dtype: Literal["float32", "bfloat16"]
     """Of the computation. Master weights and optimizer states are float32."""
     gradient_checkpointing: bool

@@ -21,7 +21,7 @@ mini-models: $(VENV)/.installed ## Train the shipped mini models again from rand
 	$(PYTHON) experiments/mini_models/build.py $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run the tests (ARGS="-k name")
-	$(PYTHON) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style and types
 	$(PYTHON) -m ruff check .

@@ -100,12 +100,16 @@ def load() -> list[dict[str, Any]]:
 
 
 def show() -> None:
-    """Mean scores and their paired difference, whose interval keeps an item's lengths and seeds together."""
+    """Mean scores and their paired difference, whose interval keeps an item's lengths and seeds together.
+
+    Costs are the largest of any seed.
+    """
     rows = load()
     print(
-        "| method | seeds | short before | short after | long before | long after | long difference [95 %] | s | GiB |"
+        "| method | seeds | short before | short after | long before | long after "
+        "| long difference [95 %] | of each seed | first step, s | all, s | GiB |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---" * 11 + "|")
     for algo in dict.fromkeys(row["algo"] for row in rows):
         mine = [row for row in rows if row["algo"] == algo]
         columns = [algo, str(len(mine))]
@@ -114,6 +118,10 @@ def show() -> None:
             columns += [f"{sum(scores) / len(scores):.3f}" for scores in (before, after)]
         difference = stats.paired_difference(before, after, families, seed=0)
         columns.append(f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]")
+        columns.append(
+            ", ".join(f"{sum(a) / len(a) - sum(b) / len(b):+.3f}" for b, a, _ in (pooled([row], True) for row in mine))
+        )
+        columns.append(f"{max(row['first_step_seconds'] for row in mine):.0f}")
         columns.append(f"{max(row['seconds'] for row in mine):.0f}")
         columns.append(f"{max(row['peak_gib'] for row in mine):.2f}")
         print("| " + " | ".join(columns) + " |")

@@ -74,8 +74,7 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
         assert config.read(path) == before
 
 
-def test_every_value_of_config_yaml_has_a_comment_or_a_plain_name() -> None:
-    """The header file teaches: each section is introduced."""
+def test_each_section_of_config_yaml_stands_at_its_top_level() -> None:
     text = (CONF / "config.yaml").read_text()
     for section in ("optim:", "budget:", "batch:", "checkpoint:", "seed:", "resume:", "experiment_name:", "algo: ???"):
         assert f"\n{section}" in text

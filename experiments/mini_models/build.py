@@ -38,6 +38,8 @@ STAGES = ("copy", "lookup", "student", "teacher")
 TASKS = ("multihop", "grounding", "longform")
 SHORT, LONG = 256, 1024
 LENGTHS = (SHORT, 512, LONG)
+FIRST = 1000
+"""Held-out families from here on; the stages end by what they score on the first hundred."""
 
 
 def train(stage: str, before: str | None, root: Path, overrides: list[str]) -> None:
@@ -56,7 +58,7 @@ def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
     sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=96, batch_tokens=65536)
     answer_alone = partial(grade, evidence_weight=0.0)
     rows = []
-    examples = heldout_items(tokenizer, tasks=TASKS, lengths=LENGTHS, items=items)
+    examples = heldout_items(tokenizer, tasks=TASKS, lengths=LENGTHS, items=items, first=FIRST)
     for book, asked in (("open", examples), ("closed", without_document(tokenizer, items))):
         records: list[ItemRecord] = evaluate(model, sampler, tokenizer, asked, answer_alone, step=0)
         for cell in cells(records):
@@ -71,7 +73,7 @@ def without_document(tokenizer: PreTrainedTokenizerBase, items: int) -> list[Exa
     """``items`` questions of each task whose answer is not "unknown", and no document."""
     chosen = []
     for task in TASKS:
-        examples = heldout_items(tokenizer, tasks=(task,), lengths=(SHORT,), items=2 * items)
+        examples = heldout_items(tokenizer, tasks=(task,), lengths=(SHORT,), items=2 * items, first=FIRST)
         chosen += [closed_book(example) for example in examples if example.answer != UNANSWERABLE][:items]
     return chosen
 

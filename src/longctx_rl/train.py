@@ -13,7 +13,7 @@ from longctx_rl import config as configuration
 from longctx_rl import process, run_directory
 from longctx_rl.config import Config
 from longctx_rl.data.source import check_lengths
-from longctx_rl.engine import TrainingDiverged, checkpoint, distributed
+from longctx_rl.engine import checkpoint, distributed
 from longctx_rl.recorder import Recorder, build_recorder
 from longctx_rl.training import summary
 from longctx_rl.training.collect import recorded_groups, rollout_metrics, rollout_sums, sampled_groups
@@ -64,8 +64,11 @@ def restore(config: Config, parts: Parts) -> TrainState | None:
     latest = checkpoint.latest_checkpoint(Path(config.run_dir))
     if latest is None:
         return None
+    distributed.on_main(lambda: checkpoint.verify(latest))
+    trainer_state = checkpoint.read_trainer_state(latest)
+    checkpoint.restore_rng(trainer_state.pop("rng"))
     parts.engine.load(latest)
-    return TrainState.from_dict(checkpoint.read_trainer_state(latest))
+    return TrainState.from_dict(trainer_state)
 
 
 def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> None:
@@ -75,11 +78,7 @@ def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, i
     reason = spent(state, config.budget)
     saved_step = state.step if state.step else -1
     while reason is None and not distributed.any_rank(interrupt.asked):
-        try:
-            train_step(config, parts, state, recorder)
-        except TrainingDiverged:
-            save(config, parts, state)
-            raise
+        train_step(config, parts, state, recorder)
         reason = spent(state, config.budget)
         if reason is None and config.eval.every and state.step % config.eval.every == 0:
             evaluate(config, parts, state, recorder, config.eval.during_items)
@@ -152,8 +151,9 @@ def evaluate(config: Config, parts: Parts, state: TrainState, recorder: Recorder
 
 def save(config: Config, parts: Parts, state: TrainState) -> None:
     """Write a checkpoint of the current step."""
+    trainer_state = state.as_dict() | {"rng": checkpoint.rng_states()}
     checkpoint.save_checkpoint(
-        Path(config.run_dir), state.step, parts.engine.save, state.as_dict(), config.checkpoint.keep
+        Path(config.run_dir), state.step, parts.engine.save, trainer_state, config.checkpoint.keep
     )
 
 

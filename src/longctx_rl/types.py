@@ -167,6 +167,8 @@ class PackedGroups:
     advantages: Tensor  # [T] float32, zero for data-set rows
     sampler_logprobs: Tensor | None = None  # [T] float32
     old_logprobs: Tensor | None = None  # [T] float32, None: the policy that sampled is the policy being updated
+    score_pieces: int | None = None
+    """Calls of the head that scoring makes; all ranks make equally many. None: as many as this row needs."""
 
     @property
     def num_loss_tokens(self) -> int:

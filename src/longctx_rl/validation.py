@@ -45,8 +45,12 @@ def _problems(c: "Config") -> Iterator[str]:
         yield f"data.families={c.data.families} makes an empty training split: set it to 1 or more, or null for endless"
     if not c.data.lengths:
         yield "data.lengths is empty: give at least one prompt length, such as data.lengths=[256]"
-    if (c.eval.at_start or c.eval.at_end or c.eval.every) and not (c.eval.items and c.eval.lengths and c.eval.tasks):
-        yield "the evaluation split is empty: set eval.items, eval.lengths and eval.tasks, or eval=none"
+    evaluated = [c.eval.items] * (c.eval.at_start or c.eval.at_end) + [c.eval.during_items] * bool(c.eval.every)
+    if evaluated and not (min(evaluated) > 0 and c.eval.lengths and c.eval.tasks):
+        yield (
+            "the evaluation split is empty: set eval.items and eval.during_items above 0, "
+            "give eval.lengths and eval.tasks, or choose eval=none"
+        )
     yield from _positive(c)
 
 

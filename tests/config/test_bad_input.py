@@ -50,8 +50,10 @@ BAD = {
     "+algo=sft 'data.lengths=[-1,512]'": "data.lengths=-1: set it to 0 or more",
     "+algo=sft budget.seconds=0": "budget.seconds=0.0: set it above 0, or null for none",
     "+algo=sft checkpoint.every=-1": "checkpoint.every=-1: set it to 0 or more",
-    "+algo=sft eval.items=0": "the evaluation split is empty: set eval.items, eval.lengths and eval.tasks, "
-    "or eval=none",
+    "+algo=sft eval.during_items=0": "the evaluation split is empty: set eval.items and eval.during_items above 0, "
+    "give eval.lengths and eval.tasks, or choose eval=none",
+    "+algo=sft eval.items=0": "the evaluation split is empty: set eval.items and eval.during_items above 0, "
+    "give eval.lengths and eval.tasks, or choose eval=none",
 }
 
 
@@ -142,7 +144,7 @@ def test_help_teaches(start: Callable[..., Outcome]) -> None:
     assert result.code == 0
     for part in (
         *("+algo=sft", "+algo=kd", "+algo=grpo", "+algo=opd", "+algo=dgrpo"),
-        *("model=mini task=multihop seed=1", "-m +algo=sft,kd", "-m +experiment=", "resume=true", "runs/"),
+        *("model=mini task=multihop seed=1", "-m +algo=sft,kd", "+experiment=NAME", "resume=true", "runs/"),
         *("model: mini, ", "task: copy, grounding, longform", "experiment: ", "engine: local, zero3"),
     ):
         assert part in result.stdout

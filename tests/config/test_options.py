@@ -11,6 +11,9 @@ from longctx_rl.__main__ import config_directory
 
 CONF = config_directory()
 GROUPS = ("model", "task", "data", "engine", "rollout", "reward", "eval", "logging")
+EXPERIMENTS = sorted(
+    path.relative_to(CONF / "experiment").with_suffix("").as_posix() for path in (CONF / "experiment").rglob("*.yaml")
+)
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 PAPER = {
     "sft": ("dataset", 1, (1.0, 0.0, 0.0, 0.0)),
@@ -51,11 +54,11 @@ def test_each_option_composes(option: str) -> None:
 
 
 @pytest.mark.parametrize("algo", config.ALGORITHMS)
-@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_experiment_composes_with_each_method(path: Path, algo: str) -> None:
-    if "algo:" in path.read_text():
-        pytest.skip("this experiment chooses its method")
-    composed(f"+algo={algo}", f"+experiment={path.stem}")
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_each_experiment_composes(name: str, algo: str) -> None:
+    if name.startswith("mini/") and algo != "sft":
+        pytest.skip("the stages of the mini models are trained by sft")
+    composed(f"+algo={algo}", f"+experiment={name}")
 
 
 def test_a_run_directory_names_what_was_chosen() -> None:
@@ -71,8 +74,7 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
         assert config.read(path) == before
 
 
-def test_every_value_of_config_yaml_has_a_comment_or_a_plain_name() -> None:
-    """The header file teaches: each section is introduced."""
+def test_each_section_of_config_yaml_stands_at_its_top_level() -> None:
     text = (CONF / "config.yaml").read_text()
     for section in ("optim:", "budget:", "batch:", "checkpoint:", "seed:", "resume:", "experiment_name:", "algo: ???"):
         assert f"\n{section}" in text

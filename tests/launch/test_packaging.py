@@ -30,7 +30,8 @@ def test_a_wheel_holds_configuration_and_models(wheel: Path) -> None:
 
 def test_an_installed_wheel_finds_them(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True, timeout=120)
     environment = {**os.environ, "PYTHONPATH": str(site)}
     command = [sys.executable, "-m", "longctx_rl", "+algo=dgrpo", "--cfg", "job", "--resolve"]
     shown = subprocess.run(
@@ -42,3 +43,8 @@ def test_an_installed_wheel_finds_them(wheel: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == str(site / "longctx_rl" / "conf")
+    command = [sys.executable, "-m", "longctx_rl", "+algo=kd", "+experiment=smoke", "engine=local", "eval=none"]
+    subprocess.run(
+        [*command, "logging=none"], cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=True
+    )
+    assert (tmp_path / "runs" / "smoke" / "kd-mini-mix-s0" / "export" / "model.safetensors").is_file()

@@ -80,14 +80,14 @@ def test_resume_with_another_configuration_says_what_differs(config: Config) -> 
         config,
         resume=True,
         seed=1,
-        optim=replace(config.optim, lr=1e-3),
+        optim=replace(config.optim, lr=2e-3),
         engine=replace(config.engine, num_processes=2, threads=1),
         algo=replace(config.algo, importance_cap=2.0),
     )
     with pytest.raises(ValueError) as caught:
         check(changed)
     assert str(caught.value) == (
-        f"{path} was started with another configuration: algo.importance_cap null -> 2.0, optim.lr 0.0003 -> 0.001, "
+        f"{path} was started with another configuration: algo.importance_cap null -> 2.0, optim.lr 0.001 -> 0.002, "
         "seed 0 -> 1 (old -> new); resume with the old values, or start another run with experiment_name=<new name>"
     )
 

@@ -67,22 +67,21 @@ def recorded_group(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Exampl
 
 
 def heldout_items(
-    tokenizer: PreTrainedTokenizerBase, *, tasks: Sequence[str], lengths: Sequence[int], items: int
+    tokenizer: PreTrainedTokenizerBase, *, tasks: Sequence[str], lengths: Sequence[int], items: int, first: int = 0
 ) -> list[Example]:
-    """Held-out examples: families 0 ... items - 1 of each task, rendered at every length."""
+    """Held-out examples: families first ... first + items - 1 of each task, rendered at every length."""
     return [
         example
         for task in tasks
         for length in lengths
-        for family in range(items)
+        for family in range(first, first + items)
         for example in generate(task, family, split="test", length=length, tokenizer=tokenizer)
     ]
 
 
 def check_lengths(config: Config, context: int) -> None:
     """Refuse prompts that do not fit the model's context of ``context`` tokens."""
-    on_policy = config.algo.source == "policy"
-    needs = {"data.lengths": max(config.data.lengths) + on_policy * config.rollout.max_new_tokens}
+    needs = {"data.lengths": max(config.data.lengths) + config.rollout.max_new_tokens}
     if config.eval.at_start or config.eval.at_end or config.eval.every:
         needs["eval.lengths"] = max(config.eval.lengths) + config.eval.max_new_tokens
     for key, need in needs.items():

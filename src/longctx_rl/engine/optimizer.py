@@ -37,8 +37,8 @@ class Progress:
         if self.skipped_in_row >= max_skipped:
             raise TrainingDiverged(
                 f"the gradient was infinite or not a number in {self.skipped_in_row} steps in a row, up to step "
-                f"{self.step}: lower optim.lr or optim.max_grad_norm, or set model.dtype=float32, "
-                "and resume from the last checkpoint"
+                f"{self.step}: start another run (experiment_name=<new name>) with a lower optim.lr or "
+                "optim.max_grad_norm, or with model.dtype=float32"
             )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from longctx_rl.policy.policy import Policy
-from longctx_rl.policy.scoring import log_softmax
+from longctx_rl.policy.scoring import log_softmax, num_pieces
 from longctx_rl.types import HiddenSignal, PackedGroups, SampledSignal, TeacherSignal, TopKSignal
 
 SignalKind = Literal["exact", "topk", "k1", "k2", "k3"]
@@ -45,8 +45,9 @@ class FrozenScorer(Policy):
                 )
             return HiddenSignal(hidden, head)
         ids, logprobs = [], []
+        pieces = packed.score_pieces or num_pieces(packed.num_loss_tokens, self.chunk)
         for part, targets in zip(
-            torch.split(hidden, self.chunk), torch.split(packed.target_ids, self.chunk), strict=True
+            torch.tensor_split(hidden, pieces), torch.tensor_split(packed.target_ids, pieces), strict=True
         ):
             logq = log_softmax(self.head, part, temperature, self.vocabulary)
             if estimator == "topk":

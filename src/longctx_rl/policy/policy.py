@@ -65,6 +65,7 @@ class Policy(nn.Module):
             chunk=self.chunk,
             anchors=anchors or {},
             vocabulary=self.vocabulary,
+            pieces=packed.score_pieces,
         )
 
 

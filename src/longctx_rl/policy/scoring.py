@@ -32,6 +32,11 @@ def log_softmax(head: Head, hidden: Tensor, temperature: float, vocabulary: int 
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, -1)
 
 
+def num_pieces(num_tokens: int, chunk: int) -> int:
+    """Pieces of at most ``chunk`` tokens; at least one, so that the head is called on every rank."""
+    return max(1, -(-num_tokens // chunk))
+
+
 def score_tokens(
     head: Head,
     hidden: Tensor,
@@ -41,8 +46,9 @@ def score_tokens(
     chunk: int,
     anchors: Mapping[str, Anchor],
     vocabulary: int | None = None,
+    pieces: int | None = None,
 ) -> TokenScores:
-    """Score T loss tokens, ``chunk`` at a time.
+    """Score T loss tokens, at most ``chunk`` at a time.
 
     Args:
         head: the output projection; called as given, so that sharded weights are gathered by its hooks.
@@ -50,6 +56,7 @@ def score_tokens(
         target_ids: [T].
         temperature: divides student and anchor logits alike.
         anchors: ``kd`` and ``ref`` as far as they are weighed.
+        pieces: number of calls of the head, some on no tokens; None: as many as ``chunk`` makes necessary.
 
     Returns:
         [T] tensors, differentiable in ``hidden`` and the head.
@@ -71,13 +78,13 @@ def score_tokens(
         return (logprobs, entropy, *divergences, *diagnostics)
 
     signals = [tensor for anchor in anchors.values() for tensor in _per_token(anchor.signal)]
-    pieces = [torch.split(tensor, chunk) for tensor in (hidden, target_ids, *signals)]
-    several = len(pieces[0]) > 1 and torch.is_grad_enabled()
+    pieces = pieces or num_pieces(len(target_ids), chunk)
+    columns = [torch.tensor_split(tensor, pieces) for tensor in (hidden, target_ids, *signals)]
+    several = pieces > 1 and torch.is_grad_enabled()
     results = []
-    for arguments in zip(*pieces, strict=True):
+    for arguments in zip(*columns, strict=True):
         results.append(checkpoint(score, *arguments, use_reentrant=False) if several else score(*arguments))
-    columns = [torch.cat(column) for column in zip(*results, strict=True)]
-    logprobs, entropy, *rest = columns
+    logprobs, entropy, *rest = [torch.cat(column) for column in zip(*results, strict=True)]
     return TokenScores(
         logprobs=logprobs,
         entropy=entropy,

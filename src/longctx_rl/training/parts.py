@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl import engine as engines
@@ -55,10 +56,16 @@ def build_parts(config: Config) -> Parts:
         if config.needs_teacher:
             assert model.teacher is not None
             teacher = load_model(model.teacher)
+            context = min(context, context_length(teacher))
             frozen["kd"] = FrozenScorer(teacher, chunk=model.scoring_chunk, vocabulary=vocabulary).freeze()
         if config.needs_reference:
             reference = load_student(config, tokenizer)
             frozen["ref"] = FrozenScorer(reference, chunk=model.scoring_chunk, vocabulary=vocabulary).freeze()
+    # transformers recomputes activations in training mode only. Dropout would part the policy from its sampler.
+    student.train()
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     if model.gradient_checkpointing:
         student.activation_checkpointing_enable({"use_reentrant": False})
     engine = engines.build(config, policy, config.budget.steps * config.algo.updates_per_rollout)

@@ -33,6 +33,6 @@ def next_commands(config: Config) -> list[str]:
     export = shlex.quote(f"{config.run_dir}/export")
     trained = "mini" if config.model.architecture else config.model.name
     return [
-        f"python -m longctx_rl -m +algo={others} model={config.model.name} task={config.task.name} seed={config.seed}",
+        f"python -m longctx_rl -m +algo={others} model={trained} task={config.task.name} seed={config.seed}",
         f"python -m longctx_rl +algo={follow} model={trained} model.student={export} experiment_name=continued",
     ]

@@ -12,7 +12,7 @@ from longctx_rl.engine import Engine, StepOutcome, distributed
 from longctx_rl.objective.divergences import Divergence
 from longctx_rl.objective.terms import Objective, objective
 from longctx_rl.policy.flops import TRAINING, ModelShape
-from longctx_rl.policy.scoring import Anchor
+from longctx_rl.policy.scoring import Anchor, num_pieces
 from longctx_rl.training.state import Stopwatch, TrainState
 from longctx_rl.types import Denominators, PackedGroups, RolloutGroup, TokenScores
 
@@ -78,10 +78,7 @@ def prepare(
     All ranks return equally many rows; the missing ones are empty. Old log-probs are recorded only when the policy is
     updated more than once on the same rollouts: before the first update they are its own.
     """
-    plan = plan_rows(groups, config.batch.micro_batch_tokens)
-    packed_rows = [pack([groups[index] for index in row], engine.device) for row in plan]
-    longest = int(distributed.all_reduce_max({"rows": len(packed_rows)})["rows"])
-    packed_rows += [empty_row(engine.device) for _ in range(longest - len(packed_rows))]
+    packed_rows = packed_in_step(groups, config.batch.micro_batch_tokens, config.model.scoring_chunk, engine.device)
     temperature = config.rollout.temperature
     rows = []
     for packed in packed_rows:
@@ -93,6 +90,21 @@ def prepare(
             packed = replace(packed, old_logprobs=old.logprobs)
         rows.append(PreparedRow(packed, signals))
     return rows
+
+
+def packed_in_step(
+    groups: Sequence[RolloutGroup], row_tokens: int, chunk: int, device: torch.device
+) -> list[PackedGroups]:
+    """This rank's groups as rows, so that all ranks run the same modules in the same order.
+
+    Equally many rows, the missing ones empty; each scored in as many pieces as the rank with most loss tokens needs.
+    """
+    rows = [pack([groups[index] for index in row], device) for row in plan_rows(groups, row_tokens)]
+    longest = int(distributed.all_reduce_max({"rows": len(rows)})["rows"])
+    rows += [empty_row(device) for _ in range(longest - len(rows))]
+    needed = {str(index): num_pieces(row.num_loss_tokens, chunk) for index, row in enumerate(rows)}
+    agreed = distributed.all_reduce_max(needed)
+    return [replace(row, score_pieces=int(agreed[str(index)])) for index, row in enumerate(rows)]
 
 
 def anchor_signal(anchor: FrozenAnchor, packed: PackedGroups, temperature: float) -> Anchor:

@@ -39,7 +39,7 @@ def generate(
 
     ``length`` is the token count of the whole prompt, met within 2 % from 192 tokens on; 0 leaves all filler out.
     With ``questions > 1`` the examples share one document and ask different things about it; there are fewer of them
-    where the document holds no more (``copy`` always yields one, and chooses its own length).
+    where the document holds no more (``copy`` always yields one; its length 0 is 64).
 
     Raises:
         ValueError: unknown task; a length that is too short for the family's evidence, or too long for the world.

@@ -100,24 +100,24 @@ def load() -> list[dict[str, Any]]:
 
 
 def show() -> None:
-    """Mean scores and their paired difference, whose interval keeps an item's lengths and seeds together.
+    """Mean scores and paired differences. Intervals resample items, each with all seeds; not the seeds.
 
     Costs are the largest of any seed.
     """
     rows = load()
     print(
-        "| method | seeds | short before | short after | long before | long after "
-        "| long difference [95 %] | of each seed | first step, s | all, s | GiB |"
+        "| method | seeds | short before | short after | short difference [95 %] "
+        "| long before | long after | long difference [95 %] | long difference by seed | first step, s | all, s | GiB |"
     )
-    print("|---" * 11 + "|")
+    print("|---" * 12 + "|")
     for algo in dict.fromkeys(row["algo"] for row in rows):
         mine = [row for row in rows if row["algo"] == algo]
         columns = [algo, str(len(mine))]
         for long in (False, True):
             before, after, families = pooled(mine, long)
             columns += [f"{sum(scores) / len(scores):.3f}" for scores in (before, after)]
-        difference = stats.paired_difference(before, after, families, seed=0)
-        columns.append(f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]")
+            difference = stats.paired_difference(before, after, families, seed=0)
+            columns.append(f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]")
         columns.append(
             ", ".join(f"{sum(a) / len(a) - sum(b) / len(b):+.3f}" for b, a, _ in (pooled([row], True) for row in mine))
         )

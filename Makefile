@@ -13,6 +13,7 @@ help: ## This list
 
 demo: $(VENV)/.installed ## Train the mini student with dGRPO, 4 minutes on 2 cores (ARGS="seed=1 ...")
 	$(PYTHON) -m longctx_rl +algo=dgrpo experiment_name=demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
+	@echo; echo 'These commands run in .venv: first  . $(VENV)/bin/activate'
 
 smoke: $(VENV)/.installed ## Two steps of each method, in seconds
 	$(PYTHON) -m longctx_rl -m +algo=sft,kd,grpo,opd,dgrpo +experiment=smoke experiment_name=smoke-$$(date +%Y%m%d-%H%M%S) $(ARGS)

@@ -161,7 +161,7 @@ def main() -> None:
     """Entry of a launched process: ``python -m longctx_rl.train <run>/config.yaml``."""
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m longctx_rl.train <run>/config.yaml")
-    sys.exit(process.execute(configuration.read(Path(sys.argv[1])), run))
+    process.leave(process.execute(configuration.read(Path(sys.argv[1])), run))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from engine_cases import Policy, batch, config, policy, train, weights
 from transformers import AutoModelForCausalLM
 
-from longctx_rl import engine
+from longctx_rl import engine, process
 from longctx_rl.engine import Engine, checkpoint, distributed, zero3
 
 WIDTH = 33
@@ -172,3 +172,4 @@ if __name__ == "__main__":
         {"resume": resume, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))
     finally:
         distributed.shutdown()
+    process.leave(0)

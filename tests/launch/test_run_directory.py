@@ -255,3 +255,12 @@ def test_a_child_dies_with_its_launcher(tmp_path: Path) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("the child outlived its launcher")
+
+
+def test_a_launched_process_ends_without_destructors() -> None:
+    """Exit code and output arrive; what is registered for the regular end does not run."""
+    code = (
+        "import atexit; from longctx_rl import process; atexit.register(print, 'end'); print('done'); process.leave(3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "done\n", "")

@@ -191,7 +191,8 @@ def test_a_killed_run_resumes_to_the_bit_on_zero3(models: tuple[str, ...], tmp_p
 @pytest.mark.parametrize("unequal", [False, True])
 def test_two_ranks_take_the_same_step_as_one(unequal: bool, models: tuple[str, ...], tmp_path: Path) -> None:
     """``unequal``: answers of the shipped student differ in length, so one rank has more pieces to score."""
-    more = ("algo.updates_per_rollout=2", "model.scoring_chunk=8", "rollout.max_new_tokens=64") if unequal else models
+    settings = ("algo.updates_per_rollout=2", "model.scoring_chunk=8", "rollout.max_new_tokens=64")
+    more = (*settings, "model.gradient_checkpointing=true") if unequal else models
     losses = []
     for ranks in (1, 2):
         overrides = ("eval=none", f"engine.num_processes={ranks}", f"experiment_name=ranks{ranks}", *more)

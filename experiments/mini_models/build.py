@@ -21,12 +21,14 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import longctx_rl.models
+from longctx_rl import config as configuration
 from longctx_rl.data.prompts import closed_book
 from longctx_rl.data.source import heldout_items
 from longctx_rl.evals.heldout import evaluate
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.summary import cells
 from longctx_rl.policy import attention
+from longctx_rl.recorder import read_metrics
 from longctx_rl.rewards import grade
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.types import UNANSWERABLE, Example
@@ -48,6 +50,19 @@ def train(stage: str, before: str | None, root: Path, overrides: list[str]) -> N
     if before:
         command.append(f"model.student={root}/mini-models/{before}/export")
     subprocess.run([*command, "resume=true", *overrides], check=True)
+    check_gate(root / "mini-models" / stage)
+
+
+def check_gate(run: Path) -> None:
+    """Stop where a stage spent its steps without learning what the next one builds on. The teacher's may."""
+    until = configuration.read(run / "config.yaml").budget.until
+    assert until is not None
+    reached = [row[until.metric] for row in read_metrics(run / "metrics.jsonl") if until.metric in row][-1]
+    if reached < until.at_least and run.name != STAGES[-1]:
+        raise SystemExit(
+            f"{run} ended at {until.metric}={reached:.3f}, below {until.at_least}: some seeds stall; try "
+            'make mini-models ARGS="--root runs/again seed=1"'
+        )
 
 
 def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from longctx_rl.engine import distributed
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{6,})")
 
 

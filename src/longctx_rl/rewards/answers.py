@@ -1,7 +1,7 @@
 """Grading the final line, exactly.
 
 Only the text after the last ``Answer:`` on the last line that is not empty counts. Naming the right answer anywhere
-else, or among others, earns nothing.
+else, or among others, earns nothing. Running text (``copy``, ``lookup``) has no such line and is graded from its start.
 """
 
 from collections.abc import Callable, Sequence

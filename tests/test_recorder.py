@@ -95,7 +95,7 @@ def test_rollouts_are_readable(quiet: Config, tmp_path: Path) -> None:
 
 def test_only_the_main_rank_records(quiet: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording.distributed, "is_main", lambda: False)
-    recorder = build_recorder(quiet, tmp_path, None)
+    recorder = build_recorder(quiet, tmp_path, resume_step=None, evaluated=False)
     assert isinstance(recorder, NullRecorder)
     recorder.log(1, STEP)
     recorder.say("hello")

@@ -152,6 +152,8 @@ class OptimConfig:
     max_grad_norm: float
     max_skipped: int
     """Non-finite gradients in a row that end the run."""
+    pg_kd_cosine_every: int
+    """Steps between measurements of grad/pg_kd_cosine; 0: none. They take the gradient term by term."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +211,8 @@ class EvalConfig:
     """Items per task and length."""
     during_items: int
     """Items per task and length of evaluations during training."""
+    first: int
+    """Number of the first held-out family. What a decision was taken on should not be what is reported."""
     lengths: tuple[int, ...]
     tasks: tuple[str, ...]
     max_new_tokens: int

@@ -44,13 +44,14 @@ class Recorder(Protocol):
         """Finish all files."""
 
 
-def build_recorder(config: Config, run_dir: Path, resume_step: int | None) -> Recorder:
+def build_recorder(config: Config, run_dir: Path, *, resume_step: int | None, evaluated: bool) -> Recorder:
     """The recorder of this rank: only the main one writes.
 
     Args:
         resume_step: step of the checkpoint that the run continues from; None: it starts.
+        evaluated: the checkpoint knows of an evaluation at its step. One that it does not know of is recorded anew.
     """
-    return RunRecorder(config, run_dir, resume_step) if distributed.is_main() else NullRecorder()
+    return RunRecorder(config, run_dir, resume_step, evaluated) if distributed.is_main() else NullRecorder()
 
 
 class NullRecorder:
@@ -70,12 +71,12 @@ class NullRecorder:
 
 
 class RunRecorder:
-    """Writes a run directory. What an earlier process recorded after ``resume_step`` is cut away."""
+    """Writes a run directory. What an earlier process recorded after its checkpoint is cut away."""
 
-    def __init__(self, config: Config, run_dir: Path, resume_step: int | None) -> None:
+    def __init__(self, config: Config, run_dir: Path, resume_step: int | None, evaluated: bool = False) -> None:
         self._rollouts = run_dir / "rollouts"
         run_dir.mkdir(parents=True, exist_ok=True)
-        cut_back(run_dir, resume_step)
+        cut_back(run_dir, resume_step, evaluated)
         self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._log = (run_dir / "log.txt").open("a", encoding="utf-8")
         self._progress = Progress(config.budget, self._log)
@@ -125,12 +126,19 @@ def read_metrics(path: Path) -> list[Row]:
     return rows
 
 
-def cut_back(run_dir: Path, resume_step: int | None) -> None:
-    """Drop what was recorded after ``resume_step``, so that the continued run records it anew. None: everything."""
+def cut_back(run_dir: Path, resume_step: int | None, evaluated: bool) -> None:
+    """Drop what was recorded after the checkpoint of ``resume_step``, to be recorded anew. None: everything.
+
+    Without ``evaluated`` the evaluation at that very step came after its checkpoint, too.
+    """
     metrics = run_dir / "metrics.jsonl"
     last = -1 if resume_step is None else resume_step
     if metrics.is_file():
-        kept = [row for row in read_metrics(metrics) if (row["step"] or 0) <= last]
+        kept = [
+            row
+            for row in read_metrics(metrics)
+            if (row["step"] or 0) < last or (row["step"] == last and (evaluated or "time/eval" not in row))
+        ]
         write_text(metrics, "".join(json.dumps(row) + "\n" for row in kept))
     for rollouts in (run_dir / "rollouts").glob("step-*.jsonl"):
         if int(rollouts.stem.removeprefix("step-")) > last:

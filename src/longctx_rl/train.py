@@ -50,7 +50,13 @@ def run(config: Config) -> None:
         parts = build_parts(config)
         check_lengths(config, parts.context)
         state = restore(config, parts)
-        recorder = build_recorder(config, Path(config.run_dir), state.step if state else None)
+        parts.heldout.drop_after(state.step if state else -1)
+        recorder = build_recorder(
+            config,
+            Path(config.run_dir),
+            resume_step=state.step if state else None,
+            evaluated=state is not None and state.evaluated_step == state.step,
+        )
         try:
             train(config, parts, state or TrainState(), recorder, interrupt)
         finally:
@@ -73,7 +79,7 @@ def restore(config: Config, parts: Parts) -> TrainState | None:
 
 def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> None:
     """Steps until a budget is spent, with evaluations and checkpoints between them."""
-    if state.step == 0 and config.eval.at_start:
+    if state.step == 0 and config.eval.at_start and state.evaluated_step < 0:
         evaluate(config, parts, state, recorder, config.eval.items)
     reason = spent(state, config.budget)
     saved_step = state.step if state.step else -1
@@ -91,7 +97,7 @@ def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, i
     if reason is None:
         recorder.say(f"interrupted after step {state.step}; continue with:\n  {run_directory.resume_command(config)}")
         raise SystemExit(process.INTERRUPTED)
-    if config.eval.at_end and not parts.heldout.complete(state.step, config.eval.items):
+    if config.eval.at_end and (state.evaluated_step, state.evaluated_items) != (state.step, config.eval.items):
         evaluate(config, parts, state, recorder, config.eval.items)
     export = Path(config.run_dir) / "export"
     parts.engine.export(export, parts.tokenizer)
@@ -114,8 +120,12 @@ def train_step(config: Config, parts: Parts, state: TrainState, recorder: Record
     denominators = global_count(groups)
     rows = prepare(config, parts.engine, parts.anchors, groups, watch)
     spec = objective_from(config)
+    every = config.optim.pg_kd_cosine_every
+    compare = bool(every) and state.step % every == 0
     for _ in range(config.algo.updates_per_rollout):
-        outcome, metrics = update(parts.engine, rows, spec, denominators, config.rollout.temperature, watch)
+        outcome, metrics = update(
+            parts.engine, rows, spec, denominators, config.rollout.temperature, watch, compare_terms=compare
+        )
         state.skipped += outcome.skipped
 
     state.step += 1
@@ -141,11 +151,16 @@ def save_rollouts(config: Config, step: int, groups: list[RolloutGroup], recorde
 
 
 def evaluate(config: Config, parts: Parts, state: TrainState, recorder: Recorder, items: int) -> None:
-    """Held-out accuracy of the current policy, recorded at the current step."""
+    """Held-out accuracy of the current policy, recorded at the current step.
+
+    A run that was stopped between an evaluation and the next checkpoint finds its answers, and does not give them again.
+    """
     start = time.perf_counter()
-    recorder.say(f"evaluating {parts.heldout.size(items)} held-out items at step {state.step}")
-    metrics = parts.heldout.evaluate(parts.engine, state.step, items)
-    state.evaluated = metrics
+    metrics = parts.heldout.kept(state.step, items)
+    if metrics is None:
+        recorder.say(f"evaluating {parts.heldout.size(items)} held-out items at step {state.step}")
+        metrics = parts.heldout.evaluate(parts.engine, state.step, items)
+    state.evaluated, state.evaluated_step, state.evaluated_items = metrics, state.step, items
     recorder.log(state.step, {"progress/step": state.step, "time/eval": time.perf_counter() - start} | metrics)
 
 

@@ -144,9 +144,11 @@ def _positive(c: "Config") -> Iterator[str]:
         "optim.lr": c.optim.lr,
         "optim.warmup_steps": c.optim.warmup_steps,
         "optim.weight_decay": c.optim.weight_decay,
+        "optim.pg_kd_cosine_every": c.optim.pg_kd_cosine_every,
         "budget.steps": c.budget.steps,
         "checkpoint.every": c.checkpoint.every,
         "eval.every": c.eval.every,
+        "eval.first": c.eval.first,
         "logging.rollouts_every": c.logging.rollouts_every,
     }.items():
         if value < 0:

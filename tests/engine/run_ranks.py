@@ -39,6 +39,7 @@ def ranks(root: Path) -> None:
     facts: dict[str, Any] = {"collectives": collectives()}
     facts["norms"] = training(root)
     training_resumed(root)
+    facts["gradient"] = gradient_in_parts()
     facts["skipped"] = not_finite_on_one_rank()
     facts["samples"] = [generation(gather) for gather in (True, False)]
     sharded_weights(root)
@@ -85,6 +86,14 @@ def training_resumed(root: Path) -> None:
     trainer.load(found)
     train(trainer, range(3, 6), micro_batches=2)
     weights(trainer, root / "two-resumed")
+
+
+def gradient_in_parts() -> list[float]:
+    """Norm of the gradient from the ranks' parts, and as the step reports it."""
+    trainer = build()
+    trainer.backward(trainer.forward(batch(distributed.rank())) / 22, last=True)
+    squared = distributed.all_reduce_sum({"gradient": trainer.gradient().square().sum().item()})["gradient"]
+    return [math.sqrt(squared), trainer.step().grad_norm]
 
 
 def not_finite_on_one_rank() -> list[bool]:

@@ -33,6 +33,26 @@ def test_zero3_equals_local(tmp_path: Path, tied: bool, max_grad_norm: float) ->
     assert difference(results["local"][1], results["zero3"][1]) < 1e-6
 
 
+@pytest.mark.parametrize(("name", "offload"), [("local", False), ("zero3", False), ("zero3", True)])
+def test_gradient_can_be_read_between_passes(name: str, offload: bool) -> None:
+    """After the first pass it is that pass's; after the second the sum, which is also what the step uses."""
+    settings = config(engine={"name": name, "offload_optimizer": offload}, optim={"max_grad_norm": 100.0})
+    trainer = engine.build(settings, policy(), total_steps=10)
+    first, second = ([batch(i), batch(i + 1)] for i in (0, 2))
+    read = []
+    for rows in (first, second):
+        for index, row in enumerate(rows):
+            trainer.backward(trainer.forward(row) / 44, last=index == 1)
+        read.append(trainer.gradient())
+    outcome = trainer.step()
+    for gradient, rows in zip(read, (first, first + second), strict=True):
+        alone = policy()
+        torch.autograd.backward([alone(row) / 44 for row in rows])
+        expected = torch.cat([parameter.grad.flatten() for parameter in alone.parameters()])  # type: ignore[union-attr]
+        assert torch.allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+    assert outcome.grad_norm == pytest.approx(read[1].norm().item(), rel=1e-5)
+
+
 def test_zero3_with_activation_checkpointing_equals_local(tmp_path: Path) -> None:
     results = []
     for name in ENGINES:

@@ -100,6 +100,11 @@ def test_generation_with_and_without_gathered_weights(two: tuple[Path, dict[str,
     assert [len(row) for row in gathered] == [15, 18] and gathered[1][:15] == gathered[0]
 
 
+def test_parts_of_the_gradient_are_the_whole(two: tuple[Path, dict[str, Any]]) -> None:
+    parts, whole = two[1]["gradient"]
+    assert parts == pytest.approx(whole, rel=1e-5) and whole > 0
+
+
 def test_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all(two: tuple[Path, dict[str, Any]]) -> None:
     assert two[1]["skipped"] == [True, True]
 

@@ -40,20 +40,20 @@ class Engine:
 
 @pytest.fixture
 def heldout(tmp_path: Path) -> HeldOut:
-    config = SimpleNamespace(eval=SimpleNamespace(tasks=("multihop", "longform"), lengths=(256, 512)))
+    config = SimpleNamespace(eval=SimpleNamespace(tasks=("multihop", "longform"), lengths=(256, 512), first=0))
     return HeldOut(config, load_tokenizer("mini-student"), Parrot(), tmp_path)
 
 
 def test_a_run_of_evaluations(heldout: HeldOut) -> None:
     assert heldout.size(3) == 12
-    assert not heldout.complete(0, 3)
+    assert heldout.kept(0, 3) is None
     assert heldout.before_after(0) == heldout.before_after(4) == ""
     metrics = heldout.evaluate(Engine(), 0, 3)
     assert metrics == dict.fromkeys(
         ["eval/heldout/mean", *(f"eval/heldout/{task}/{n}" for task in ("multihop", "longform") for n in (256, 512))],
         0.0,
     )
-    assert heldout.complete(0, 3) and not heldout.complete(0, 4) and not heldout.complete(4, 3)
+    assert heldout.kept(0, 3) == metrics and heldout.kept(0, 4) is None and heldout.kept(4, 3) is None
 
     answer = heldout._examples(3)[0].target
     heldout.sampler.text = answer

@@ -201,8 +201,11 @@ def test_two_ranks_take_the_same_step_as_one(unequal: bool, models: tuple[str, .
         assert run.returncode == 0, stderr
         (metrics,) = tmp_path.glob(f"ranks{ranks}/*/metrics.jsonl")
         losses.append(training_rows(read_metrics(metrics)))  # type: ignore[arg-type]
+    assert not unequal or any("grad/pg_kd_cosine" in row for row in losses[0])
     for one, two in zip(*losses, strict=True):
         for name in ("loss/total", "loss/kd", "grad/norm", "teacher/kl_reverse", "progress/sampled_tokens"):
             assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-7), name
+        if "grad/pg_kd_cosine" in one:
+            assert two["grad/pg_kd_cosine"] == pytest.approx(one["grad/pg_kd_cosine"], abs=1e-4)
         assert two["progress/trained_tokens"] == one["progress/trained_tokens"]
         assert two["progress/flops"] == one["progress/flops"]

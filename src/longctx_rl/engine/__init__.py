@@ -49,8 +49,14 @@ class Engine(Protocol):
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of this rank's share of the global sum.
 
-        All ranks make the same number of calls per step; ``last`` marks the one before ``step``. A forward pass
-        without gradient may come between two calls, but not between a loss's own forward and backward.
+        All ranks make the same number of calls per step; ``last`` marks the one before ``step`` or ``gradient``. A
+        forward pass without gradient may come between two calls, but not between a loss's own forward and backward.
+        """
+
+    def gradient(self) -> Tensor:
+        """A copy of this rank's part of the gradient so far, flat in float32; together the parts are the whole.
+
+        Call it after a backward with ``last``. More calls of ``backward`` then add to the same step.
         """
 
     def step(self) -> StepOutcome:

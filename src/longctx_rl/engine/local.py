@@ -40,6 +40,10 @@ class LocalEngine:
         del last  # nothing is reduced, so the boundary does not matter
         loss.backward()  # type: ignore[no-untyped-call]
 
+    def gradient(self) -> Tensor:
+        parameters = self._module.parameters()
+        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+
     def step(self) -> StepOutcome:
         lr = learning_rate(self._optim, self._progress.step, self._total_steps)
         norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), self._optim.max_grad_norm))

@@ -128,6 +128,14 @@ class Zero3Engine:
         # DeepSpeed averages over ranks; the engine's contract is the sum.
         self._engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
 
+    def gradient(self) -> Tensor:
+        from deepspeed.utils import safe_get_local_grad
+
+        assert self._engine.is_gradient_accumulation_boundary(), "the backward before this needs last=True"
+        parts = [safe_get_local_grad(parameter).flatten() for parameter in self._module.parameters()]
+        # DeepSpeed's average over ranks, of losses that ``backward`` multiplied by their number.
+        return torch.cat(parts).float()
+
     def step(self) -> StepOutcome:
         assert self._engine.is_gradient_accumulation_boundary(), "the last backward of a step needs last=True"
         lr = learning_rate(self._optim, self._progress.step, self._total_steps)

@@ -74,6 +74,7 @@ class HeldOut:
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, sampler: Sampler, run_dir: Path) -> None:
         self.tasks = config.eval.tasks
         self.lengths = config.eval.lengths
+        self.first = config.eval.first
         self.tokenizer = tokenizer
         self.sampler = sampler
         self.path = run_dir / "evals" / f"{SUITE}.jsonl"
@@ -87,8 +88,7 @@ class HeldOut:
         """Answer ``items`` items per task and length, keep the records, return the ``eval/`` metrics.
 
         Called by all ranks, which share the items and return the same metrics. The answer alone counts, without credit
-        for evidence. Records of this and later steps, left by an earlier evaluation or a run that was interrupted,
-        are replaced.
+        for evidence. Records of this and later steps are replaced.
         """
         examples = self._examples(items)
         mine = examples[distributed.rank() :: distributed.world_size()]
@@ -104,9 +104,15 @@ class HeldOut:
             records.append(self.path, ordered)
         return summary.metrics(ordered, SUITE)
 
-    def complete(self, step: int, items: int) -> bool:
-        """True on every rank if an evaluation of this size was kept for this step."""
-        return distributed.broadcast_flag(distributed.is_main() and len(self._kept(step)) == self.size(items))
+    def drop_after(self, step: int) -> None:
+        """Remove the answers of later steps: of weights that are lost. Called by all ranks."""
+        distributed.on_main(lambda: records.drop_after(self.path, step))
+
+    def kept(self, step: int, items: int) -> dict[str, float] | None:
+        """The metrics of an evaluation of this size if all its records were kept for this step. Called by all ranks."""
+        answered = self._kept(step) if distributed.is_main() else []
+        complete = len(answered) == self.size(items) > 0
+        return distributed.broadcast(summary.metrics(answered, SUITE) if complete else None)
 
     def before_after(self, step: int) -> str:
         """The table of step 0 against ``step``, of the items that both have; empty if there are none."""
@@ -118,7 +124,9 @@ class HeldOut:
 
     def _examples(self, items: int) -> list[Example]:
         if items not in self.rendered:
-            self.rendered[items] = heldout_items(self.tokenizer, tasks=self.tasks, lengths=self.lengths, items=items)
+            self.rendered[items] = heldout_items(
+                self.tokenizer, tasks=self.tasks, lengths=self.lengths, items=items, first=self.first
+            )
         return self.rendered[items]
 
     def _kept(self, step: int) -> list[ItemRecord]:

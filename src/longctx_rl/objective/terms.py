@@ -1,6 +1,6 @@
 """The terms of the objective and their weighted sum."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,16 @@ class Objective:
     """Cap of the truncated importance weight between the policy before the update and the sampler."""
     max_length: int = 1
     """Tokens, for ``aggregate="constant"``."""
+
+    def split(self) -> tuple["Objective", ...]:
+        """Objectives that add up to this one: policy gradient, divergence to the teacher, and what is left.
+
+        Only itself where there are not those two: the clip does not let a divergence in the advantage be told apart.
+        """
+        if not (self.pg and self.kd) or self.kd_in_advantage or self.ref_in_advantage:
+            return (self,)
+        parts = (replace(self, ce=0.0, kd=0.0, ref=0.0), replace(self, ce=0.0, pg=0.0, ref=0.0))
+        return (*parts, replace(self, pg=0.0, kd=0.0)) if self.ce or self.ref else parts
 
 
 @dataclass(frozen=True, slots=True)

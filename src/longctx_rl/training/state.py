@@ -24,6 +24,9 @@ class TrainState:
     skipped: int = 0
     evaluated: dict[str, float] = field(default_factory=dict)
     """Metrics of the latest evaluation."""
+    evaluated_step: int = -1
+    evaluated_items: int = 0
+    """When the latest evaluation was, and its items per task and length."""
 
     def metrics(self) -> dict[str, float]:
         names = ("prompts", "sampled_tokens", "trained_tokens", "teacher_tokens", "flops", "wall_seconds")

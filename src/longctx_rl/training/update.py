@@ -1,5 +1,6 @@
 """From groups to an optimizer step: rows, signals of the anchors, the objective, the gradient."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -126,27 +127,56 @@ def update(
     denominators: Denominators,
     temperature: float,
     watch: Stopwatch,
+    *,
+    compare_terms: bool = False,
 ) -> tuple[StepOutcome, dict[str, float]]:
     """One optimizer step over all rows of all ranks.
+
+    ``compare_terms`` takes the gradient term by term, with as many passes over the rows, and measures how far policy
+    gradient and teacher agree; the step is the same but for rounding.
 
     Returns:
         The engine's outcome, and metrics already reduced over rows and ranks.
     """
     sums: dict[str, float] = {}
     maxima: dict[str, float] = {}
-    for index, row in enumerate(rows):
-        with watch("policy"):
-            scores: TokenScores = engine.forward(row.packed, temperature=temperature, anchors=row.anchors)
-            output = objective(spec, scores, row.packed, denominators)
-        with watch("backward"):
-            engine.backward(output.loss, last=index == len(rows) - 1)
-        for name, value in (output.sums | score_sums(scores, denominators)).items():
-            sums[name] = sums.get(name, 0.0) + value.item()
-        for name, value in output.maxima.items():
-            maxima[name] = max(maxima.get(name, value.item()), value.item())
+    terms = spec.split() if compare_terms else (spec,)
+    gradients: list[Tensor] = []
+    for term in terms:
+        for index, row in enumerate(rows):
+            with watch("policy"):
+                scores: TokenScores = engine.forward(row.packed, temperature=temperature, anchors=row.anchors)
+                output = objective(term, scores, row.packed, denominators)
+            with watch("backward"):
+                engine.backward(output.loss, last=index == len(rows) - 1)
+            if term is not terms[-1]:
+                continue
+            if len(terms) > 1:
+                output = objective(spec, scores, row.packed, denominators)
+            for name, value in (output.sums | score_sums(scores, denominators)).items():
+                sums[name] = sums.get(name, 0.0) + value.item()
+            for name, value in output.maxima.items():
+                maxima[name] = max(maxima.get(name, value.item()), value.item())
+        if len(terms) > 1:
+            gradients.append(engine.gradient())
     with watch("backward"):
         outcome = engine.step()
-    return outcome, distributed.all_reduce_sum(sums) | distributed.all_reduce_max(maxima)
+    metrics = distributed.all_reduce_sum(sums) | distributed.all_reduce_max(maxima)
+    return outcome, metrics | (term_agreement(gradients[0], gradients[1]) if gradients else {})
+
+
+def term_agreement(policy_gradient: Tensor, with_teacher: Tensor) -> dict[str, float]:
+    """``grad/pg_kd_cosine`` from this rank's parts of the gradient after the first term, and after the second."""
+    teacher = with_teacher - policy_gradient
+    products = {
+        "pg": policy_gradient.dot(policy_gradient),
+        "kd": teacher.dot(teacher),
+        "both": policy_gradient.dot(teacher),
+    }
+    total = distributed.all_reduce_sum({name: value.item() for name, value in products.items()})
+    norms = math.sqrt(total["pg"]) * math.sqrt(total["kd"])
+    # A group without spread in its rewards has no policy gradient, and so no angle.
+    return {"grad/pg_kd_cosine": total["both"] / norms} if norms > 0 else {}
 
 
 def score_sums(scores: TokenScores, denominators: Denominators) -> dict[str, Tensor]:

@@ -1,0 +1,64 @@
+"""One optimizer step over prepared rows: the angle between policy gradient and teacher."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from config.composing import composed
+from longctx_rl.engine import distributed
+from longctx_rl.objective.terms import Objective, objective
+from longctx_rl.training.collect import sampled_groups
+from longctx_rl.training.parts import Parts, build_parts
+from longctx_rl.training.state import Stopwatch
+from longctx_rl.training.update import PreparedRow, global_count, objective_from, prepare, update
+from longctx_rl.types import Denominators
+
+
+def gradient_of(parts: Parts, rows: list[PreparedRow], spec: Objective, denominators: Denominators) -> Tensor:
+    """Gradient by torch alone, flat, in float64."""
+    with parts.engine.full_weights() as policy:
+        parameters = list(policy.parameters())
+    total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
+    for row in rows:
+        scores = parts.engine.forward(row.packed, temperature=1.0, anchors=row.anchors)
+        loss = objective(spec, scores, row.packed, denominators).loss
+        total = [a + b.double() for a, b in zip(total, torch.autograd.grad(loss, parameters), strict=True)]
+    return torch.cat([gradient.flatten() for gradient in total])
+
+
+@pytest.mark.parametrize("ce", [0.0, 0.3])
+def test_cosine_of_policy_gradient_and_teacher(ce: float, tmp_path: Path) -> None:
+    """On the shipped pair. The step and the other metrics are those of a step that measures nothing."""
+    config = composed(
+        "+algo=dgrpo",
+        "+experiment=smoke",
+        "engine=local",
+        "rollout.max_new_tokens=64",
+        "batch.micro_batch_tokens=256",
+        "optim.lr=0",
+        f"algo.weights.ce={ce}",
+        f"runs_root={tmp_path}",
+    )
+    distributed.init(config)
+    try:
+        parts, watch = build_parts(config), Stopwatch()
+        groups = sampled_groups(config, parts.engine, parts.sampler, parts.source, parts.tokenizer, [0, 1], 0, watch)
+        spec, denominators = objective_from(config), global_count(groups)
+        rows = prepare(config, parts.engine, parts.anchors, groups, watch)
+        assert len(rows) == 2
+        pg = gradient_of(parts, rows, Objective(pg=1.0), denominators)
+        kd = gradient_of(parts, rows, Objective(kd=0.5), denominators)
+        expected = nn.functional.cosine_similarity(pg, kd, dim=0).item()
+        assert pg.norm() > 0 and abs(expected) < 0.99
+        whole = gradient_of(parts, rows, spec, denominators)
+        (measured, metrics), (_, plain) = (
+            update(parts.engine, rows, spec, denominators, 1.0, watch, compare_terms=compare)
+            for compare in (True, False)
+        )
+    finally:
+        distributed.shutdown()
+    assert metrics.pop("grad/pg_kd_cosine") == pytest.approx(expected, abs=1e-4)
+    assert metrics == pytest.approx(plain, rel=1e-5, abs=1e-7)
+    assert measured.grad_norm == pytest.approx(whole.norm().item(), rel=1e-5)

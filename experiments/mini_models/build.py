@@ -49,7 +49,9 @@ def train(stage: str, before: str | None, root: Path, overrides: list[str]) -> N
     command = [sys.executable, "-m", "longctx_rl", "+algo=sft", f"+experiment=mini/{stage}", f"runs_root={root}"]
     if before:
         command.append(f"model.student={root}/mini-models/{before}/export")
-    subprocess.run([*command, "resume=true", *overrides], check=True)
+    status = subprocess.run([*command, "resume=true", *overrides], check=False).returncode
+    if status:  # the run has said why, and how to continue
+        raise SystemExit(status)
     check_gate(root / "mini-models" / stage)
 
 

@@ -16,6 +16,7 @@ from longctx_rl.data.generators.names import SYLLABLES, Split, names, syllables
 from longctx_rl.data.generators.solver import AmbiguousError, solve
 from longctx_rl.data.generators.wording import OPENERS, QUESTION_OPENERS, wordings
 from longctx_rl.data.prompts import closed_book, encode_prompt, encode_target, encode_text
+from longctx_rl.rewards import grade
 from longctx_rl.types import UNANSWERABLE, Example
 
 TASKS = ("multihop", "grounding", "longform")
@@ -54,10 +55,17 @@ def test_solver_confirms_every_answer(task: str, family: int, split: Split, leng
 
 
 @check()
-@given(tasks, families, splits, st.sampled_from((192, 256, 320, 511, 1024, 2048)), st.sampled_from((1, 4)))
+@given(tasks, families, splits, st.sampled_from((256, 320, 511, 1024, 2048)), st.sampled_from((1, 4)))
 def test_prompt_length_is_met(task: str, family: int, split: Split, length: int, questions: int) -> None:
     first = examples(task, family, split, length, questions)[0]
     assert abs(sum(map(len, encode_prompt(mini_tokenizer(), first))) - length) <= 0.02 * length
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_prompt_length_is_met_where_the_core_leaves_least_room(task: str) -> None:
+    for family in range(150):
+        (example,) = examples(task, family, "test", 256)
+        assert abs(sum(map(len, encode_prompt(mini_tokenizer(), example))) - 256) <= 0.02 * 256
 
 
 @check(10)
@@ -174,6 +182,26 @@ def test_traits_of_grounding() -> None:
         assert asked in example.document
 
 
+def test_nothing_but_the_journey_is_said_of_a_traveller() -> None:
+    """So that the account holds all that the document says of its subject: every sentence with the name is a step."""
+    for family in range(60):
+        for example in examples("longform", family, "train", 1024, 8):
+            traveller = NAME.findall(example.question)[0]
+            told = {sentence for sentence in sentences(example.document) if traveller in sentence}
+            assert told == {evidence.text for evidence in example.evidence}
+
+
+def test_a_journey_is_told_apart_from_the_one_beside_it() -> None:
+    """Another traveller passes two of the same places: reading that journey instead earns little."""
+    for family in range(150):
+        (example,) = examples("longform", family, "test", 0)
+        travellers = {NAME.findall(sentence)[0] for sentence in sentences(example.document) if " first " in sentence}
+        (other,) = travellers - {NAME.findall(example.question)[0]}
+        answer = solve(example.document, f"Tell me: list the stops of {other} in order.")
+        assert len(set(answer.split("; ")) & set(example.answer.split("; "))) == 2
+        assert grade(f"\nAnswer: {answer}", example, evidence_weight=0.0).score <= 0.4
+
+
 def test_hops_and_places_vary() -> None:
     hops = {len(examples("multihop", family, "train", 0)[0].evidence) for family in range(40)}
     places = {examples("longform", family, "train", 0)[0].answer.count(";") + 1 for family in range(40)}
@@ -188,7 +216,7 @@ def test_ids_name_task_split_family_and_length() -> None:
 
 def test_generation_is_deterministic() -> None:
     assert examples("longform", 7, "train", 300, 3) == examples("longform", 7, "train", 300, 3)
-    assert examples("longform", 7, "train", 0)[0].question == "Tell me: list the stops of LidJav in order."
+    assert examples("longform", 7, "train", 0)[0].question == "Question: list the stops of LidJav in order."
 
 
 @check(10)

@@ -37,7 +37,7 @@ def generate(
 ) -> tuple[Example, ...]:
     """Examples of one family: the same evidence, near-duplicates and first question at every length.
 
-    ``length`` is the token count of the whole prompt, met within 2 % from 192 tokens on; 0 leaves all filler out.
+    ``length`` is the token count of the whole prompt, met within 2 % from 256 tokens on; 0 leaves all filler out.
     With ``questions > 1`` the examples share one document and ask different things about it; there are fewer of them
     where the document holds no more (``copy`` always yields one; its length 0 is 64).
 

@@ -21,7 +21,7 @@ PlacedUnit = list[tuple[float, int, Statement]]
 
 SOURCE = "LongBlocks-mini"
 LENGTH_TOLERANCE = 0.02
-"""Largest relative difference between a prompt's length in tokens and what was asked for, from 192 tokens on."""
+"""Largest relative difference between a prompt's length in tokens and what was asked for, from 256 tokens on."""
 
 _LOOKAHEAD = 24
 """Filler units among which the last ones are chosen by their length."""

@@ -1,9 +1,9 @@
-"""Long-form questions: an ordered account of everything that a document says of one traveller's journey."""
+"""Long-form questions: an ordered account of everything that a document says of one traveller."""
 
 from random import Random
 
 from longctx_rl.data.generators.names import Split
-from longctx_rl.data.generators.wording import RELATIONS, Statement, word_question
+from longctx_rl.data.generators.wording import Statement, word_question
 from longctx_rl.data.generators.world import Core, Ledger, Narrator, Query, worked_response
 
 MIN_PLACES = 2
@@ -11,18 +11,16 @@ MAX_PLACES = 4
 
 
 def core(narrator: Narrator) -> Core:
-    """A journey, another one through two of its places, and facts about the traveller and a near-duplicate."""
+    """A journey, and a near-duplicate's through two of its places, in the other order, and one that is not on it."""
     rng, cast = narrator.rng, narrator.cast
     subject = cast.protagonist(rng)
     places = [cast.protagonist(rng) for _ in range(rng.randint(MIN_PLACES, MAX_PLACES))]
     journey = narrator.journey(subject, places)
     namesake = cast.near(rng, subject)
-    units = (
-        journey,
-        narrator.journey(namesake, rng.sample(places, 2)),
-        (narrator.other_fact(subject, set()),),
-        (narrator.fact(namesake, rng.choice(RELATIONS)),),
-    )
+    second, first = sorted(rng.sample(range(len(places)), 2))
+    others = [places[first], places[second]]
+    others.insert(rng.randrange(3), cast.new(rng))
+    units = (journey, narrator.journey(namesake, others))
     return Core(units, journey_query(rng, narrator.split, list(journey)))
 
 

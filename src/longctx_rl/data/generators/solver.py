@@ -86,6 +86,8 @@ class Chronicle:
             places.append(onward[0])
         if len(places) != sum(subject == traveller for subject, _ in self.legs):
             raise AmbiguousError(f"{traveller} has other legs than those over {places}")
+        if traveller in self.subjects:
+            raise AmbiguousError(f"more than the journey over {places} is said of {traveller}")
         return places
 
 

@@ -14,6 +14,7 @@ Unit = tuple[Statement, ...]
 
 MAX_FILLER_NAMES = 256
 MAX_FILLER_PLACES = 24
+MAX_FILLER_TRAVELLERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,8 @@ class Narrator:
 def filler(narrator: Narrator, *, updates: bool = True, journeys: bool = True) -> Iterator[Unit]:
     """Ordinary content without end: facts, superseded facts, journeys; no (relation, subject) is stated twice.
 
+    Of a traveller nothing but the journey is told.
+
     Raises:
         ValueError: the world is used up, at some 40,000 tokens.
     """
@@ -82,13 +85,13 @@ def filler(narrator: Narrator, *, updates: bool = True, journeys: bool = True) -
     people = [cast.new(rng), cast.new(rng)]
     places: list[str] = []
     relations: dict[str, set[str]] = {name: set() for name in people}
-    travellers: set[str] = set()
+    travellers = 0
     while True:
         draw = rng.random()
         if journeys and draw < 0.06:
-            subject = _person(narrator, people, relations)
-            if subject not in travellers:
-                travellers.add(subject)
+            if travellers < MAX_FILLER_TRAVELLERS:
+                travellers += 1
+                subject = cast.near(rng, rng.choice(people))
                 yield narrator.journey(subject, _places(narrator, places, rng.randint(2, 3)))
             continue
         subject = _person(narrator, people, relations)

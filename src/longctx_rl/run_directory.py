@@ -7,6 +7,7 @@ could not be removed (``kill -9``). A directory that holds training is only cont
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,6 +22,12 @@ from longctx_rl.config import Config
 LOCK = ".lock"
 LOCK_PATIENCE = 2.0
 """Seconds that a process which was just killed may take to let go."""
+
+OWN = re.compile(
+    r"(config\.yaml|environment\.json|metrics\.jsonl|log\.txt|evals|rollouts|checkpoints|wandb|export)"
+    r"|\.(lock|tmp-.*|[a-z]+\.[a-z]+\.\d+)"
+)
+"""Names of what a run writes into its directory. Nothing else is ever removed."""
 
 MAY_CHANGE = (
     "resume",
@@ -67,12 +74,17 @@ def check(config: Config) -> None:
     path = Path(config.run_dir)
     if path.exists() and not path.is_dir():
         raise ValueError(f"run_dir={path} is a file: choose another experiment_name or runs_root")
-    if not path.is_dir() or not any(not entry.name.startswith(".") for entry in path.iterdir()):
+    if not path.is_dir():
+        return
+    if not trained(path):
+        foreign = _foreign(path)
+        if foreign:
+            raise ValueError(
+                f"run_dir={path} holds {foreign[0]}, which is not of a run: choose another experiment_name or run_dir"
+            )
         return
     if not (path / "config.yaml").is_file():
-        raise ValueError(f"run_dir={path} holds files that are not a run: choose another experiment_name or run_dir")
-    if not trained(path):
-        return
+        raise ValueError(f"run_dir={path} has no config.yaml, so it is not a run: choose another experiment_name")
     if not config.resume:
         raise ValueError(
             f"{path} exists already: continue it with resume=true, or start another run with "
@@ -133,14 +145,13 @@ def _fill(path: Path, config: Config) -> None:
         described = first | {"resumed": [*first.get("resumed", []), described]}
     else:
         _empty(path)
-    write_text(path / "config.yaml", configuration.dump(config))
     write_text(path / "environment.json", json.dumps(described, indent=2) + "\n")
+    write_text(path / "config.yaml", configuration.dump(config))
 
 
 def _discard(path: Path, config: Config) -> None:
     """Remove an untrained run directory, and its experiment's folder if that is empty then."""
-    foreign = not (path / "config.yaml").is_file() and any(entry.name != LOCK for entry in path.iterdir())
-    if foreign or trained(path):
+    if trained(path) or _foreign(path):
         return
     _empty(path)
     (path / LOCK).unlink(missing_ok=True)
@@ -150,12 +161,23 @@ def _discard(path: Path, config: Config) -> None:
 
 
 def _empty(path: Path) -> None:
-    """Remove everything but the lock."""
+    """Remove what a run wrote, the lock left out."""
     for entry in path.iterdir():
+        if entry.name == LOCK or not OWN.fullmatch(entry.name):
+            continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != LOCK:
+        else:
             entry.unlink()
+
+
+def _foreign(path: Path) -> list[str]:
+    """Names in a directory that no run writes. ``config.yaml`` alone is common: a run's has environment.json beside."""
+    names = sorted(entry.name for entry in path.iterdir())
+    foreign = [name for name in names if not OWN.fullmatch(name)]
+    if not foreign and "config.yaml" in names and "environment.json" not in names:
+        foreign = ["a config.yaml without environment.json"]
+    return foreign
 
 
 def _locked(path: Path, patience: float = LOCK_PATIENCE) -> IO[str]:

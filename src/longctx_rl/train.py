@@ -153,7 +153,7 @@ def save_rollouts(config: Config, step: int, groups: list[RolloutGroup], recorde
 def evaluate(config: Config, parts: Parts, state: TrainState, recorder: Recorder, items: int) -> None:
     """Held-out accuracy of the current policy, recorded at the current step.
 
-    A run that was stopped between an evaluation and the next checkpoint finds its answers, and does not give them again.
+    A run that was stopped after an evaluation, before the next checkpoint, finds the answers there.
     """
     start = time.perf_counter()
     metrics = parts.heldout.kept(state.step, items)

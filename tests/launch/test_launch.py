@@ -126,7 +126,7 @@ def test_a_sweep_goes_on_after_a_failure(tmp_path: Path) -> None:
     (taken / "notes.txt").write_text("not a run")
     code, stdout, stderr = finish(start(["-m", "+algo=sft", *SMOKE, "engine=local", "seed=0,1"], tmp_path))
     assert code == 1
-    assert stderr.startswith("error: run_dir=runs/smoke/sft-mini_fresh-mix-s0 holds files that are not a run")
+    assert stderr.startswith("error: run_dir=runs/smoke/sft-mini_fresh-mix-s0 holds ")
     assert "[2/2] python -m longctx_rl +algo=sft " in stdout
     assert stdout.splitlines()[-2] == "sweep: 1 of 2 runs succeeded"
     assert stdout.splitlines()[-1].startswith("  exit code 2: python -m longctx_rl +algo=sft ")

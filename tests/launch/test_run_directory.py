@@ -120,20 +120,34 @@ def test_an_untrained_directory_is_taken_over(config: Config) -> None:
     path = Path(config.run_dir)
     path.mkdir(parents=True)
     (path / "config.yaml").write_text("cut sho")  # kill -9 left this
+    (path / "environment.json").write_text("{}")
     (path / "metrics.jsonl").write_text('{"step": 0, "eval/heldout/mean": 0.5}\n')
     with opened(config):
         assert read(path / "config.yaml") == config
         assert not (path / "metrics.jsonl").exists()
 
 
-def test_other_peoples_files_are_left_alone(config: Config) -> None:
+@pytest.mark.parametrize(
+    "files", [["thesis.tex"], [".git/HEAD"], ["config.yaml", "notes.txt"], ["config.yaml"], ["config.yaml", "evals/a"]]
+)
+def test_other_peoples_files_are_left_alone(config: Config, files: list[str]) -> None:
     path = Path(config.run_dir)
-    path.mkdir(parents=True)
-    (path / "thesis.tex").write_text("precious")
-    with pytest.raises(ValueError, match="holds files that are not a run: choose another"), opened(config):
+    for name in files:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("precious")
+    with pytest.raises(ValueError, match="which is not of a run: choose another experiment_name"), opened(config):
         pass
+    (path / ".lock").touch()
     discard_untrained(config)
-    assert [entry.name for entry in path.iterdir()] == ["thesis.tex"]
+    assert all((path / name).read_text() == "precious" for name in files)
+
+
+def test_only_what_a_run_writes_is_removed_with_it(config: Config) -> None:
+    """Files that somebody put beside a run's own while it was starting."""
+    with pytest.raises(RuntimeError), opened(config) as path:
+        (path / "notes.txt").write_text("precious")
+        raise RuntimeError
+    assert (path / "notes.txt").read_text() == "precious"
 
 
 def test_a_file_in_the_way(config: Config) -> None:

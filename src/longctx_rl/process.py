@@ -18,7 +18,11 @@ from longctx_rl.config import Config
 
 UNUSABLE = 2
 """Exit code of a configuration, directory or checkpoint that cannot be used."""
+DIVERGED = 1
+"""Exit code of a run that ended because its gradients were not finite."""
 INTERRUPTED = 130
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of a disk that a person can mend."""
 HANDOVER = "LONGCTX_RL_HANDOVER"
 """Environment variable: the launcher's folder for its children, and the launcher's process id."""
 
@@ -39,14 +43,21 @@ def execute(config: Config, run: Callable[[Config], None]) -> int:
         complain(error, main_rank)
         return UNUSABLE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in UNWRITABLE:
             raise
         complain(
-            f"no space left on the disk of {config.run_dir}: free some, then continue with "
-            f"{run_directory.resume_command(config)}",
+            f"cannot write {error.filename or config.run_dir} ({os.strerror(error.errno)}): free space or fix the "
+            f"permissions, then continue with {run_directory.resume_command(config)}",
             main_rank,
         )
         return UNUSABLE
+    except RuntimeError as error:
+        from longctx_rl.engine.optimizer import TrainingDiverged  # torch: loaded by now
+
+        if not isinstance(error, TrainingDiverged):
+            raise
+        complain(str(error), main_rank)
+        return DIVERGED
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as stop:

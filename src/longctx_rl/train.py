@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from longctx_rl import config as configuration
 from longctx_rl import process, run_directory
@@ -18,7 +19,7 @@ from longctx_rl.recorder import Recorder, build_recorder
 from longctx_rl.training import summary
 from longctx_rl.training.collect import recorded_groups, rollout_metrics, rollout_sums, sampled_groups
 from longctx_rl.training.parts import Parts, build_parts, peak_gib
-from longctx_rl.training.state import Stopwatch, TrainState, spent
+from longctx_rl.training.state import Stopwatch, TrainState, spent, spent_share
 from longctx_rl.training.update import add_costs, global_count, objective_from, prepare, update
 from longctx_rl.types import RolloutGroup
 
@@ -67,14 +68,19 @@ def run(config: Config) -> None:
 
 def restore(config: Config, parts: Parts) -> TrainState | None:
     """Load the latest checkpoint into the engine; None if there is none yet."""
-    latest = checkpoint.latest_checkpoint(Path(config.run_dir))
-    if latest is None:
-        return None
-    distributed.on_main(lambda: checkpoint.verify(latest))
-    trainer_state = checkpoint.read_trainer_state(latest)
-    checkpoint.restore_rng(trainer_state.pop("rng"))
-    parts.engine.load(latest)
-    return TrainState.from_dict(trainer_state)
+    on_disk: list[tuple[Path, dict[str, Any]]] = []
+
+    def look() -> None:
+        if (latest := checkpoint.latest_checkpoint(Path(config.run_dir))) is not None:
+            checkpoint.verify(latest)
+            on_disk.append((latest, checkpoint.read_trainer_state(latest)))
+
+    distributed.on_main(look)  # the other ranks may be on machines that do not see its disk
+    for latest, trainer_state in distributed.broadcast(on_disk):
+        checkpoint.restore_rng(trainer_state.pop("rng"))
+        parts.engine.load(latest)
+        return TrainState.from_dict(trainer_state)
+    return None
 
 
 def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> None:
@@ -122,9 +128,17 @@ def train_step(config: Config, parts: Parts, state: TrainState, recorder: Record
     spec = objective_from(config)
     every = config.optim.pg_kd_cosine_every
     compare = bool(every) and state.step % every == 0
+    share = spent_share(state, config.budget)
     for _ in range(config.algo.updates_per_rollout):
         outcome, metrics = update(
-            parts.engine, rows, spec, denominators, config.rollout.temperature, watch, compare_terms=compare
+            parts.engine,
+            rows,
+            spec,
+            denominators,
+            config.rollout.temperature,
+            watch,
+            compare_terms=compare,
+            spent=share,
         )
         state.skipped += outcome.skipped
 
@@ -135,7 +149,7 @@ def train_step(config: Config, parts: Parts, state: TrainState, recorder: Record
         sums = distributed.all_reduce_sum(rollout_sums(groups))
         state.sampled_tokens += int(sums["tokens"])
         metrics |= rollout_metrics(sums)
-    seconds = time.perf_counter() - start
+    seconds = distributed.broadcast(time.perf_counter() - start)  # all ranks must see budget.seconds spent together
     state.wall_seconds += seconds
     metrics |= {"grad/norm": outcome.grad_norm, "optim/lr": outcome.lr, "optim/skipped": state.skipped}
     metrics |= {"perf/step_seconds": seconds, "perf/tokens_per_second": tokens / seconds, "perf/peak_gib": peak_gib()}

@@ -121,6 +121,8 @@ def _positive(c: "Config") -> Iterator[str]:
         "model.scoring_chunk": c.model.scoring_chunk,
         "optim.max_grad_norm": c.optim.max_grad_norm,
         "optim.max_skipped": c.optim.max_skipped,
+        "optim.eps": c.optim.eps,
+        "eval.max_new_tokens": c.eval.max_new_tokens,
         "checkpoint.keep": c.checkpoint.keep,
     }
     limits = {
@@ -133,8 +135,10 @@ def _positive(c: "Config") -> Iterator[str]:
     for key, value in values.items():
         if not value > 0:
             yield f"{key}={value}: set it above 0"
-    if len(c.optim.betas) != 2:
-        yield f"optim.betas={list(c.optim.betas)}: give two numbers, such as [0.9, 0.95]"
+    if len(c.optim.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in c.optim.betas):
+        yield f"optim.betas={list(c.optim.betas)}: give two numbers from 0 up to below 1, such as [0.9, 0.95]"
+    if not 0.0 <= c.optim.min_lr_ratio <= 1.0:
+        yield f"optim.min_lr_ratio={c.optim.min_lr_ratio}: set it between 0 and 1"
     for key, limit in limits.items():
         if limit is not None and not limit > 0:
             yield f"{key}={limit}: set it above 0, or null for none"
@@ -150,6 +154,8 @@ def _positive(c: "Config") -> Iterator[str]:
         "eval.every": c.eval.every,
         "eval.first": c.eval.first,
         "logging.rollouts_every": c.logging.rollouts_every,
+        "logging.rollouts_kept": c.logging.rollouts_kept,
+        "reward.evidence_weight": c.reward.evidence_weight,
     }.items():
         if value < 0:
             yield f"{key}={value}: set it to 0 or more"

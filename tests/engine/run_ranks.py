@@ -35,7 +35,7 @@ def resume(root: Path) -> None:
 
 def ranks(root: Path) -> None:
     """Everything that is checked on two ranks. Values that the test compares go to ``facts.json``."""
-    distributed.init(config())
+    distributed.init(config(engine={"num_processes": 2}))
     facts: dict[str, Any] = {"collectives": collectives()}
     facts["norms"] = training(root)
     training_resumed(root)

@@ -10,7 +10,7 @@ import torch
 from engine_cases import VOCABULARY, Policy, batch, config, difference, policy, train, weights
 
 from longctx_rl import engine
-from longctx_rl.engine import Engine, TrainingDiverged, optimizer
+from longctx_rl.engine import Engine, TrainingDiverged, distributed, optimizer
 from longctx_rl.engine.schedule import learning_rate
 
 ENGINES = ("local", "zero3")
@@ -238,8 +238,20 @@ def test_learning_rate_schedule() -> None:
     assert rates[9] == pytest.approx(0.55)
     assert rates[14:] == pytest.approx([0.1] * 6)
     assert all(left >= right for left, right in itertools.pairwise(rates[4:]))
+    for step, spent, rate in ((2, 0.9, 0.75), (4, 0.5, 0.55), (9, 0.2, 0.55), (4, 1.0, 0.1), (4, 1.7, 0.1)):
+        assert learning_rate(optim, step, 14, spent) == pytest.approx(rate)  # of two budgets the one further along
     constant = dataclasses.replace(optim, schedule="constant", warmup_steps=0)
     assert {learning_rate(constant, step, 14) for step in range(20)} == {1.0}
+
+
+@pytest.mark.parametrize(("name", "variables"), [("local", {"RANK": "0", "WORLD_SIZE": "2"}), ("zero3", {"RANK": "3"})])
+def test_ranks_of_a_foreign_launcher_are_refused(
+    name: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ValueError, match=r"set engine.num_processes instead of starting torchrun"):
+        distributed.init(config(engine={"name": name}))
 
 
 def test_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,11 +109,22 @@ def test_evidence_in_the_final_line_does_not_count() -> None:
     assert grade(f"{STEP}. Answer: KesDal", HOP, evidence_weight=1).parts["evidence"] == 0
 
 
-def test_unanswerable_credits_asserting_nothing() -> None:
-    example = Example(id="3", document="", question="", answer=UNANSWERABLE, task="grounding")
-    silent = grade("the mentor of TorVin is not stated.\nAnswer: unknown", example, evidence_weight=1)
-    invented = grade(f"{STEP}.\nAnswer: unknown", example, evidence_weight=1)
-    assert (silent.score, invented.score) == (1, 0.5)
+@pytest.mark.parametrize(
+    ("text", "evidence"),
+    [
+        ("the mentor of TorVin is not stated.\nAnswer: unknown", 1),
+        (f"{STEP}.\nAnswer: unknown", 0),
+        (f"{STEP} is not stated.\nAnswer: unknown", 0),
+        (f"the mentor of TorVin is not stated. {STEP}.\nAnswer: unknown", 2 / 3),
+        ("Answer: unknown", 0),
+        ("", 0),
+        ("garbage", 0),
+    ],
+)
+def test_where_nothing_answers_that_has_to_be_said(text: str, evidence: float) -> None:
+    target = "the mentor of TorVin is not stated.\nAnswer: unknown"
+    example = Example(id="3", document="", question="", answer=UNANSWERABLE, task="grounding", response=target)
+    assert grade(text, example, evidence_weight=1).parts["evidence"] == pytest.approx(evidence)
 
 
 @settings(max_examples=50, derandomize=True, deadline=None)

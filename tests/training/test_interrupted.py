@@ -15,7 +15,6 @@ from longctx_rl.engine import checkpoint
 from longctx_rl.engine.local import LocalEngine
 from longctx_rl.evals import records
 from longctx_rl.recorder import RunRecorder, read_metrics
-from longctx_rl.training.state import TrainState
 
 TIMED = ("time/", "perf/", "progress/wall_seconds")
 

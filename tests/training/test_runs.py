@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from config.composing import composed
 from longctx_rl import process, train
@@ -132,6 +132,52 @@ def test_activations_are_recomputed_if_asked_for(models: tuple[str, ...], tmp_pa
         finally:
             distributed.shutdown()
     assert calls == [1, 2]
+
+
+def test_a_diverged_run_says_so_in_one_sentence(
+    models: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = smoke(models, tmp_path, "eval=none", "optim.lr=1e30", "optim.warmup_steps=0", "budget.steps=6")
+    config = composed("+algo=sft", *settings, "optim.max_skipped=2", "engine=local")
+    assert process.execute(config, train.run) == process.DIVERGED
+    told = capsys.readouterr().err
+    assert told.startswith("error: the gradient was infinite or not a number in 2 steps in a row")
+    assert "lower optim.lr" in told and "Traceback" not in told
+    rows = training_rows(read_metrics(Path(config.run_dir) / "metrics.jsonl"))  # type: ignore[arg-type]
+    assert [row["optim/skipped"] for row in rows] == [0, 1]
+
+
+def test_a_full_disk_says_so_in_one_sentence(
+    models: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the one file that is not written by Python: tokenizers reports the system's error in words alone."""
+    save = PreTrainedTokenizerBase.save_pretrained
+
+    def onto_a_full_disk(self: Any, folder: Path, **settings: Any) -> None:
+        save(self, folder, **settings)
+        self.backend_tokenizer.save("/dev/full")
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", onto_a_full_disk)
+    config = composed("+algo=sft", *smoke(models, tmp_path, "eval=none"), "engine=local")
+    assert process.execute(config, train.run) == process.UNUSABLE
+    told = capsys.readouterr().err
+    assert "could not be exported" in told and "No space left on device" in told and "resume=true" in told
+    assert not list(tmp_path.glob("smoke/*/.tmp-*")) and not list(tmp_path.glob("smoke/*/export"))
+
+
+def test_all_ranks_count_the_seconds_of_the_main_one(
+    models: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or one of them would see budget.seconds spent a step before the others, and leave them waiting."""
+    broadcast = distributed.broadcast
+    monkeypatch.setattr(
+        train.distributed, "broadcast", lambda value: 40.0 if isinstance(value, float) else broadcast(value)
+    )
+    settings = smoke(models, tmp_path, "eval=none", "budget.steps=9", "budget.seconds=100")
+    rows = [row for row in in_place(["+algo=sft", *settings, "optim.warmup_steps=0"]) if "loss/total" in row]
+    assert [row["progress/wall_seconds"] for row in rows] == [40.0, 80.0, 120.0]
+    rates = [row["optim/lr"] for row in rows]
+    assert rates[0] == 1e-3 and rates[2] < 2e-4  # the cosine follows the seconds that are spent
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,9 @@ class TrainingSource:
     """LongBlocks-mini as an indexed stream: document i is a function of the seed and i alone.
 
     A cursor is therefore all that a resumed or re-sharded run needs to continue on the same documents.
-
-    Raises:
-        ValueError: a task that no generator makes.
     """
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-        unknown = sorted(set(config.task.mixture) - set(GENERATORS))
-        if unknown:
-            raise ValueError(f"task.mixture={unknown[0]} does not exist: choose from {', '.join(GENERATORS)}")
         self.seed = config.seed
         self.tasks = tuple(config.task.mixture)
         self.shares = tuple(config.task.mixture.values())
@@ -77,6 +71,14 @@ def heldout_items(
         for family in range(first, first + items)
         for example in generate(task, family, split="test", length=length, tokenizer=tokenizer)
     ]
+
+
+def check_tasks(config: Config) -> None:
+    """Refuse tasks that no generator makes."""
+    for key, tasks in (("task.mixture", config.task.mixture), ("eval.tasks", config.eval.tasks)):
+        for task in tasks:
+            if task not in GENERATORS:
+                raise ValueError(f"{key}={task} does not exist: choose from {', '.join(GENERATORS)}")
 
 
 def check_lengths(config: Config, context: int) -> None:

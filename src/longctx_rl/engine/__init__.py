@@ -59,9 +59,10 @@ class Engine(Protocol):
         Call it after a backward with ``last``. More calls of ``backward`` then add to the same step.
         """
 
-    def step(self) -> StepOutcome:
+    def step(self, spent: float = 0.0) -> StepOutcome:
         """Clip to optim.max_grad_norm, update, clear the gradient and advance the schedule.
 
+        ``spent`` is the share of a budget other than steps that is used up; the schedule may not lag behind it.
         A gradient that is not finite skips the update. Raises TrainingDiverged at the optim.max_skipped-th in a row.
         """
 

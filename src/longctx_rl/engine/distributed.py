@@ -37,7 +37,7 @@ def init(config: Config) -> None:
 
     Ranks come from torchrun's environment variables. A single process gets a process group only if its engine is
     ZeRO-3. Calling it again changes nothing but the seeds. Raises ValueError, before any other work, if the engine's
-    requirements are missing on this machine.
+    requirements are missing on this machine, or the ranks in the environment are not those of the configuration.
     """
     where = device(config)
     if config.engine.name == "zero3":
@@ -48,6 +48,12 @@ def init(config: Config) -> None:
         torch.set_num_threads(config.engine.threads)
     if where.type == "cuda":
         torch.cuda.set_device(where)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks != config.world_size or ("RANK" in os.environ) != ("WORLD_SIZE" in os.environ):
+        raise ValueError(
+            f"the environment's RANK and WORLD_SIZE={ranks} are not those of a run with {config.world_size} "
+            "processes: unset them, and set engine.num_processes instead of starting torchrun"
+        )
     if not dist.is_initialized():
         backend = "nccl" if where.type == "cuda" else "gloo"
         if "RANK" in os.environ:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl.engine.distributed import is_main, on_main
-from longctx_rl.engine.tensors import write_tensors
+from longctx_rl.engine.tensors import rust_errno, write_tensors
 
 
 def parameters(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -49,6 +49,17 @@ def _empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # tokenizers has no class for it
+        if not rust_errno(error):
+            raise
+        raise OSError(rust_errno(error), str(error)) from error
+
+
 def _finish(
     temporary: Path, directory: Path, model: PreTrainedModel, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -58,7 +69,7 @@ def _finish(
     config.save_pretrained(temporary)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
+    _save_tokenizer(tokenizer, temporary)
     if directory.exists():
         shutil.rmtree(directory)
     temporary.rename(directory)

@@ -44,8 +44,8 @@ class LocalEngine:
         parameters = self._module.parameters()
         return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
 
-    def step(self) -> StepOutcome:
-        lr = learning_rate(self._optim, self._progress.step, self._total_steps)
+    def step(self, spent: float = 0.0) -> StepOutcome:
+        lr = learning_rate(self._optim, self._progress.step, self._total_steps, spent)
         norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), self._optim.max_grad_norm))
         skipped = not math.isfinite(norm)
         if not skipped:

@@ -32,6 +32,12 @@ def write_tensors(directory: Path, stem: str, tensors: Iterable[tuple[str, Tenso
         raise OSError(*problem)
 
 
+def rust_errno(error: Exception) -> int:
+    """Number of an operating system's error that Rust code reports in its text alone; 0 if it is another error."""
+    number = re.search(r"os error (\d+)", str(error))
+    return int(number[1]) if number else 0
+
+
 class _Writer:
     """Collects tensors into shards. After a failure it drops what it is given, so that the ranks stay in step."""
 
@@ -65,9 +71,8 @@ class _Writer:
         if self.problem is None:
             try:
                 save_file(self._pending, self._part(len(self._shards)), metadata={"format": "pt"})
-            except SafetensorError as error:  # an OSError of the Rust side, its number only in the text
-                number = re.search(r"os error (\d+)", str(error))
-                self.problem = (int(number[1]) if number else 0, str(error))
+            except SafetensorError as error:
+                self.problem = (rust_errno(error), str(error))
         self._shards.append(list(self._pending))
         self._pending.clear()
         self._bytes = 0

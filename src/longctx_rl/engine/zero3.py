@@ -136,9 +136,9 @@ class Zero3Engine:
         # DeepSpeed's average over ranks, of losses that ``backward`` multiplied by their number.
         return torch.cat(parts).float()
 
-    def step(self) -> StepOutcome:
+    def step(self, spent: float = 0.0) -> StepOutcome:
         assert self._engine.is_gradient_accumulation_boundary(), "the last backward of a step needs last=True"
-        lr = learning_rate(self._optim, self._progress.step, self._total_steps)
+        lr = learning_rate(self._optim, self._progress.step, self._total_steps, spent)
         set_learning_rate(self._adam, lr)
         self._engine.step()
         skipped = bool(self._engine.optimizer.overflow)

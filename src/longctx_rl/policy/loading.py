@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,6 +17,8 @@ from transformers.utils import logging as transformers_logging
 from longctx_rl.config import ArchitectureConfig, ModelConfig
 
 transformers_logging.disable_progress_bar()  # a run has one progress line, its own
+UNLOADABLE = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)
+"""What transformers raises for files that are missing, cut short, or of something else."""
 SHIPPED = Path(__file__).parent.parent / "models"
 
 
@@ -41,21 +44,27 @@ def locate(name: str) -> str:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises ValueError when it cannot be found."""
+    path = locate(name)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate(name))
-    except OSError as error:
-        raise ValueError(_unavailable(name)) from error
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    except UNLOADABLE as error:
+        raise ValueError(_unavailable(name, path, error)) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {name} has no end token, so answers could not end: set eos_token in it")
     return tokenizer
 
 
 def load_model(name: str) -> PreTrainedModel:
-    """A pretrained causal language model with float32 weights."""
+    """A pretrained causal language model with float32 weights, from safetensors: nothing is unpickled.
+
+    Raises:
+        ValueError: it cannot be found or read.
+    """
+    path = locate(name)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(name), dtype=torch.float32)
-    except OSError as error:
-        raise ValueError(_unavailable(name)) from error
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    except UNLOADABLE as error:
+        raise ValueError(_unavailable(name, path, error)) from error
     return model
 
 
@@ -135,14 +144,21 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 def _vocabulary(name: str) -> int:
+    path = locate(name)
     try:
-        size: int = AutoConfig.from_pretrained(locate(name)).vocab_size
-    except OSError as error:
-        raise ValueError(_unavailable(name)) from error
+        size: int = AutoConfig.from_pretrained(path).vocab_size
+    except UNLOADABLE as error:
+        raise ValueError(_unavailable(name, path, error)) from error
     return size
 
 
-def _unavailable(name: str) -> str:
+def _unavailable(name: str, path: str, error: Exception) -> str:
+    if Path(path).is_dir():
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        return (
+            f"{name} cannot be loaded ({cause}): give a folder with config.json, tokenizer.json and whole .safetensors "
+            "weights, such as the export/ folder of a finished run"
+        )
     return (
         f"model {name} is neither a directory nor in the local Hub cache, and the Hub could not be reached: "
         f"download it first (hf download {name}) or give a directory"

@@ -5,20 +5,21 @@ from collections import Counter
 
 from longctx_rl.types import Example
 
-NOT_STATED = "is not stated"
-
 
 def evidence_f1(text: str, example: Example) -> float:
     """F1 between the statements before the final line and the example's evidence, each counted once.
 
-    A statement is what stands between full stops or line breaks; one that says that something is not stated asserts
-    nothing and is left out. With nothing to restate, a text that asserts nothing scores 1.
+    A statement is what stands between full stops or line breaks. Where the document does not answer, the one thing to
+    say is that what was asked for is not stated.
     """
     reasoning = text.strip().rpartition("\n")[0]
-    pieces = (" ".join(piece.split()) for piece in re.split(r"\.\s|\.$|\n", reasoning))
-    stated = Counter(piece for piece in pieces if piece and not piece.endswith(NOT_STATED))
+    stated = Counter(_statements(reasoning))
     evidence = Counter(" ".join(item.statement.split()) for item in example.evidence)
+    if not evidence:
+        evidence = Counter(_statements(example.target.rpartition("\n")[0]))
     total = stated.total() + evidence.total()
-    if total == 0:
-        return 1.0
-    return 2 * (stated & evidence).total() / total
+    return 2 * (stated & evidence).total() / total if total else 0.0
+
+
+def _statements(text: str) -> list[str]:
+    return [" ".join(piece.split()) for piece in re.split(r"\.\s|\.$|\n", text) if piece.strip()]

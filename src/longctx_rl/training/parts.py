@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl import engine as engines
 from longctx_rl.config import Config
-from longctx_rl.data.source import TrainingSource
+from longctx_rl.data.source import TrainingSource, check_tasks
 from longctx_rl.engine import Engine
 from longctx_rl.evals.heldout import HeldOut
 from longctx_rl.policy.flops import ModelShape
@@ -43,6 +43,7 @@ def build_parts(config: Config) -> Parts:
     Raises:
         ValueError: models that cannot be loaded or compared.
     """
+    check_tasks(config)
     model = config.model
     tokenizer = load_tokenizer(model.tokenizer or model.student)
     vocabulary = check_pair(model, tokenizer) if config.needs_teacher else None

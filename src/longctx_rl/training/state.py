@@ -42,12 +42,7 @@ class TrainState:
 
 def spent(state: TrainState, budget: BudgetConfig) -> str | None:
     """Which budget ends the run, in words, or None."""
-    limits = {
-        "steps": (state.step, budget.steps),
-        "trained_tokens": (state.trained_tokens, budget.trained_tokens),
-        "flops": (state.flops, budget.flops),
-        "seconds": (state.wall_seconds, budget.seconds),
-    }
+    limits = {"steps": (state.step, budget.steps), **_costs(state, budget)}
     for name, (used, limit) in limits.items():
         if limit is not None and used >= limit:
             return f"budget.{name}={limit:g} is spent"
@@ -55,6 +50,19 @@ def spent(state: TrainState, budget: BudgetConfig) -> str | None:
     if until is not None and state.evaluated.get(until.metric, float("-inf")) >= until.at_least:
         return f"{until.metric} reached {state.evaluated[until.metric]:.3f}"
     return None
+
+
+def spent_share(state: TrainState, budget: BudgetConfig) -> float:
+    """Share of the budget in tokens, FLOPs or seconds that is used up, whichever is further; 0 if none is set."""
+    return max((used / limit for used, limit in _costs(state, budget).values() if limit is not None), default=0.0)
+
+
+def _costs(state: TrainState, budget: BudgetConfig) -> dict[str, tuple[float, float | None]]:
+    return {
+        "trained_tokens": (state.trained_tokens, budget.trained_tokens),
+        "flops": (state.flops, budget.flops),
+        "seconds": (state.wall_seconds, budget.seconds),
+    }
 
 
 class Stopwatch:

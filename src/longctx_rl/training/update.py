@@ -129,11 +129,12 @@ def update(
     watch: Stopwatch,
     *,
     compare_terms: bool = False,
+    spent: float = 0.0,
 ) -> tuple[StepOutcome, dict[str, float]]:
     """One optimizer step over all rows of all ranks.
 
     ``compare_terms`` takes the gradient term by term, with as many passes over the rows, and measures how far policy
-    gradient and teacher agree; the step is the same but for rounding.
+    gradient and teacher agree; the step is the same but for rounding. ``spent`` is for the learning-rate schedule.
 
     Returns:
         The engine's outcome, and metrics already reduced over rows and ranks.
@@ -160,7 +161,7 @@ def update(
         if len(terms) > 1:
             gradients.append(engine.gradient())
     with watch("backward"):
-        outcome = engine.step()
+        outcome = engine.step(spent)
     metrics = distributed.all_reduce_sum(sums) | distributed.all_reduce_max(maxima)
     return outcome, metrics | (term_agreement(gradients[0], gradients[1]) if gradients else {})
 

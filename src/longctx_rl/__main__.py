@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 import hydra
@@ -28,7 +29,7 @@ def main() -> None:
     sys.argv[0] = "python -m longctx_rl"  # the name in argparse's messages
     try:
         requests, is_sweep = compose()
-    except (HydraException, OmegaConfBaseException, OSError) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         if asked_for_traceback == "1":
             raise
         process.complain(sentence(error))
@@ -60,7 +61,9 @@ def compose() -> tuple[list[launch.Request], bool]:
         except ValueError as problem:
             requests.append(launch.Request(command, None, problem))
 
-    hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(collect)()
+    with tempfile.TemporaryDirectory(prefix="longctx_rl-") as scratch:
+        os.environ["LONGCTX_RL_SCRATCH"] = scratch
+        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(collect)()
     return requests, RunMode.MULTIRUN in modes
 
 
@@ -73,8 +76,6 @@ def config_directory() -> Path:
 
 def sentence(error: Exception) -> str:
     """An error of composing, in one line with the fix."""
-    if isinstance(error, OSError) and not isinstance(error, HydraException):  # a sweep makes its experiment's folder
-        return f"cannot write {error.filename} ({error.strerror}): set runs_root=<a directory you can write to>"
     text = str(error)
     unknown = re.match(r"Could not override '([^']+)'\.\s+To append to your config", text)
     if unknown:

@@ -1,6 +1,7 @@
 """What a finished run says: accuracy before and after, what it cost, and what to try next."""
 
 import shlex
+from pathlib import Path
 
 from longctx_rl.config import ALGORITHMS, Config
 from longctx_rl.evals.heldout import HeldOut
@@ -32,7 +33,10 @@ def next_commands(config: Config) -> list[str]:
     follow = "dgrpo" if config.algo.source == "dataset" else config.algo.name
     export = shlex.quote(f"{config.run_dir}/export")
     trained = "mini" if config.model.architecture else config.model.name
+    task = "mix" if set(config.task.mixture) & {"copy", "lookup"} else config.task.name
+    same = f"model={trained} task={task} seed={config.seed}"
+    after = shlex.quote(f"after-{Path(config.run_dir).name}")
     return [
-        f"python -m longctx_rl -m +algo={others} model={trained} task={config.task.name} seed={config.seed}",
-        f"python -m longctx_rl +algo={follow} model={trained} model.student={export} experiment_name=continued",
+        f"python -m longctx_rl -m +algo={others} {same}",
+        f"python -m longctx_rl +algo={follow} {same} model.student={export} experiment_name={after}",
     ]

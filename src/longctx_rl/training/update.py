@@ -83,8 +83,10 @@ def prepare(
     temperature = config.rollout.temperature
     rows = []
     for packed in packed_rows:
-        with watch("teacher"):
-            signals = {name: anchor_signal(anchor, packed, temperature) for name, anchor in anchors.items()}
+        signals: dict[str, Anchor] = {}
+        for name, anchor in anchors.items():
+            with watch("teacher"):
+                signals[name] = anchor_signal(anchor, packed, temperature)
         if config.algo.updates_per_rollout > 1:
             with watch("policy"), torch.no_grad():
                 old: TokenScores = engine.forward(packed, temperature=temperature)

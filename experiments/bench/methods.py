@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from longctx_rl import stats
+from longctx_rl.environment import git_state
 from longctx_rl.evals.records import read
 from longctx_rl.recorder import read_metrics
 
@@ -67,6 +68,7 @@ def measure(algo: str, seed: int, root: Path) -> dict[str, Any]:
             cells[f"{record.task}/{record.length}"][when].append(round(record.score, 4))
     return {
         "date": date.today().isoformat(),
+        "commit": (git_state(Path(__file__).resolve().parents[2]) or {}).get("commit", "")[:10],
         "algo": algo,
         "seed": seed,
         "seconds": round(seconds, 1),

@@ -94,8 +94,7 @@ class ModelConfig:
     tokenizer: str | None  # none: the student's own
     architecture: ArchitectureConfig | None
     """Set: the student starts from random weights of this shape."""
-    lr: float
-    """Learning rate that suits the model's size; optim.lr follows it."""
+    lr: float  # that suits the model's size; optim.lr follows it
     dtype: Literal["float32", "bfloat16"]
     """Of the computation. Master weights and optimizer states are float32."""
     gradient_checkpointing: bool
@@ -152,8 +151,7 @@ class OptimConfig:
     max_grad_norm: float
     max_skipped: int
     """Non-finite gradients in a row that end the run."""
-    pg_kd_cosine_every: int
-    """Steps between measurements of grad/pg_kd_cosine; 0: none. They take the gradient term by term."""
+    pg_kd_cosine_every: int  # steps between measurements of grad/pg_kd_cosine; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,8 +209,7 @@ class EvalConfig:
     """Items per task and length."""
     during_items: int
     """Items per task and length of evaluations during training."""
-    first: int
-    """Number of the first held-out family. What a decision was taken on should not be what is reported."""
+    first: int  # number of the first held-out family
     lengths: tuple[int, ...]
     tasks: tuple[str, ...]
     max_new_tokens: int
@@ -228,8 +225,7 @@ class LoggingConfig:
     tags: tuple[str, ...]
     rollouts_every: int
     """Steps between saved rollouts; 0: none."""
-    rollouts_kept: int
-    """Groups saved each time."""
+    rollouts_kept: int  # groups saved each time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -218,7 +218,7 @@ class TestExecute:
 
         assert process.execute(config, fail) == 2
         stderr = capsys.readouterr().err
-        assert stderr.startswith(f"error: no space left on the disk of {config.run_dir}: free some, then continue with")
+        assert stderr.startswith(f"error: cannot write {config.run_dir} (No space left on device): free space or fix")
         assert stderr.endswith("resume=true\n")
 
     def test_a_bug_keeps_its_traceback(self, config: Config) -> None:

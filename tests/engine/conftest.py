@@ -1,4 +1,4 @@
-"""One process group for all tests of this folder: a process can join only one."""
+"""Every test of this folder has a process group of one rank, and one thread."""
 
 from collections.abc import Iterator
 
@@ -15,5 +15,4 @@ def process_group() -> Iterator[None]:
     torch.set_num_threads(1)
     distributed.init(config())
     yield
-    distributed.shutdown()
     torch.set_num_threads(threads)

@@ -1,16 +1,10 @@
 """Running text that teaches a fresh model to look back: copies of random sequences, and single facts by the dozen."""
 
-import re
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import lru_cache
 from random import Random
 
-from transformers import PreTrainedTokenizerBase
-
 from longctx_rl.data.generators.chronicle import SOURCE, Request, more_queries, render, tell
-from longctx_rl.data.generators.names import SYLLABLES, Cast, Split, split_of, syllables
-from longctx_rl.data.generators.wording import CORES, OPENERS, RELATIONS, Statement
+from longctx_rl.data.generators.names import SYLLABLES, Cast, Split, split_of
+from longctx_rl.data.generators.wording import NUM_CORES, OPENERS, RELATIONS, Kind, Statement, wordings
 from longctx_rl.data.generators.world import Ledger, Narrator, Query, filler
 from longctx_rl.types import Example
 
@@ -20,8 +14,9 @@ MIN_PERIOD, MAX_PERIOD = 4, 48
 MAX_GAP = 8
 """A period and a gap of fixed width would teach to look back by distance instead of by content."""
 
-NAME = re.compile(r"\b[A-Z][a-z]{2}[A-Z][a-z]{2}\b")
+MAX_OPENER_WORDS = 5
 
+_OPENER_WORDS = tuple(sorted({word for opener in OPENERS for word in opener.split()}))
 _PIECES = (*SYLLABLES, *(f" {syllable}" for syllable in SYLLABLES), *(f" {relation}" for relation in RELATIONS))
 
 
@@ -69,66 +64,35 @@ def _distinct_pieces(rng: Random, split: Split, count: int, starts: tuple[int, .
     return chosen
 
 
-def generate_lookup(request: Request) -> tuple[Example, ...]:
-    """Facts as running text, and the beginning of one of them in canonical words; the target is its value alone.
+class ListNarrator(Narrator):
+    """Opens a sentence of a training list with any few of the openers' words, never in a held-out wording.
 
-    In training each name is any two tokens, by a mapping that keeps who resembles whom. With real names a model learns
-    those of training by heart, instead of matching two tokens whatever they are, and then misses held-out ones.
+    From the wordings of the split alone, which are few, a model learns how to read each of them, and then misreads
+    the held-out ones.
     """
+
+    def say(self, kind: Kind, subject: str, key: str, value: str) -> Statement:
+        """A statement as described."""
+        if self.split == "test":
+            return super().say(kind, subject, key, value)
+        while True:
+            opener = " ".join(self.rng.choices(_OPENER_WORDS, k=self.rng.randint(1, MAX_OPENER_WORDS)))
+            wording = opener, self.rng.randrange(NUM_CORES)
+            if wording not in wordings("test"):
+                return Statement(kind, subject, key, value, wording)
+
+
+def generate_lookup(request: Request) -> tuple[Example, ...]:
+    """Facts as running text, and the beginning of one of them in canonical words; the target is its value alone."""
     rng = request.rng("lookup")
     cast = Cast(request.split)
-    narrator = Narrator(rng, cast, request.split)
+    narrator = ListNarrator(rng, cast, request.split)
     first = narrator.fact(cast.new(rng), rng.choice(RELATIONS))
     query = lookup_query(first)
-    stream = filler(Narrator(request.rng("filler"), cast, request.split), updates=False, journeys=False)
+    stream = filler(ListNarrator(request.rng("filler"), cast, request.split), updates=False, journeys=False)
     facts = tell(request, [(first,)], stream, query.question, chat=False)
     queries = [query, *more_queries(request, ask_lookup, Ledger(facts), {query.topic})]
-    examples = render(request, facts, queries, chat=False)
-    if request.split == "test":
-        return examples
-    new = renaming(rng, examples[0].document, *name_parts(request.tokenizer))
-
-    def rename(text: str) -> str:
-        return NAME.sub(lambda match: new[match[0]], text)
-
-    return tuple(
-        replace(
-            example,
-            document=rename(example.document),
-            question=rename(example.question),
-            answer=rename(example.answer),
-            response=rename(example.target),
-            evidence=tuple(replace(e, text=rename(e.text), statement=rename(e.statement)) for e in example.evidence),
-        )
-        for example in examples
-    )
-
-
-def renaming(rng: Random, document: str, beginnings: Sequence[str], endings: Sequence[str]) -> dict[str, str]:
-    """New names for those of a document, syllable by syllable, one map for each place; none is of the test split."""
-    pairs = {syllables(name) for name in NAME.findall(document)}
-    while True:
-        first, second = (
-            dict(zip(used, rng.sample(parts, len(used)), strict=True))
-            for used, parts in ((sorted({a for a, _ in pairs}), beginnings), (sorted({b for _, b in pairs}), endings))
-        )
-        new = {a + b: first[a] + second[b] for a, b in pairs}
-        if not any(NAME.fullmatch(name) and split_of(name) == "test" for name in new.values()):
-            return new
-
-
-@lru_cache(maxsize=8)
-def name_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Single tokens that can begin a name, after a space, and single tokens that can end it.
-
-    Words of the documents themselves are left out, so that a name can be told from what stands around it.
-    """
-    told = " ".join([*OPENERS, *RELATIONS, *(core for cores in CORES.values() for core in cores)])
-    taken = set(re.findall(r"\w+", told))
-    words = sorted({str(tokenizer.decode([index])) for index in tokenizer.get_vocab().values()})
-    beginnings = [word[1:] for word in words if re.fullmatch(r" ([a-z]{2,}|[A-Z][a-z]+)", word)]
-    endings = [word for word in words if re.fullmatch(r"[A-Z][a-z]*|[0-9]", word)]
-    return tuple(word for word in beginnings if word not in taken), tuple(word for word in endings if word not in taken)
+    return render(request, facts, queries, chat=False)
 
 
 def ask_lookup(rng: Random, split: Split, ledger: Ledger) -> Query | None:

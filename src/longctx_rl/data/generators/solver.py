@@ -8,7 +8,7 @@ from collections import defaultdict
 
 from longctx_rl.types import UNANSWERABLE
 
-_NAME = r"(\w+)"
+_NAME = r"([A-Z][a-z]{2}[A-Z][a-z]{2})"
 
 _FACTS = (  # groups: relation or subject, the other one, "now ", value
     (re.compile(rf"\bthe ([a-z]+) of {_NAME} is (now )?{_NAME}$"), "relation first"),

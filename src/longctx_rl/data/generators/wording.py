@@ -15,8 +15,11 @@ from longctx_rl.data.generators.names import Split
 
 Kind = Literal["fact", "update", "start", "leg", "home"]
 QuestionKind = Literal["chain", "journey"]
-Wording = tuple[int, int]
-"""Indices of an opener and a core."""
+Wording = tuple[str, int]
+"""An opener, and the index of a core."""
+
+NUM_CORES = 3
+"""Ways to put each kind of statement and question."""
 
 HEADER = "Chronicle."
 """Opens every document, so that every sentence follows a space."""
@@ -99,7 +102,7 @@ class Statement:
     def sentence(self) -> str:
         """As it stands in the document."""
         opener, core = self.wording
-        return f"{OPENERS[opener]} {self._fill(CORES[self.kind][core])}."
+        return f"{opener} {self._fill(CORES[self.kind][core])}."
 
     @property
     def canonical(self) -> str:
@@ -116,13 +119,13 @@ def wording_split(opener: int, core: int, num_openers: int) -> Split:
 
 
 @cache
-def wordings(split: Split, num_openers: int = len(OPENERS)) -> tuple[Wording, ...]:
+def wordings(split: Split, openers: tuple[str, ...] = OPENERS) -> tuple[Wording, ...]:
     """All (opener, core) pairs of a split; every kind of statement and question has three cores."""
-    pairs = [(opener, core) for opener in range(num_openers) for core in range(3)]
-    return tuple(pair for pair in pairs if wording_split(*pair, num_openers) == split)
+    pairs = ((index, core) for index in range(len(openers)) for core in range(NUM_CORES))
+    return tuple((openers[i], core) for i, core in pairs if wording_split(i, core, len(openers)) == split)
 
 
 def word_question(rng: Random, split: Split, kind: QuestionKind, topic: str) -> str:
     """A question about ``topic`` in one of the split's wordings."""
-    opener, core = rng.choice(wordings(split, len(QUESTION_OPENERS)))
-    return f"{QUESTION_OPENERS[opener]} {QUESTION_CORES[kind][core].format(topic=topic)}"
+    opener, core = rng.choice(wordings(split, QUESTION_OPENERS))
+    return f"{opener} {QUESTION_CORES[kind][core].format(topic=topic)}"

@@ -64,11 +64,23 @@ def test_one_family_has_no_interval() -> None:
     assert estimate.value == 0.5 and math.isnan(estimate.low) and math.isnan(estimate.high)
 
 
+def test_items_that_all_agree_are_no_proof() -> None:
+    """As wide as Wilson's interval where none of the families was seen to differ, not of width zero."""
+    unseen = wilson(0, 20).high
+    nothing = paired_difference([0.5] * 20, [0.5] * 20, seed=0)
+    assert (nothing.value, nothing.low, nothing.high) == pytest.approx((0.0, -unseen, unseen))
+    for value in (0.0, 1.0):
+        ours, counted = bootstrap_mean([value] * 20, seed=0), wilson(int(20 * value), 20)
+        assert (ours.low, ours.high) == pytest.approx((counted.low, counted.high))
+
+
 def test_bootstrap_refuses_what_it_cannot_average() -> None:
     with pytest.raises(ValueError, match="at least one"):
         bootstrap_mean([], seed=0)
     with pytest.raises(ValueError, match="finite"):
         bootstrap_mean([1.0, math.nan], seed=0)
+    with pytest.raises(ValueError, match="lie outside"):
+        bootstrap_mean([1.0, 1.5], seed=0)
     with pytest.raises(ValueError, match="one family per value"):
         bootstrap_mean([1.0, 0.0], ["a"], seed=0)
 

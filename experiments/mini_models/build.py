@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import longctx_rl.models
 from longctx_rl import config as configuration
+from longctx_rl.config import UntilConfig
 from longctx_rl.data.prompts import closed_book
 from longctx_rl.data.source import heldout_items
 from longctx_rl.evals.heldout import evaluate
@@ -36,6 +37,7 @@ from longctx_rl.types import UNANSWERABLE, Example
 HERE = Path(__file__).parent
 SHIPPED = Path(longctx_rl.models.__file__).parent
 RESULTS = HERE / "results.jsonl"
+COURSE = HERE / "stages.jsonl"
 STAGES = ("copy", "lookup", "student", "teacher")
 TASKS = ("multihop", "grounding", "longform")
 SHORT, LONG = 256, 1024
@@ -55,11 +57,33 @@ def train(stage: str, before: str | None, root: Path, overrides: list[str]) -> N
     check_gate(root / "mini-models" / stage)
 
 
-def check_gate(run: Path) -> None:
-    """Stop where a stage spent its steps without learning what the next one builds on. The teacher's may."""
+def gate(run: Path) -> tuple[UntilConfig, float]:
+    """What a stage has to reach, and what it reached."""
     until = configuration.read(run / "config.yaml").budget.until
     assert until is not None
-    reached = [row[until.metric] for row in read_metrics(run / "metrics.jsonl") if until.metric in row][-1]
+    return until, [row[until.metric] for row in read_metrics(run / "metrics.jsonl") if until.metric in row][-1]
+
+
+def course(run: Path) -> dict[str, Any]:
+    """What a stage took, and the code that it started with."""
+    until, reached = gate(run)
+    last = [row for row in read_metrics(run / "metrics.jsonl") if "loss/total" in row][-1]
+    environment = json.loads((run / "environment.json").read_text())
+    return {
+        "stage": run.name,
+        "commit": (environment["git"] or {}).get("commit", "")[:10],
+        "seed": configuration.read(run / "config.yaml").seed,
+        "steps": last["step"],
+        "seconds": round(last["progress/wall_seconds"]),
+        "trained_tokens": last["progress/trained_tokens"],
+        "metric": until.metric,
+        "reached": round(reached, 4),
+    }
+
+
+def check_gate(run: Path) -> None:
+    """Stop where a stage spent its steps without learning what the next one builds on. The teacher's may."""
+    until, reached = gate(run)
     if reached < until.at_least and run.name != STAGES[-1]:
         raise SystemExit(
             f"{run} ended at {until.metric}={reached:.3f}, below {until.at_least}: some seeds stall; try "
@@ -159,7 +183,9 @@ def main() -> None:
     if found := shortcomings(rows):
         raise SystemExit("not installed, because these are not met:\n  " + "\n  ".join(found))
     rows = [{"date": date.today().isoformat(), **row} for row in rows]
-    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stages = [course(arguments.root / "mini-models" / stage) for stage in STAGES]
+    for file, content in ((RESULTS, rows), (COURSE, stages)):
+        file.write_text("".join(json.dumps(row) + "\n" for row in content))
     for name, export in exports.items():
         install(name, export, card(name, rows))
         print(f"installed {SHIPPED / name}")

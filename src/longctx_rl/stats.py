@@ -48,13 +48,15 @@ def bootstrap_mean(
     families: Sequence[Hashable] | None = None,
     *,
     seed: int,
+    limits: tuple[float, float] = (0.0, 1.0),
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
 ) -> Estimate:
     """A mean with its percentile bootstrap interval.
 
     Families are drawn with replacement, as many as there are, each with all its values (the cluster bootstrap).
-    With fewer than two families the bounds are nan.
+    With fewer than two families the bounds are nan. Where all families agree, resampling sees no spread; then as large
+    a share of families as Wilson's interval allows may lie at either limit.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3; Davison and Hinkley,
     "Bootstrap Methods and their Application" (1997), section 3.8, for whole clusters.
@@ -62,19 +64,25 @@ def bootstrap_mean(
     Args:
         values: [n].
         families: [n] which family each value belongs to; None: each its own.
+        limits: smallest and largest possible value.
 
     Raises:
-        ValueError: no values, values that are not finite, or a family list of another length.
+        ValueError: no values, values outside the limits, values that are not finite, or a family list of another length.
     """
     data = np.asarray(values, dtype=np.float64)
     if not data.size or not np.isfinite(data).all():
         raise ValueError(f"cannot average {data.size} values: need at least one, all of them finite")
+    if data.min() < limits[0] or data.max() > limits[1]:
+        raise ValueError(f"values from {data.min()} to {data.max()} lie outside {limits}: give their limits")
     if families is not None and len(families) != data.size:
         raise ValueError(f"{data.size} values with {len(families)} families: name one family per value")
     sums, counts = _per_family(data, families)
     mean = float(data.mean())
     if sums.size < 2:
         return Estimate(mean, float("nan"), float("nan"))
+    if np.ptp(sums / counts) == 0:
+        unseen = wilson(0, sums.size, confidence).high
+        return Estimate(mean, mean - unseen * (mean - limits[0]), mean + unseen * (limits[1] - mean))
     rng = np.random.default_rng(seed)
     means = []
     for done in range(0, resamples, _CHUNK):
@@ -99,7 +107,7 @@ def paired_difference(
     Pairing removes the items' own difficulty from the variance.
 
     Args:
-        before: [n] scores; ``after``: [n] scores of the same items in the same order.
+        before: [n] scores from 0 to 1; ``after``: [n] scores of the same items in the same order.
 
     Raises:
         ValueError: lists of different lengths, or as ``bootstrap_mean``.
@@ -107,7 +115,9 @@ def paired_difference(
     if len(before) != len(after):
         raise ValueError(f"{len(before)} scores before and {len(after)} after: pair the same items")
     differences = [late - early for early, late in zip(before, after, strict=True)]
-    return bootstrap_mean(differences, families, seed=seed, confidence=confidence, resamples=resamples)
+    return bootstrap_mean(
+        differences, families, seed=seed, limits=(-1.0, 1.0), confidence=confidence, resamples=resamples
+    )
 
 
 def _per_family(

@@ -1,9 +1,9 @@
-"""Rebuild the shipped mini models: four stages of SFT, a measurement, and a copy into the package.
+"""Rebuild the shipped mini models: five stages of SFT, a measurement, and a copy into the package.
 
     python experiments/mini_models/build.py [--root runs] [--items 500]     # make mini-models
 
 Each stage is one run of the program (conf/experiment/mini/) that starts from the export of the one before and ends once
-it has reached its accuracy. The student is what stage 3 leaves, the teacher what stage 4 makes of it with longer
+it has reached its accuracy. The student is what stage 4 leaves, the teacher what stage 5 makes of it with longer
 contexts. A stage that was interrupted continues, one that is finished is left alone. Nothing is installed unless both
 models meet what the comparison of the methods needs.
 """
@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 SHIPPED = Path(longctx_rl.models.__file__).parent
 RESULTS = HERE / "results.jsonl"
 COURSE = HERE / "stages.jsonl"
-STAGES = ("copy", "lookup", "student", "teacher")
+STAGES = ("copy", "lookup", "pairs", "student", "teacher")
 TASKS = ("multihop", "grounding", "longform")
 SHORT, LONG = 256, 1024
 LENGTHS = (SHORT, 512, LONG)
@@ -153,8 +153,8 @@ def card(name: str, rows: list[dict[str, Any]]) -> str:
         cells_of_task = [percent(score["open", task, length]) for length in LENGTHS]
         lines.append(f"| {task} | " + " | ".join([*cells_of_task, percent(score["closed", task, SHORT])]) + " |")
     data = {
-        "mini-student": "short documents alone (stage 3 of its training)",
-        "mini-teacher": "the same as mini-student, then documents of up to 1,024 tokens (stage 4)",
+        "mini-student": "short documents alone (stage 4 of its training)",
+        "mini-teacher": "the same as mini-student, then documents of up to 1,024 tokens (stage 5)",
     }[name]
     return (
         (HERE / "card.md")
@@ -178,7 +178,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for before, stage in zip((None, *STAGES), STAGES, strict=False):
         train(stage, before, arguments.root, arguments.overrides)
-    exports = {f"mini-{stage}": arguments.root / "mini-models" / stage / "export" for stage in STAGES[2:]}
+    exports = {f"mini-{stage}": arguments.root / "mini-models" / stage / "export" for stage in STAGES[3:]}
     rows = [row for name, export in exports.items() for row in measure(name, export, arguments.items)]
     if found := shortcomings(rows):
         raise SystemExit("not installed, because these are not met:\n  " + "\n  ".join(found))

@@ -80,6 +80,7 @@ GRADERS: dict[str, Grader] = {
     "longform": grade_ordered_list,
     "copy": grade_continuation,
     "lookup": grade_continuation,
+    "pairs": grade_continuation,
 }
 """Grader of each task. A grader's score is the answer's; ``grade`` adds the evidence."""
 

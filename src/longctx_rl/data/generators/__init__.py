@@ -1,7 +1,7 @@
 """LongBlocks-mini: exact long-context questions about a small invented world, generated offline.
 
-Three tasks (``multihop``, ``grounding``, ``longform``) and two kinds of running text for the first stages of training
-(``copy``, ``lookup``). Everything is a deterministic function of task, family, split and length.
+Three tasks (``multihop``, ``grounding``, ``longform``) and three kinds of running text for the first stages of training
+(``copy``, ``lookup``, ``pairs``). Everything is a deterministic function of task, family, split and length.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from longctx_rl.data.generators import grounding, longform, multihop
 from longctx_rl.data.generators.chronicle import Request, generate_chronicle
 from longctx_rl.data.generators.names import Split
-from longctx_rl.data.generators.pretraining import generate_copy, generate_lookup
+from longctx_rl.data.generators.pretraining import generate_copy, generate_lookup, generate_pairs
 from longctx_rl.types import Example
 
 __all__ = ["GENERATORS", "generate"]
@@ -23,6 +23,7 @@ GENERATORS: dict[str, Callable[[Request], tuple[Example, ...]]] = {
     "longform": partial(generate_chronicle, core=longform.core, ask=longform.ask),
     "copy": generate_copy,
     "lookup": generate_lookup,
+    "pairs": generate_pairs,
 }
 
 

@@ -1,5 +1,6 @@
 """Running text that teaches a fresh model to look back: copies of random sequences, and single facts by the dozen."""
 
+from collections.abc import Callable, Sequence
 from random import Random
 
 from longctx_rl.data.generators.chronicle import SOURCE, Request, more_queries, render, tell
@@ -15,6 +16,8 @@ MAX_GAP = 8
 """A period and a gap of fixed width would teach to look back by distance instead of by content."""
 
 MAX_OPENER_WORDS = 5
+MAX_RELATIONS = 3
+"""Relations that a list of pairs is about."""
 
 _OPENER_WORDS = tuple(sorted({word for opener in OPENERS for word in opener.split()}))
 _PIECES = (*SYLLABLES, *(f" {syllable}" for syllable in SYLLABLES), *(f" {relation}" for relation in RELATIONS))
@@ -83,25 +86,64 @@ class ListNarrator(Narrator):
 
 
 def generate_lookup(request: Request) -> tuple[Example, ...]:
-    """Facts as running text, and the beginning of one of them in canonical words; the target is its value alone."""
-    rng = request.rng("lookup")
+    """A list of facts, and the beginning of one of them in canonical words; the target is its value alone.
+
+    A short list seldom tells a relation of two people, so the relation alone tells which fact is meant.
+    """
+    return _generate_list(request, RELATIONS, ask_lookup)
+
+
+def generate_pairs(request: Request) -> tuple[Example, ...]:
+    """The same about few relations, so that it takes the subject to tell which fact is meant; asked from both sides.
+
+    Questions for the subject are what makes a model tie a value to its subject. Without them it takes thousands of
+    steps, as the value is all that has to be found.
+    """
+    rng = request.rng("relations")
+    told = rng.sample(RELATIONS, rng.randint(1, MAX_RELATIONS))
+    return _generate_list(request, told, ask_pairs)
+
+
+def _generate_list(
+    request: Request, told: Sequence[str], ask: Callable[[Random, Split, Ledger], Query | None]
+) -> tuple[Example, ...]:
+    """Facts about the relations ``told``; the first question is for a value, what ``ask`` draws are the others."""
+    rng = request.rng(request.task)
     cast = Cast(request.split)
     narrator = ListNarrator(rng, cast, request.split)
-    first = narrator.fact(cast.new(rng), rng.choice(RELATIONS))
-    query = lookup_query(first)
-    stream = filler(ListNarrator(request.rng("filler"), cast, request.split), updates=False, journeys=False)
+    first = narrator.fact(cast.new(rng), rng.choice(told))
+    query = value_query(first)
+    others = ListNarrator(request.rng("filler"), cast, request.split)
+    stream = filler(others, told=told, updates=False, journeys=False)
     facts = tell(request, [(first,)], stream, query.question, chat=False)
-    queries = [query, *more_queries(request, ask_lookup, Ledger(facts), {query.topic})]
+    queries = [query, *more_queries(request, ask, Ledger(facts), {query.topic})]
     return render(request, facts, queries, chat=False)
 
 
 def ask_lookup(rng: Random, split: Split, ledger: Ledger) -> Query | None:
-    """Any fact of the document; it is asked for in the same words in every split."""
+    """For the value of any fact; it is asked for in the same words in every split."""
     del split
-    return lookup_query(rng.choice(list(ledger.facts.values())))
+    return value_query(rng.choice(list(ledger.facts.values())))
 
 
-def lookup_query(fact: Statement) -> Query:
+def ask_pairs(rng: Random, split: Split, ledger: Ledger) -> Query | None:
+    """For the value or for the subject of any fact; None if the subject is not the only one with this value."""
+    if rng.random() < 0.5:
+        return ask_lookup(rng, split, ledger)
+    fact = rng.choice(list(ledger.facts.values()))
+    alike = [other for other in ledger.facts.values() if (other.key, other.value) == (fact.key, fact.value)]
+    return subject_query(fact) if len(alike) == 1 else None
+
+
+def value_query(fact: Statement) -> Query:
     """The fact's canonical words, cut off before the value."""
-    start = fact.canonical.removesuffix(fact.value).rstrip()
-    return Query(start, f" {start}", fact.value, (fact,), f" {fact.value}")
+    return _continued(fact.canonical.removesuffix(fact.value).rstrip(), fact.value, fact)
+
+
+def subject_query(fact: Statement) -> Query:
+    """The fact told from its value's side, cut off before the subject."""
+    return _continued(f"{fact.value} is the {fact.key} of", fact.subject, fact)
+
+
+def _continued(start: str, answer: str, fact: Statement) -> Query:
+    return Query(start, f" {start}", answer, (fact,), f" {answer}")

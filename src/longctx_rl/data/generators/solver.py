@@ -22,6 +22,7 @@ _HOMES = re.compile(rf"\b(?:from|after) {_NAME} (?:on )?{_NAME} (?:went|came|rod
 _CHAIN_QUESTION = re.compile(rf"\b(?:who is|name|who is said to be) ((?:the [a-z]+ of )+){_NAME}[?.]$")
 _JOURNEY_QUESTION = re.compile(rf"\b(?:did|stops of) {_NAME} (?:travel, )?in order[?.]$")
 _CONTINUED = re.compile(rf"^the ([a-z]+) of {_NAME} is$")
+_TURNED = re.compile(rf"^{_NAME} is the ([a-z]+) of$")
 
 
 class AmbiguousError(ValueError):
@@ -71,6 +72,13 @@ class Chronicle:
                 return told[-1][1]
         raise AmbiguousError(f"the {relation} of {subject} is told as {told}")
 
+    def subject(self, relation: str, value: str) -> str:
+        """Who it is that the value stands in the relation to."""
+        subjects = [who for (key, who), told in self.facts.items() if key == relation and told[-1][1] == value]
+        if len(subjects) != 1:
+            raise AmbiguousError(f"{value} is the {relation} of {subjects}")
+        return subjects[0]
+
     def journey(self, traveller: str) -> list[str]:
         """The places of a journey, in order, from its start until it goes home."""
         starts = self.starts.get(traveller, [])
@@ -107,6 +115,8 @@ def solve(document: str, question: str) -> str:
         return subject
     if match := _CONTINUED.search(question):
         return chronicle.relation(match[1], match[2])
+    if match := _TURNED.search(question):
+        return chronicle.subject(match[2], match[1])
     if match := _JOURNEY_QUESTION.search(question):
         return "; ".join(chronicle.journey(match[1]))
     raise ValueError(f"cannot read the question {question!r}")

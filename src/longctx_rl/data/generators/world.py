@@ -73,8 +73,12 @@ class Narrator:
         return (start, *legs, self.say("home", subject, places[-1], ""))
 
 
-def filler(narrator: Narrator, *, updates: bool = True, journeys: bool = True) -> Iterator[Unit]:
+def filler(
+    narrator: Narrator, *, told: Sequence[str] = RELATIONS, updates: bool = True, journeys: bool = True
+) -> Iterator[Unit]:
     """Ordinary content without end: facts, superseded facts, journeys; no (relation, subject) is stated twice.
+
+    ``told`` are the relations that facts are about.
 
     Of a traveller nothing but the journey is told.
 
@@ -95,11 +99,11 @@ def filler(narrator: Narrator, *, updates: bool = True, journeys: bool = True) -
                 yield narrator.journey(subject, _places(narrator, places, rng.randint(2, 3)))
             continue
         subject = _person(narrator, people, relations)
-        if len(relations[subject]) == len(RELATIONS):
-            if all(len(stated) == len(RELATIONS) for stated in relations.values()):
+        if len(relations[subject]) == len(told):
+            if len(people) >= MAX_FILLER_NAMES and all(len(stated) == len(told) for stated in relations.values()):
                 raise ValueError("the mini world has no more to tell: choose a shorter context length")
             continue
-        relation = _relation(rng, people, relations, subject)
+        relation = _relation(rng, told, people, relations, subject)
         value = cast.new(rng) if len(people) < MAX_FILLER_NAMES and rng.random() < 0.3 else rng.choice(people)
         if value == subject:
             continue
@@ -128,9 +132,11 @@ def _person(narrator: Narrator, people: list[str], relations: dict[str, set[str]
     return rng.choice(people)
 
 
-def _relation(rng: Random, people: list[str], relations: dict[str, set[str]], subject: str) -> str:
+def _relation(
+    rng: Random, told: Sequence[str], people: list[str], relations: dict[str, set[str]], subject: str
+) -> str:
     """A relation not yet stated of the subject, often one that is stated of somebody else."""
-    open_relations = [name for name in RELATIONS if name not in relations[subject]]
+    open_relations = [name for name in told if name not in relations[subject]]
     copied = [name for name in relations[rng.choice(people)] if name in open_relations]
     return rng.choice(sorted(copied) if copied and rng.random() < 0.6 else open_relations)
 

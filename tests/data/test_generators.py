@@ -48,7 +48,7 @@ def check(max_examples: int = 20) -> settings:
 
 
 @check()
-@given(st.sampled_from((*TASKS, "lookup")), families, splits, st.sampled_from((0, 192, 256, 700)), st.integers(1, 5))
+@given(st.sampled_from((*TASKS, "lookup", "pairs")), families, splits, st.sampled_from((0, 192, 256, 700)), st.integers(1, 5))
 def test_solver_confirms_every_answer(task: str, family: int, split: Split, length: int, questions: int) -> None:
     for example in examples(task, family, split, length, questions):
         assert solve(example.document, example.question) == example.answer
@@ -165,7 +165,7 @@ def test_closed_book_reveals_nothing(task: str, family: int, split: Split) -> No
 
 
 @check(10)
-@given(st.sampled_from((*TASKS, "lookup")), families)
+@given(st.sampled_from((*TASKS, "lookup", "pairs")), families)
 def test_questions_share_one_document_and_differ(task: str, family: int) -> None:
     group = examples(task, family, "train", 512, 4)
     assert len({example.document for example in group}) == 1
@@ -243,11 +243,24 @@ def test_lookup_target_is_the_value_alone() -> None:
         assert len(encode_target(mini_tokenizer(), example)) == 2
 
 
+def test_pairs_are_about_few_relations_and_asked_from_both_sides() -> None:
+    """In lists of any length, so that it takes the subject to tell which fact is meant."""
+    forward = turned = 0
+    for family, length in ((f, length) for f in range(20) for length in (64, 1024)):
+        asked = examples("pairs", family, "train", length, 12)
+        told = [word for word in re.findall(r"\w+", asked[0].document) if word in RELATIONS]
+        assert len(set(told)) <= 3 and len(told) >= length // 18
+        assert asked[0].question.startswith(" the ")  # as it is in the held-out evaluation, which asks one
+        forward += sum(example.question.endswith(" is") for example in asked)
+        turned += sum(example.question.endswith(" of") for example in asked)
+    assert forward > 100 and turned > 100
+
+
 def test_training_lists_open_sentences_in_many_ways_and_never_in_a_held_out_wording() -> None:
     held_out = {f"{opener} {core.format(key='R', subject='X', value='X')}." for opener, core in spelled("test")}
     seen = set()
     for family in range(200):
-        for example in examples("lookup", family, "train", 64, 12):
+        for example in examples("pairs", family, "train", 64, 12):
             assert solve(example.document, example.question) == example.answer
         seen |= {re.sub("|".join(RELATIONS), "R", NAME.sub("X", s)) for s in sentences(example.document)[1:]}
     assert not seen & held_out

@@ -67,7 +67,7 @@ def bootstrap_mean(
         limits: smallest and largest possible value.
 
     Raises:
-        ValueError: no values, values outside the limits, values that are not finite, or a family list of another length.
+        ValueError: no values, one outside the limits, one that is not finite, or a family list of another length.
     """
     data = np.asarray(values, dtype=np.float64)
     if not data.size or not np.isfinite(data).all():

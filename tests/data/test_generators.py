@@ -49,7 +49,11 @@ def check(max_examples: int = 20) -> settings:
 
 @check()
 @given(
-    st.sampled_from((*TASKS, "lookup", "pairs")), families, splits, st.sampled_from((0, 192, 256, 700)), st.integers(1, 5)
+    st.sampled_from((*TASKS, "lookup", "pairs")),
+    families,
+    splits,
+    st.sampled_from((0, 192, 256, 700)),
+    st.integers(1, 5),
 )
 def test_solver_confirms_every_answer(task: str, family: int, split: Split, length: int, questions: int) -> None:
     for example in examples(task, family, split, length, questions):

@@ -132,9 +132,7 @@ def _person(narrator: Narrator, people: list[str], relations: dict[str, set[str]
     return rng.choice(people)
 
 
-def _relation(
-    rng: Random, told: Sequence[str], people: list[str], relations: dict[str, set[str]], subject: str
-) -> str:
+def _relation(rng: Random, told: Sequence[str], people: list[str], relations: dict[str, set[str]], subject: str) -> str:
     """A relation not yet stated of the subject, often one that is stated of somebody else."""
     open_relations = [name for name in told if name not in relations[subject]]
     copied = [name for name in relations[rng.choice(people)] if name in open_relations]

@@ -22,7 +22,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import longctx_rl.models
 from longctx_rl import config as configuration
-from longctx_rl.config import UntilConfig
 from longctx_rl.data.prompts import closed_book
 from longctx_rl.data.source import heldout_items
 from longctx_rl.evals.heldout import evaluate
@@ -43,7 +42,7 @@ TASKS = ("multihop", "grounding", "longform")
 SHORT, LONG = 256, 1024
 LENGTHS = (SHORT, 512, LONG)
 FIRST = 1000
-"""Held-out families from here on; the stages end by what they score on the first hundred."""
+"""Held-out families from here on; what ends the last two stages is measured on families of its own (eval.first)."""
 
 
 def train(stage: str, before: str | None, root: Path, overrides: list[str]) -> None:
@@ -57,7 +56,7 @@ def train(stage: str, before: str | None, root: Path, overrides: list[str]) -> N
     check_gate(root / "mini-models" / stage)
 
 
-def gate(run: Path) -> tuple[UntilConfig, float]:
+def gate(run: Path) -> tuple[configuration.UntilConfig, float]:
     """What a stage has to reach, and what it reached."""
     until = configuration.read(run / "config.yaml").budget.until
     assert until is not None

@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl.data.packing import pack
+from longctx_rl.policy import attention
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.policy.policy import Policy
+from longctx_rl.policy.shared_prompts import SharedPrompts, attend
 from longctx_rl.rollout import SampleRequest, sample_seed
 from longctx_rl.rollout.cache import Prefill
 from longctx_rl.rollout.hf import HFSampler
@@ -162,6 +164,32 @@ def test_a_shared_document_is_computed_once(model: PreTrainedModel) -> None:
     assert sizes == [20, 1, 1, 1]
 
 
+def test_a_prompt_is_kept_once_and_ended_rows_leave(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, rows = [], []
+
+    def watched(query: Tensor, key: Tensor, value: Tensor, prompts: SharedPrompts, scale: float | None) -> Tensor:
+        kept.append((tuple(prompts.keys.shape), prompts.rows.counts))
+        rows.append(len(key))
+        return attend(query, key, value, prompts, scale)
+
+    monkeypatch.setattr(attention, "attend", watched)
+    ends = tuple(range(10, 20))
+    found = sampler(tokenizer, eos_ids=ends, max_new_tokens=40).sample(model, requests((30, 20, 1), group=8))
+    heads, width = model.config.num_key_value_heads, model.config.head_dim
+    assert kept[0] == ((3, heads, 29, width), (8, 8, 8))
+    assert all(shape == (len(counts), heads, 29, width) for shape, counts in kept)
+    assert [sum(counts) for _, counts in kept] == rows
+    # Each step's rows hold those still going, and fewer than as many again that have ended.
+    layers = model.config.num_hidden_layers
+    lengths = [len(one.token_ids) for group in found for one in group]
+    for step, batch in enumerate(rows[::layers]):
+        going = sum(length > step for length in lengths)
+        assert going <= batch and (batch < 2 * going or going == batch)
+    assert rows[0] == 24 > rows[-1]
+
+
 def test_first_tokens_follow_the_models_distribution(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -278,5 +306,5 @@ def test_what_cannot_be_sampled_is_refused(model: PreTrainedModel, tokenizer: Pr
         dtype=torch.float32, vocab_size=VOCABULARY, use_sliding_window=True, sliding_window=4, max_window_layers=0
     )
     assert len(DynamicCache(config=sliding.config).layers) == 2
-    with pytest.raises(ValueError, match="full attention in every layer"):
+    with pytest.raises(ValueError, match="choose a model with full attention"):
         sampler(tokenizer).sample(sliding, requests())

@@ -2,7 +2,8 @@
 
 Registered with transformers' ``AttentionInterface`` as ``packed_groups``, so every architecture that supports
 attention backends can use it, without model code of ours. The layout travels as the keyword ``packed_spans`` of the
-model's forward. Without it (generation with a cache) transformers' own SDPA runs.
+model's forward. Without it a decoding step reads the shared prompts that the sampler set out, and anything else
+(prefill, a stranger's ``generate``) runs in transformers' own SDPA.
 
 For one group with prompt length P and R completion tokens the cost is a causal P x P and an R x (P + R) block; the mask
 exists for the second block only. Groups of one completion are plain causal sequences and run as one padded batch.
@@ -15,6 +16,7 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from longctx_rl.policy.shared_prompts import attend, prompts_of
 from longctx_rl.types import GroupSpan
 
 NAME = "packed_groups"
@@ -37,10 +39,13 @@ def packed_attention(
     Returns:
         [1, L, heads, d], and no attention weights.
     """
-    if packed_spans is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[arg-type]
     scale = kwargs.get("scaling")
     assert scale is None or isinstance(scale, float)
+    if packed_spans is None:
+        prompts = prompts_of(module)
+        if prompts is not None:
+            return attend(query, key, value, prompts, scale), None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[arg-type]
     if all(len(span.completion_lens) <= 1 for span in packed_spans):
         output = _causal_sequences(query, key, value, packed_spans, scale)
     else:

@@ -1,4 +1,4 @@
-"""Key-value caches of the sampler: each prompt computed once, then laid side by side for decoding."""
+"""Key-value caches of the sampler: each prompt is computed once and kept once, however many rows continue it."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from longctx_rl.policy.shared_prompts import RowsOfPrompts, SharedPrompts
 from longctx_rl.rollout import SampleRequest
 
 
@@ -18,16 +19,11 @@ class ReservedLayer(DynamicLayer):
         self.capacity = capacity
         self.length = 0
 
-    def reserve(self, like: Tensor, rows: int) -> None:
-        """Make room for ``rows`` sequences with the heads, width, type and device of ``like``, [*, heads, *, d]."""
-        shape = (rows, like.shape[1], self.capacity, like.shape[3])
-        # Zeros and not empty: what is masked still enters a product, where a stray nan would survive.
-        self.room = like.new_zeros(shape), like.new_zeros(shape)
-        self.dtype, self.device = like.dtype, like.device
-        self.is_initialized = True
-
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.reserve(key_states, key_states.shape[0])
+        rows, heads, _, width = key_states.shape
+        self.room = tuple(states.new_empty(rows, heads, self.capacity, width) for states in (key_states, value_states))
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -35,24 +31,79 @@ class ReservedLayer(DynamicLayer):
         """Append [B, heads, n, d] keys and values; returns all of them so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start = self.length
-        keys, values = self._up_to(start + key_states.shape[-2])
-        keys[:, :, start:] = key_states
-        values[:, :, start:] = value_states
-        return keys, values
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        assert self.length <= self.capacity
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
+            room[:, :, start : self.length] = states
+        return self._show()
 
-    def place(self, rows: slice, end: int, prompt: tuple[Tensor, Tensor]) -> None:
-        """Repeat one prompt's keys and values, [1, heads, n, d], over ``rows``, up to position ``end``."""
-        for room, states in zip(self._up_to(end), prompt, strict=True):
-            room[rows, :, end - states.shape[-2] :] = states
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, by number or by a mask."""
+        self.room = tuple(room[rows] for room in self.room)
+        self._show()
 
-    def _up_to(self, length: int) -> tuple[Tensor, Tensor]:
-        """Views of the first ``length`` positions, which are the cache from now on."""
-        assert length <= self.capacity
-        self.length = length
-        keys, values = (room[:, :, :length] for room in self.room)
+    def _show(self) -> tuple[Tensor, Tensor]:
+        keys, values = (room[:, :, : self.length] for room in self.room)
         self.keys, self.values = keys, values
         return keys, values
+
+
+class DecodeCache:
+    """What a batch of rows decodes with: each prompt once, and each row's own tokens.
+
+    Args:
+        capacity: tokens that a row may add.
+        prompt_lens: tokens of each prompt.
+        groups: rows of each prompt.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, capacity: int, prompt_lens: Sequence[int], groups: Sequence[int]
+    ) -> None:
+        layers = [ReservedLayer(capacity) for _ in full_attention_layers(DynamicCache(config=model.config))]
+        self.layers = layers
+        self.own = Cache(layers=list(layers))
+        """The rows' own tokens, for ``generate``."""
+        self.prompts: list[SharedPrompts] = []
+        """Per layer; empty if no prompt has a token."""
+        self.lens = torch.tensor(prompt_lens, device=model.device)
+        self.rows = RowsOfPrompts.of(groups, model.device)
+
+    def place(self, number: int, prompt: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Set out a prompt: its keys and values, [1, kv_heads, n, d] per layer; none for a prompt without tokens."""
+        if not self.prompts and prompt:
+            self.prompts = [self._empty(keys, values) for keys, values in prompt]
+        for shared, (keys, values) in zip(self.prompts, prompt, strict=False):
+            shared.keys[number, :, : keys.shape[2]] = keys[0]
+            shared.values[number, :, : values.shape[2]] = values[0]
+
+    def select(self, keep: Tensor) -> None:
+        """Keep the rows of this mask, [B], and the prompts that have a row left."""
+        for layer in self.layers:
+            layer.select(keep)
+        counts = [int(part.sum()) for part in torch.split(keep.cpu(), list(self.rows.counts))]
+        self.rows = RowsOfPrompts.of([count for count in counts if count], keep.device)
+        kept = torch.tensor([number for number, count in enumerate(counts) if count], device=keep.device)
+        whole = len(kept) == len(counts)
+        for index, shared in enumerate(self.prompts):
+            keys, values, bias = (
+                part if whole or part is None else part[kept] for part in (shared.keys, shared.values, shared.bias)
+            )
+            assert keys is not None and values is not None
+            self.prompts[index] = SharedPrompts(keys, values, bias, self.rows)
+
+    def _empty(self, keys: Tensor, values: Tensor) -> SharedPrompts:
+        longest = int(self.lens.max())
+        shape = (len(self.lens), keys.shape[1], longest)
+        bias = None
+        if int(self.lens.min()) < longest:
+            behind = torch.arange(longest, device=keys.device) >= self.lens[:, None]
+            # Half the lowest number, not infinity: a prompt without tokens gets weight zero and not nan.
+            bias = keys.new_zeros(behind.shape).masked_fill_(behind, torch.finfo(keys.dtype).min / 2)[:, None, None]
+        # Zeros and not empty: what the bias hides still enters a product, where a stray nan would survive.
+        return SharedPrompts(
+            keys.new_zeros(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3]), bias, self.rows
+        )
 
 
 class Prefill:
@@ -105,21 +156,7 @@ def _split(request: SampleRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def full_attention_layers(cache: Cache) -> list[DynamicLayer]:
-    """The layers of a cache that keep every token.
-
-    Raises:
-        ValueError: the model has layers of another kind, such as sliding windows or linear attention.
-    """
+    """The layers of a cache, each of which keeps every token: ``attention.install`` lets no other model pass."""
     layers = [layer for layer in cache.layers if type(layer) is DynamicLayer]
-    if len(layers) != len(cache.layers):
-        raise ValueError(
-            "the sampler needs full attention in every layer: choose a model without sliding windows "
-            "or linear attention, such as Qwen3 or Llama"
-        )
+    assert len(layers) == len(cache.layers)
     return layers
-
-
-def decode_cache(model: PreTrainedModel, capacity: int) -> tuple[Cache, list[ReservedLayer]]:
-    """An empty cache for ``capacity`` tokens, and its layers."""
-    layers = [ReservedLayer(capacity) for _ in full_attention_layers(DynamicCache(config=model.config))]
-    return Cache(layers=list(layers)), layers

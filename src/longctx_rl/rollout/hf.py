@@ -20,10 +20,14 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
 )
 
+from longctx_rl.policy import attention
+from longctx_rl.policy.shared_prompts import reading
 from longctx_rl.rollout import SampleRequest
-from longctx_rl.rollout.cache import Prefill, decode_cache
+from longctx_rl.rollout.cache import DecodeCache, Prefill
 from longctx_rl.types import Completion
 
 
@@ -73,8 +77,8 @@ class HFSampler:
         """Completions of each request, in the order of the requests and of their seeds. See ``Sampler``.
 
         Raises:
-            ValueError: an empty prompt, one that leaves no room in the model's context, or a model that lacks full
-                attention or whose logits are not finite.
+            ValueError: an empty prompt, one that leaves no room in the model's context, a model whose attention cannot
+                be replaced, or one whose logits are not finite.
         """
         self._check_lengths(model, requests)
         requests = _without_lone_prefixes(requests)
@@ -141,36 +145,48 @@ class HFSampler:
         self, prefill: Prefill, requests: Sequence[SampleRequest], passes: int, limit: int
     ) -> list[tuple[Completion, ...]]:
         """Complete the requests of one batch together, after exactly ``passes`` prefill passes."""
-        model = prefill.model
+        model, device = prefill.model, prefill.model.device
         groups = [len(request.seeds) for request in requests]
-        lengths = torch.tensor([len(request.prompt_ids) for request in requests], device=model.device)
-        longest = int(lengths.max())
+        lengths = torch.tensor([len(request.prompt_ids) for request in requests])
         # A peer that has finished still feeds its last token while others decode, so room is for the full length.
-        cache, layers = decode_cache(model, longest - 1 + self.max_new_tokens)
+        cache = DecodeCache(model, self.max_new_tokens, (lengths - 1).tolist(), groups)
         for _ in range(passes - prefill.passes(requests)):
             prefill.idle(self.eos_ids[0])
-        row = 0
-        for request, group in zip(requests, groups, strict=True):
-            # Not strict: a prompt of one token leaves nothing to place.
-            for layer, prompt in zip(layers, prefill.run(request), strict=False):
-                if not layer.is_initialized:
-                    layer.reserve(prompt[0], sum(groups))
-                layer.place(slice(row, row + group), longest - 1, prompt)
-            row += group
-        repeats = torch.tensor(groups, device=model.device)
-        starts = (longest - lengths).repeat_interleave(repeats)
-        last = torch.tensor([request.prompt_ids[-1] for request in requests], device=model.device)
-        draw = _Draw(self._uniforms(requests, model.device), self.temperature, self.vocabulary)
-        output = model.generate(  # type: ignore[operator]
-            input_ids=last.repeat_interleave(repeats)[:, None],
-            attention_mask=(torch.arange(longest, device=model.device) >= starts[:, None]).long(),
-            position_ids=(lengths - 1).repeat_interleave(repeats)[:, None],
-            past_key_values=cache,
-            generation_config=self._generation_config(limit),
-            logits_processor=LogitsProcessorList([draw]),
-            synced_gpus=self.synced_gpus,
-        )
-        completions = iter(self._completions(output[:, 1:], torch.stack(draw.logprobs, 1)))
+        for number, request in enumerate(requests):
+            cache.place(number, prefill.run(request))
+        repeats = torch.tensor(groups)
+        positions = (lengths - 1).repeat_interleave(repeats).to(device)
+        last = torch.tensor([request.prompt_ids[-1] for request in requests]).repeat_interleave(repeats).to(device)
+        uniforms = self._uniforms(requests, device)
+        tokens = last.new_full((len(last), limit), self.eos_ids[0])
+        logprobs = torch.zeros(tokens.shape, device=device)
+        live = torch.arange(len(last), device=device)
+        done = 0
+        while True:
+            draw = _Draw(uniforms[live, done:] if uniforms is not None else None, self.temperature, self.vocabulary)
+            with reading(cache.prompts):
+                output = model.generate(  # type: ignore[operator]
+                    input_ids=last[:, None],
+                    attention_mask=last.new_ones(len(last), done + 1),
+                    position_ids=positions[live, None] + done,
+                    past_key_values=cache.own,
+                    generation_config=self._generation_config(limit - done),
+                    logits_processor=LogitsProcessorList([draw]),
+                    stopping_criteria=StoppingCriteriaList([] if self.synced_gpus else [_HalfEnded(self.eos_ids)]),
+                    synced_gpus=self.synced_gpus,
+                )
+            drawn = output[:, 1:]
+            upto = done + drawn.shape[1]
+            tokens[live, done:upto] = drawn
+            logprobs[live, done:upto] = torch.stack(draw.logprobs, 1)
+            done = upto
+            going = ~torch.isin(drawn, torch.tensor(self.eos_ids, device=device)).any(1)
+            # With shared weights one call of generate is all that every rank makes.
+            if self.synced_gpus or done == limit or not going.any():
+                break
+            live, last = live[going], drawn[going, -1]
+            cache.select(going)
+        completions = iter(self._completions(tokens, logprobs))
         return [tuple(next(completions) for _ in range(group)) for group in groups]
 
     def _uniforms(self, requests: Sequence[SampleRequest], device: torch.device) -> Tensor | None:
@@ -246,14 +262,29 @@ class _Draw(LogitsProcessor):
         return torch.full_like(logprobs, -torch.inf).scatter_(1, token, 0.0)
 
 
+class _HalfEnded(StoppingCriteria):
+    """Stops ``generate`` once half of its sequences have ended, so that they can leave the batch."""
+
+    def __init__(self, eos_ids: Sequence[int]) -> None:
+        self.eos_ids = eos_ids
+        self.ended: Tensor | None = None  # [B]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        """[B] boolean, all alike."""
+        ends = torch.isin(input_ids[:, -1], torch.tensor(self.eos_ids, device=input_ids.device))
+        self.ended = ends if self.ended is None else self.ended | ends
+        return (2 * self.ended.sum() >= len(self.ended)).expand(len(self.ended))
+
+
 @contextmanager
 def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, without the model's own generation defaults; both restored afterwards.
+    """Evaluation mode and shared prompts, without the model's own generation defaults; all restored afterwards.
 
     ``generate`` fills whatever a given GenerationConfig leaves open from the model's own, so top-p or a repetition
     penalty that a model was published with would change the distribution behind the recorded log-probabilities.
     """
-    training, defaults = model.training, model.generation_config
+    training, defaults, attends = model.training, model.generation_config, model.config._attn_implementation
+    attention.install(model)
     model.eval()
     model.generation_config = GenerationConfig()
     try:
@@ -261,3 +292,4 @@ def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
     finally:
         model.train(training)
         model.generation_config = defaults
+        model.set_attn_implementation(attends)

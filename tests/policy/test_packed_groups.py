@@ -13,7 +13,7 @@ from longctx_rl.data.packing import empty_row, pack
 from longctx_rl.policy import attention
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.policy import Policy
-from longctx_rl.types import GroupSpan, HiddenSignal, RolloutGroup, SampledSignal, TopKSignal
+from longctx_rl.types import HiddenSignal, RolloutGroup, SampledSignal, TopKSignal
 from packed_builders import CPU, VOCABULARY, gradients, group, head_weight, relative_difference, tiny_model
 
 TEMPERATURE = 0.8
@@ -205,36 +205,6 @@ def test_loss_tokens_are_listed_in_order_with_what_belongs_to_them() -> None:
     columns = (row.target_ids, row.sequence_ids, row.advantages, row.sampler_logprobs)
     listed = list(zip(*(column.tolist() for column in columns), strict=True))
     assert listed == expected
-
-
-def test_completion_mask_is_the_prompt_and_the_own_past() -> None:
-    mask = attention.completion_mask(GroupSpan(5, 2, (2, 3)), CPU)
-    expected = [
-        [1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0],
-        [1, 1, 0, 0, 1, 0, 0],
-        [1, 1, 0, 0, 1, 1, 0],
-        [1, 1, 0, 0, 1, 1, 1],
-    ]
-    assert torch.equal(mask, torch.tensor(expected, dtype=torch.bool))
-
-
-@pytest.mark.parametrize(("prompts", "batched"), [((8, 9), True), ((3, 60, 3), False)])
-def test_single_completions_are_batched_unless_padding_is_wasteful(
-    prompts: tuple[int, ...], batched: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shapes: list[tuple[int, ...]] = []
-    attend = attention._attend
-
-    def spy(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        shapes.append(tuple(query.shape))
-        return attend(query, *args, **kwargs)
-
-    monkeypatch.setattr(attention, "_attend", spy)
-    groups = [group(length, [4], seed) for seed, length in enumerate(prompts)]
-    with torch.no_grad():
-        Policy(tiny_model(), chunk=100)(pack(groups, CPU), temperature=1.0)
-    assert {shape[0] for shape in shapes} == ({len(prompts)} if batched else {1})
 
 
 def test_an_empty_row_reaches_every_parameter_with_a_zero_gradient() -> None:

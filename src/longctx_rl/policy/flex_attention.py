@@ -1,0 +1,69 @@
+"""Attention of a packed row on a GPU: FlexAttention, whose block mask skips what no token may attend to.
+
+The kernel is compiled once per shape; rows are padded to a few lengths, so that shapes recur. The mask is made once per
+row and serves all layers, and policy and teacher alike. Neither kernel nor mask holds anything L x L.
+"""
+
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.functional import pad
+
+from longctx_rl.types import GroupSpan
+
+BLOCK = 128
+"""Side of a mask block, in tokens."""
+
+
+def flex_group_attention(
+    query: Tensor, key: Tensor, value: Tensor, spans: tuple[GroupSpan, ...], scale: float | None
+) -> Tensor:
+    """See ``group_attention``."""
+    length = query.shape[2]
+    padded = padded_length(length)
+    mask = block_mask(spans, padded, query.device)
+    query, key, value = (pad(x, (0, 0, 0, padded - length)) for x in (query, key, value))
+    grouped = query.shape[1] != key.shape[1]
+    output: Tensor = _kernel(query.device.type)(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
+    return output[:, :, :length]
+
+
+def padded_length(length: int) -> int:
+    """The next of a few lengths, all multiples of a block: at most an eighth above, or one block."""
+    step = max(BLOCK, 1 << max(0, (length - 1).bit_length() - 4))
+    return -(-max(length, 1) // step) * step
+
+
+@lru_cache(maxsize=8)
+def block_mask(spans: tuple[GroupSpan, ...], padded: int, device: torch.device) -> BlockMask:
+    """Which token may attend to which, for a row of these groups and padding behind them."""
+    groups = torch.full((padded,), -1, device=device)
+    segments = torch.zeros(padded, dtype=torch.int64, device=device)
+    for number, span in enumerate(spans):
+        groups[span.start : span.end] = number
+        start = span.completions_start
+        for segment, size in enumerate(span.completion_lens, 1):
+            segments[start : start + size] = segment
+            start += size
+
+    def allowed(batch: Tensor, head: Tensor, asking: Tensor, read: Tensor) -> Tensor:
+        own = segments[asking] == segments[read]
+        return (read <= asking) & (groups[asking] == groups[read]) & (own | (segments[read] == 0))
+
+    return _compiled(create_block_mask, device.type)(  # type: ignore[no-any-return]
+        allowed, None, None, padded, padded, device=device, BLOCK_SIZE=BLOCK
+    )
+
+
+def _kernel(device_type: str) -> Callable[..., Any]:
+    return _compiled(flex_attention, device_type)
+
+
+@cache
+def _compiled(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    """Compiled for a GPU. On a CPU, where only tests come here, as it is: without gradient."""
+    return function if device_type == "cpu" else torch.compile(function, dynamic=False)

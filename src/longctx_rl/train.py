@@ -124,7 +124,8 @@ def train_step(config: Config, parts: Parts, state: TrainState, recorder: Record
     else:
         groups = recorded_groups(parts.source, parts.tokenizer, mine)
     denominators = global_count(groups)
-    rows = prepare(config, parts.engine, parts.anchors, groups, watch)
+    scheduled = config.batch.backward == "scheduled"
+    rows = prepare(config, parts.engine, parts.anchors, groups, watch, scheduled=scheduled)
     spec = objective_from(config)
     every = config.optim.pg_kd_cosine_every
     compare = bool(every) and state.step % every == 0

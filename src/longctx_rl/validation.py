@@ -30,6 +30,11 @@ def _problems(c: "Config") -> Iterator[str]:
             f"data.questions_per_document={c.data.questions_per_document} is for recorded answers: "
             "set data.questions_per_document=1 when the policy writes the tokens"
         )
+    if c.algo.source == "dataset" and c.batch.backward == "scheduled":
+        yield (
+            "batch.backward=scheduled takes the completions of a group one at a time, and a recorded answer has no "
+            "siblings: set batch.backward=packed"
+        )
     if c.engine.name == "local" and c.world_size > 1:
         yield f"engine=local runs in one process, not {c.world_size}: set engine.num_processes=1 or engine=zero3"
     if c.world_size > c.batch.prompts_per_step:

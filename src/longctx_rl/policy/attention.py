@@ -12,6 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from longctx_rl.policy.group_attention import group_attention
+from longctx_rl.policy.prompt_states import PromptPass
 from longctx_rl.policy.shared_prompts import attend, prompts_of
 from longctx_rl.types import GroupSpan
 
@@ -25,15 +26,26 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     packed_spans: tuple[GroupSpan, ...] | None = None,
+    packed_prompt: PromptPass | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention of one packed row. Shapes: query [1, heads, L, d], key and value [1, kv_heads, L, d].
+
+    Args:
+        packed_spans: the layout of the row.
+        packed_prompt: the row is one prompt, or one completion of it. See prompt_states.py.
 
     Returns:
         [1, L, heads, d], and no attention weights.
     """
     scale = kwargs.get("scaling")
     assert scale is None or isinstance(scale, float)
+    if packed_prompt is not None:
+        layer = module.layer_idx
+        assert isinstance(layer, int)
+        if packed_prompt.role == "read":
+            return packed_prompt.read(layer, query, key, value, scale).transpose(1, 2).contiguous(), None
+        key, value = packed_prompt.before(layer, key, value)
     if packed_spans is not None:
         return group_attention(query, key, value, packed_spans, scale).transpose(1, 2).contiguous(), None
     prompts = prompts_of(module)

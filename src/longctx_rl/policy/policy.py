@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longctx_rl.policy import attention
+from longctx_rl.policy.prompt_states import PromptPass
 from longctx_rl.policy.scoring import Anchor, score_tokens
 from longctx_rl.types import PackedGroups, TokenScores
 
@@ -35,8 +36,8 @@ class Policy(nn.Module):
         assert isinstance(head, nn.Module)
         return head
 
-    def hidden(self, packed: PackedGroups) -> Tensor:
-        """Final hidden states that predict the loss tokens, [T, H]."""
+    def body(self, packed: PackedGroups, prompt: PromptPass | None = None) -> Tensor:
+        """Final hidden states of a row, [L, H]."""
         output = self.model.base_model(
             input_ids=packed.input_ids[None],
             position_ids=packed.position_ids[None],
@@ -44,22 +45,43 @@ class Policy(nn.Module):
             attention_mask=torch.empty(1, 1, 1, 1, device=packed.input_ids.device),
             use_cache=False,
             packed_spans=packed.spans,
+            packed_prompt=prompt,
         )
         hidden: Tensor = output.last_hidden_state[0]
-        return hidden[packed.source_index]
+        return hidden
+
+    def hidden(self, packed: PackedGroups) -> Tensor:
+        """Final hidden states that predict the loss tokens, [T, H]."""
+        return self.body(packed)[packed.source_index]
 
     def forward(
-        self, packed: PackedGroups, *, temperature: float, anchors: Mapping[str, Anchor] | None = None
-    ) -> TokenScores:
+        self,
+        packed: PackedGroups,
+        *,
+        temperature: float,
+        anchors: Mapping[str, Anchor] | None = None,
+        prompt: PromptPass | None = None,
+    ) -> TokenScores | Tensor:
         """Score every loss token of a packed row.
 
         Args:
             temperature: divides the logits in every log-probability.
             anchors: ``kd`` and ``ref`` signals of the same tokens.
+            prompt: the row is a prompt (nothing is scored: returns its last hidden state, [1, H]), or one completion,
+                whose ``source_index`` then counts the prompt's last token as 0.
         """
+        if prompt is not None and prompt.role != "read":
+            return self.body(packed, prompt)[-1:]
+        if prompt is not None:
+            last = prompt.states.hidden
+            assert last is not None
+            body = self.body(packed, prompt)
+            hidden = torch.cat([last.to(body.dtype), body])[packed.source_index]
+        else:
+            hidden = self.hidden(packed)
         return score_tokens(
             self.head,
-            self.hidden(packed),
+            hidden,
             packed.target_ids,
             temperature=temperature,
             chunk=self.chunk,

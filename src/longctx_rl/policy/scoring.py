@@ -139,6 +139,11 @@ def _per_token(signal: TeacherSignal) -> list[Tensor]:
     return [signal.ids, signal.logprobs] if isinstance(signal, TopKSignal) else [signal.logprobs]
 
 
+def part_of(signal: TeacherSignal, tokens: slice) -> TeacherSignal:
+    """The signal of some of its tokens."""
+    return _rebuild(signal, [tensor[tokens] for tensor in _per_token(signal)])
+
+
 def _rebuild(signal: TeacherSignal, tensors: list[Tensor]) -> TeacherSignal:
     """The signal of one chunk; takes its tensors from the front of ``tensors``."""
     if isinstance(signal, HiddenSignal):

@@ -1,7 +1,7 @@
 """From groups to an optimizer step: rows, signals of the anchors, the objective, the gradient."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,9 +11,10 @@ from longctx_rl.config import Config, DivergenceConfig
 from longctx_rl.data.packing import count, empty_row, pack, plan_rows
 from longctx_rl.engine import Engine, StepOutcome, distributed
 from longctx_rl.objective.divergences import Divergence
-from longctx_rl.objective.terms import Objective, objective
+from longctx_rl.objective.terms import LossOutput, Objective, objective
 from longctx_rl.policy.flops import TRAINING, ModelShape
 from longctx_rl.policy.scoring import Anchor, num_pieces
+from longctx_rl.training.scheduled import Piece, ScheduledGroup, split
 from longctx_rl.training.state import Stopwatch, TrainState
 from longctx_rl.types import Denominators, PackedGroups, RolloutGroup, TokenScores
 
@@ -35,6 +36,8 @@ class PreparedRow:
 
     packed: PackedGroups
     anchors: dict[str, Anchor]
+    pieces: tuple[Piece, ...] = ()
+    """The completions of the row's group, if the gradient is taken one at a time."""
 
 
 def divergence_from(config: DivergenceConfig) -> Divergence:
@@ -73,13 +76,18 @@ def prepare(
     anchors: dict[str, FrozenAnchor],
     groups: Sequence[RolloutGroup],
     watch: Stopwatch,
+    *,
+    scheduled: bool = False,
 ) -> list[PreparedRow]:
     """Pack this rank's groups and score them once with every frozen model.
+
+    ``scheduled``: each group by itself, for a gradient that is taken one completion at a time.
 
     All ranks return equally many rows; the missing ones are empty. Old log-probs are recorded only when the policy is
     updated more than once on the same rollouts: before the first update they are its own.
     """
-    packed_rows = packed_in_step(groups, config.batch.micro_batch_tokens, config.model.scoring_chunk, engine.device)
+    row_tokens, chunk = 0 if scheduled else config.batch.micro_batch_tokens, config.model.scoring_chunk
+    packed_rows = packed_in_step(groups, row_tokens, chunk, engine.device)
     temperature = config.rollout.temperature
     rows = []
     for packed in packed_rows:
@@ -91,7 +99,12 @@ def prepare(
             with watch("policy"), torch.no_grad():
                 old: TokenScores = engine.forward(packed, temperature=temperature)
             packed = replace(packed, old_logprobs=old.logprobs)
-        rows.append(PreparedRow(packed, signals))
+        pieces: tuple[Piece, ...] = ()
+        if scheduled:
+            # As many calls of the head as the longest completion can need, on every rank.
+            calls = num_pieces(config.rollout.max_new_tokens, chunk)
+            pieces = split(packed, signals, config.algo.group_size, calls)
+        rows.append(PreparedRow(packed, signals, pieces))
     return rows
 
 
@@ -147,25 +160,56 @@ def update(
     gradients: list[Tensor] = []
     for term in terms:
         for index, row in enumerate(rows):
-            with watch("policy"):
-                scores: TokenScores = engine.forward(row.packed, temperature=temperature, anchors=row.anchors)
-                output = objective(term, scores, row.packed, denominators)
-            with watch("backward"):
-                engine.backward(output.loss, last=index == len(rows) - 1)
-            if term is not terms[-1]:
-                continue
-            if len(terms) > 1:
-                output = objective(spec, scores, row.packed, denominators)
-            for name, value in (output.sums | score_sums(scores, denominators)).items():
-                sums[name] = sums.get(name, 0.0) + value.item()
-            for name, value in output.maxima.items():
-                maxima[name] = max(maxima.get(name, value.item()), value.item())
+            last = index == len(rows) - 1
+            for packed, scores, output in passes(engine, row, term, denominators, temperature, watch, last=last):
+                if term is not terms[-1]:
+                    continue
+                if len(terms) > 1:
+                    output = objective(spec, scores, packed, denominators)
+                for name, value in (output.sums | score_sums(scores, denominators)).items():
+                    sums[name] = sums.get(name, 0.0) + value.item()
+                for name, value in output.maxima.items():
+                    maxima[name] = max(maxima.get(name, value.item()), value.item())
         if len(terms) > 1:
             gradients.append(engine.gradient())
     with watch("backward"):
         outcome = engine.step(spent)
     metrics = distributed.all_reduce_sum(sums) | distributed.all_reduce_max(maxima)
     return outcome, metrics | (term_agreement(gradients[0], gradients[1]) if gradients else {})
+
+
+def passes(
+    engine: Engine,
+    row: PreparedRow,
+    term: Objective,
+    denominators: Denominators,
+    temperature: float,
+    watch: Stopwatch,
+    *,
+    last: bool,
+) -> Iterator[tuple[PackedGroups, TokenScores, LossOutput]]:
+    """Add a row's gradient, in one pass or completion by completion; what was scored, after its backward pass."""
+    if not row.pieces:
+        with watch("policy"):
+            scores: TokenScores = engine.forward(row.packed, temperature=temperature, anchors=row.anchors)
+            output = objective(term, scores, row.packed, denominators)
+        with watch("backward"):
+            engine.backward(output.loss, last=last)
+        yield row.packed, scores, output
+        return
+    with watch("policy"):
+        group = ScheduledGroup(engine, row.packed, temperature)
+    for piece in row.pieces:
+        with watch("policy"):
+            scores = group.score(piece)
+            output = objective(term, scores, piece.packed, denominators)
+        with watch("backward"):
+            engine.backward(output.loss, last=False)
+        yield piece.packed, scores, output
+    with watch("policy"):
+        loss = group.prompt_loss()
+    with watch("backward"):
+        engine.backward(loss, last=last)
 
 
 def term_agreement(policy_gradient: Tensor, with_teacher: Tensor) -> dict[str, float]:

@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "longctx_rl"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
+    {"doctor"},
     {"__main__"},
     {"launch"},
     {"train"},
@@ -24,7 +25,7 @@ LAYERS = (
 """From the top. A file imports from its own layer and from those below."""
 
 DOORS = {
-    "hydra": {"__main__"},
+    "hydra": {"__main__", "doctor"},
     "omegaconf": {"__main__", "config"},
     "deepspeed": {"engine/zero3"},
     "wandb": {"recorder", "report"},

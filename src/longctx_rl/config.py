@@ -177,8 +177,8 @@ class BatchConfig:
     """Prompts (documents, for data-set methods) per rollout, over all ranks."""
     micro_batch_tokens: int
     """Tokens of a packed row; one group may exceed it."""
-    backward: Literal["packed", "scheduled"]
-    """Gradient of a group: all completions at once, or one at a time with the memory of one."""
+    backward: Literal["auto", "packed", "scheduled"]
+    """Gradient of a group: all completions at once, or one at a time with the memory of one. ``auto``: what fits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

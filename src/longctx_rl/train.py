@@ -58,6 +58,7 @@ def run(config: Config) -> None:
             resume_step=state.step if state else None,
             evaluated=state is not None and state.evaluated_step == state.step,
         )
+        recorder.say(parts.memory_note)
         try:
             train(config, parts, state or TrainState(), recorder, interrupt)
         finally:
@@ -124,8 +125,7 @@ def train_step(config: Config, parts: Parts, state: TrainState, recorder: Record
     else:
         groups = recorded_groups(parts.source, parts.tokenizer, mine)
     denominators = global_count(groups)
-    scheduled = config.batch.backward == "scheduled"
-    rows = prepare(config, parts.engine, parts.anchors, groups, watch, scheduled=scheduled)
+    rows = prepare(config, parts.engine, parts.anchors, groups, watch, scheduled=parts.scheduled)
     spec = objective_from(config)
     every = config.optim.pg_kd_cosine_every
     compare = bool(every) and state.step % every == 0

@@ -8,6 +8,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
@@ -143,12 +144,18 @@ def context_length(model: PreTrainedModel) -> int:
     return length
 
 
-def _vocabulary(name: str) -> int:
+def load_config(name: str) -> PreTrainedConfig:
+    """The configuration of a model, without its weights. Raises ValueError when it cannot be found."""
     path = locate(name)
     try:
-        size: int = AutoConfig.from_pretrained(path).vocab_size
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
     except UNLOADABLE as error:
         raise ValueError(_unavailable(name, path, error)) from error
+    return config
+
+
+def _vocabulary(name: str) -> int:
+    size: int = load_config(name).vocab_size
     return size
 
 

@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,10 +13,12 @@ from longctx_rl import engine as engines
 from longctx_rl.config import Config
 from longctx_rl.data.source import TrainingSource, check_tasks
 from longctx_rl.engine import Engine
+from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
 from longctx_rl.evals.heldout import HeldOut
 from longctx_rl.policy.flops import ModelShape
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.loading import check_pair, context_length, end_tokens, fresh_model, load_model, load_tokenizer
+from longctx_rl.policy.memory import GIB, MARGIN, Sizes, device_memory, estimate, workload
 from longctx_rl.policy.policy import Policy
 from longctx_rl.rollout import Sampler
 from longctx_rl.rollout.hf import HFSampler
@@ -35,6 +37,10 @@ class Parts:
     source: TrainingSource
     sampler: Sampler
     heldout: HeldOut
+    scheduled: bool
+    """Gradients are taken one completion at a time."""
+    memory_note: str
+    """Why, in one line."""
 
 
 def build_parts(config: Config) -> Parts:
@@ -62,13 +68,9 @@ def build_parts(config: Config) -> Parts:
         if config.needs_reference:
             reference = load_student(config, tokenizer)
             frozen["ref"] = FrozenScorer(reference, chunk=model.scoring_chunk, vocabulary=vocabulary).freeze()
-    # transformers recomputes activations in training mode only. Dropout would part the policy from its sampler.
-    student.train()
-    for module in student.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    if model.gradient_checkpointing:
-        student.activation_checkpointing_enable({"use_reentrant": False})
+    sizes = {name: Sizes.of(scorer.model.config) for name, scorer in frozen.items()}
+    scheduled, note = choose_backward(config, Sizes.of(student.config), sizes.get("kd"))
+    make_trainable(student, checkpointing=model.gradient_checkpointing)
     engine = engines.build(config, policy, config.budget.steps * config.algo.updates_per_rollout)
 
     def sampler(temperature: float, max_new_tokens: int) -> HFSampler:
@@ -91,6 +93,35 @@ def build_parts(config: Config) -> Parts:
         source=source,
         sampler=sampler(config.rollout.temperature, config.rollout.max_new_tokens),
         heldout=HeldOut(config, tokenizer, sampler(0.0, config.eval.max_new_tokens), Path(config.run_dir)),
+        scheduled=scheduled,
+        memory_note=note,
+    )
+
+
+def make_trainable(student: PreTrainedModel, *, checkpointing: bool) -> None:
+    """Training mode, in which alone transformers recomputes activations; without dropout, which samplers lack."""
+    student.train()
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if checkpointing:
+        student.activation_checkpointing_enable({"use_reentrant": False})
+
+
+def choose_backward(config: Config, student: Sizes, teacher: Sizes | None) -> tuple[bool, str]:
+    """Whether gradients are taken one completion at a time, and why. The same on all ranks of equal machines."""
+    prompt, ranks = max(config.data.lengths), config.world_size
+    load = workload(config, prompt=prompt, ranks=ranks, resident=SMALL_MODEL_NUMEL)
+    found, memory = estimate(student, teacher, load), device_memory(config)
+    mode = config.batch.backward
+    if mode == "auto":
+        mode = "packed"
+        if load.sampled and found.peak * MARGIN > memory:
+            mode, load = "scheduled", replace(load, scheduled=True)
+            found = estimate(student, teacher, load)
+    return mode == "scheduled", (
+        f"memory: about {found.peak / GIB:.2f} GiB of {memory / GIB:.1f} on each rank, most of it in {found.worst}; "
+        f"batch.backward={mode}"
     )
 
 

@@ -1,0 +1,116 @@
+"""The least that a machine needs for a group step: FLOPs and bytes of each phase over its measured ceilings.
+
+Every matrix product counts its FLOPs at the rate of the best large product, and its operands and results once through
+memory; everything between products counts the bytes it must read and write. A phase's floor is the sum over its
+operations of the larger of the two times (the roofline of each). Nothing is recomputed, nothing is launched: no
+implementation reaches it.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Measured ceilings."""
+
+    flops: float
+    """Per second, of a large float32 matrix product."""
+    bytes: float
+    """Per second, read plus written, of a large copy."""
+
+    def as_dict(self) -> dict[str, float]:
+        return {name: float(f"{value:.4g}") for name, value in asdict(self).items()}
+
+
+def machine() -> Machine:
+    """The best of several large products and copies."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    x = torch.randn(64 * 2**20)
+    y = torch.empty_like(x)
+
+    def best(work: object, repeats: int = 7) -> float:
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            work()  # type: ignore[operator]
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return Machine(2 * 2048**3 / best(lambda: torch.mm(a, b)), 2 * x.nbytes / best(lambda: y.copy_(x)))
+
+
+@dataclass
+class Work:
+    """Operations of a phase: FLOPs and bytes of each."""
+
+    operations: list[tuple[float, float]] = field(default_factory=list)
+
+    def product(self, rows: float, inner: float, columns: float, times: float = 1, backward: bool = False) -> None:
+        """[rows, inner] x [inner, columns]; with its two gradients if ``backward``."""
+        moved = 4 * (rows * inner + inner * columns + rows * columns)
+        for _ in range(3 if backward else 1):
+            self.operations.append((times * 2 * rows * inner * columns, times * moved))
+
+    def pass_over(self, numbers: float) -> None:
+        """Reads and writes of ``numbers`` float32 values, together."""
+        self.operations.append((0.0, 4 * numbers))
+
+    @property
+    def flops(self) -> float:
+        return sum(flops for flops, _ in self.operations)
+
+    @property
+    def bytes(self) -> float:
+        return sum(moved for _, moved in self.operations)
+
+    def seconds(self, ceilings: Machine) -> float:
+        return sum(max(flops / ceilings.flops, moved / ceilings.bytes) for flops, moved in self.operations)
+
+
+def floor(case: dict[str, int], *, layers: int, width: int, vocabulary: int) -> dict[str, Work]:
+    """Phases of a group step: ``rollout`` (prefill and decoding), ``teacher``, ``update``.
+
+    The model is the bench's: heads of 32, as many key-value heads, an MLP of three times the width, a tied head.
+    """
+    prompt, completion, group = case["prompt"], case["completion"], case["group"]
+    answers = group * completion
+    pairs = prompt * (prompt + 1) / 2 + answers * prompt + group * completion * (completion + 1) / 2
+
+    def body(work: Work, tokens: float, attended: float, *, backward: bool) -> None:
+        """Layers over ``tokens`` tokens, with ``attended`` pairs of query and key."""
+        for _ in range(layers):
+            for inner, columns in ((width, 3 * width), (width, width), (width, 6 * width), (3 * width, width)):
+                work.product(tokens, inner, columns, backward=backward)
+            # Scores and values: two products; their gradients take five, the scores being made again.
+            moved = 4 * 4 * tokens * width
+            work.operations.append((4 * attended * width, moved))
+            if backward:
+                work.operations.append((10 * attended * width, 2 * moved))
+            # Two norms and two residual sums, norms and rotation of queries and keys, the gate: read and written once,
+            # and as much again, with the gradient read besides, on the way back.
+            numbers = tokens * (4 * 2 * width + 2 * 4 * width + 9 * width)
+            work.pass_over(numbers)
+            if backward:
+                work.pass_over(1.5 * numbers)
+
+    rollout = Work()
+    body(rollout, prompt, prompt * (prompt + 1) / 2, backward=False)
+    for token in range(completion):
+        body(rollout, group, group * (prompt + token + 1), backward=False)
+        # The prompt's keys and values are read once per layer, the rows' own once each.
+        rollout.pass_over(layers * 2 * width * (prompt + group * (token + 1)))
+        rollout.product(group, width, vocabulary)
+    teacher = Work()
+    body(teacher, prompt + answers, pairs, backward=False)
+    update = Work()
+    body(update, prompt + answers, pairs, backward=True)
+    # Student and teacher logits, made again on the way back; four passes over each for softmax, KL and gradient.
+    update.product(answers, width, vocabulary, backward=True)
+    update.product(answers, width, vocabulary, times=3)
+    update.pass_over(8 * answers * vocabulary)
+    parameters = layers * 13 * width * width + vocabulary * width
+    update.pass_over(8 * parameters)  # AdamW: weight, gradient and two moments read, three of them written; norm
+    return {"rollout": rollout, "teacher": teacher, "update": update}

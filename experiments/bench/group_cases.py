@@ -1,0 +1,490 @@
+"""One measurement of the group step in a process of its own; experiments/bench/group_step.py starts these.
+
+    python experiments/bench/group_cases.py KIND VARIANT [--prompt 4096 --completion 64 --group 8 ...]
+
+Prints one JSON object. All variants of a kind get the same random model, prompts, lengths and threads. Memory is the
+peak of resident memory above what was resident before the measured part, after free memory was handed back.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from longctx_rl import config as configuration
+from longctx_rl.__main__ import config_directory
+from longctx_rl.config import Config
+from longctx_rl.data.packing import pack
+from longctx_rl.engine.local import LocalEngine
+from longctx_rl.objective.advantages import group_advantages
+from longctx_rl.objective.divergences import Divergence
+from longctx_rl.policy.flops import ModelShape
+from longctx_rl.policy.frozen import FrozenScorer
+from longctx_rl.policy.loading import load_tokenizer
+from longctx_rl.policy.policy import Policy
+from longctx_rl.policy.scoring import Anchor, score_tokens
+from longctx_rl.rollout import SampleRequest, sample_seed
+from longctx_rl.rollout.cache import DecodeCache, Prefill
+from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.training.state import Stopwatch
+from longctx_rl.training.update import FrozenAnchor, global_count, objective_from, prepare, update
+from longctx_rl.types import Completion, Example, HiddenSignal, RolloutGroup
+
+EXAMPLE = Example(id="bench", document="", question="", answer="", task="bench")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of one measurement."""
+
+    prompt: int
+    completion: int
+    group: int
+    layers: int
+    width: int
+    vocabulary: int
+    steps: int
+    """Measured steps, after one that is not."""
+
+
+def model(case: Case, seed: int) -> PreTrainedModel:
+    """Random weights; heads of 32, an MLP of three times the width."""
+    torch.manual_seed(seed)
+    heads = max(1, case.width // 32)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=case.vocabulary,
+            hidden_size=case.width,
+            intermediate_size=3 * case.width,
+            num_hidden_layers=case.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=32,
+            max_position_embeddings=2 * (case.prompt + case.completion),
+            tie_word_embeddings=True,
+            initializer_range=0.1,
+            pad_token_id=0,
+            eos_token_id=2,
+        )
+    )
+
+
+def settings(case: Case, variant: str) -> Config:
+    """The program's own configuration of dGRPO for these sizes."""
+    overrides = [
+        "+algo=dgrpo",
+        "engine=local",
+        "optim.lr=1e-6",
+        "batch.prompts_per_step=1",
+        f"batch.micro_batch_tokens={case.prompt + case.completion if variant == 'separate' else 10**9}",
+        f"batch.backward={'scheduled' if variant == 'scheduled' else 'packed'}",
+        f"rollout.max_new_tokens={case.completion}",
+        f"algo.group_size={case.group}",
+    ]
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return configuration.load(compose("config", overrides))
+
+
+def tokens(case: Case, count: int, seed: int) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(3, case.vocabulary, (count,), generator=generator).tolist())
+
+
+def reward(ids: tuple[int, ...]) -> float:
+    """Any number that differs within a group."""
+    return sum(ids) % 7 / 7
+
+
+def fixed_group(case: Case) -> RolloutGroup:
+    """A group that is not sampled, with advantages."""
+    completions = [Completion(tokens(case, case.completion, 1 + i), "", "stop") for i in range(case.group)]
+    advantages = group_advantages([reward(one.token_ids) for one in completions], baseline="mean", normalize_std=True)
+    return RolloutGroup(EXAMPLE, tokens(case, case.prompt, 0), tuple(completions), advantages=tuple(advantages))
+
+
+def apart(group: RolloutGroup) -> list[RolloutGroup]:
+    """The group as G groups of one: what sharing is compared with."""
+    return [
+        replace(group, completions=(one,), advantages=(advantage,))
+        for one, advantage in zip(group.completions, group.advantages, strict=True)
+    ]
+
+
+class Memory:
+    """Peak resident memory of a stretch of work. Linux only."""
+
+    def __enter__(self) -> "Memory":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        self.before = self._read("VmRSS")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.mib = (self._read("VmHWM") - self.before) / 1024
+
+    @staticmethod
+    def _read(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+class Ours:
+    """Student, teacher and engine of the program itself."""
+
+    def __init__(self, case: Case, variant: str) -> None:
+        self.case, self.variant = case, variant
+        self.config = settings(case, variant)
+        chunk = self.config.model.scoring_chunk
+        self.policy = Policy(model(case, 0), chunk=chunk)
+        self.engine = LocalEngine(self.config, self.policy, 100)
+        teacher = FrozenScorer(model(case, 1), chunk=chunk)
+        head = teacher.model.get_output_embeddings().weight.detach()
+        shape = ModelShape.of(teacher.model)
+        self.anchors = {"kd": FrozenAnchor(self.engine.freeze(teacher), Divergence(), head, shape)}
+        # An end token that is never drawn: all completions have their full length.
+        self.sampler = HFSampler(
+            load_tokenizer("mini-student"),
+            temperature=1.0,
+            max_new_tokens=case.completion,
+            batch_tokens=10**9,
+            eos_ids=(case.vocabulary,),
+        )
+
+    def sample(self, step: int) -> RolloutGroup:
+        seeds = tuple(sample_seed(0, step, 0, i) for i in range(self.case.group))
+        request = SampleRequest(tokens(self.case, self.case.prompt, step), seeds)
+        with self.engine.full_weights() as policy:
+            (completions,) = self.sampler.sample(policy.model, [request])  # type: ignore[arg-type]
+        rewards = [reward(one.token_ids) for one in completions]
+        advantages = group_advantages(rewards, baseline="mean", normalize_std=True)
+        return RolloutGroup(EXAMPLE, request.prompt_ids, completions, advantages=tuple(advantages))
+
+    def train(self, group: RolloutGroup, watch: Stopwatch) -> tuple[float, dict[str, float]]:
+        """Teacher and update; peak memory of the update in MiB."""
+        groups = apart(group) if self.variant == "separate" else [group]
+        rows = prepare(self.config, self.engine, self.anchors, groups, watch, scheduled=self.variant == "scheduled")
+        with Memory() as memory:
+            _, metrics = update(self.engine, rows, objective_from(self.config), global_count(groups), 1.0, watch)
+        return memory.mib, metrics
+
+
+def ours_step(case: Case, variant: str) -> dict[str, Any]:
+    """Whole steps: sample, reward, teacher, update."""
+    ours = Ours(case, variant)
+    rows = []
+    for step in range(1 + case.steps):
+        watch, start = Stopwatch(), time.perf_counter()
+        with watch("rollout"):
+            group = ours.sample(step)
+        mib, _ = ours.train(group, watch)
+        seconds = {name.removeprefix("time/"): value for name, value in watch.metrics().items()}
+        rows.append(seconds | {"step": time.perf_counter() - start, "update_mib": mib})
+    return means(rows[1:]) | {"update": means(rows[1:])["policy"] + means(rows[1:])["backward"]}
+
+
+def ours_update(case: Case, variant: str) -> dict[str, Any]:
+    """Updates on a fixed group, without sampling."""
+    ours = Ours(case, variant)
+    group, rows = fixed_group(case), []
+    for _ in range(1 + case.steps):
+        watch = Stopwatch()
+        mib, _ = ours.train(group, watch)
+        seconds = {name.removeprefix("time/"): value for name, value in watch.metrics().items()}
+        rows.append(seconds | {"update_mib": mib})
+    return means(rows[1:]) | {"update": means(rows[1:])["policy"] + means(rows[1:])["backward"]}
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def trl_step(case: Case, variant: str) -> dict[str, Any]:
+    """Whole steps of TRL's trainers. ``-nogc``: without the gradient checkpointing that is TRL's default."""
+    os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "ACCELERATE_USE_CPU": "true"}
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
+
+    grpo = variant.startswith("trl-grpo")
+    repeats = 1 if grpo else case.group
+    prompts = [f"{step}" for step in range(1 + case.steps) for _ in range(repeats)]
+    options: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(),
+        # One completion in memory at a time, as TRL's guide to saving memory has it.
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": case.group,
+        "max_completion_length": case.completion,
+        "max_steps": 1 + case.steps,
+        "learning_rate": 1e-6,
+        "generation_kwargs": {"min_new_tokens": case.completion},
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "shuffle_dataset": False,
+        "gradient_checkpointing": not variant.endswith("-nogc"),
+    }
+    data = Dataset.from_dict({"prompt": prompts})
+    tokenizer = load_tokenizer("mini-student")
+    if grpo:
+        trainer: Any = GRPOTrainer(
+            model(case, 0),
+            lambda completion_ids, **_: [reward(tuple(ids)) for ids in completion_ids],
+            GRPOConfig(num_generations=case.group, beta=0.0, **options),
+            train_dataset=data,
+            processing_class=tokenizer,
+        )
+    else:
+        trainer = DistillationTrainer(
+            model(case, 0),
+            model(case, 1),
+            DistillationConfig(**options),
+            train_dataset=data,
+            processing_class=tokenizer,
+        )
+
+    # Prompts of exactly P tokens: the text is the number of the step, and its ids are ours.
+    def tokenize(prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [list(tokens(case, case.prompt, int(prompt))) for prompt in prompts], None, {}
+
+    trainer._tokenize_prompts = tokenize
+    rows: list[dict[str, float]] = []
+    row: dict[str, float] = {}
+    memory = Memory()
+    sample = trainer._generate_and_score_completions
+
+    def sampling(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = sample(*arguments)
+        row["rollout"] = row.get("rollout", 0.0) + time.perf_counter() - start
+        assert all(int(mask.sum()) == case.completion for mask in result["completion_mask"])
+        assert result["prompt_ids"].shape[1] == case.prompt
+        memory.__enter__()
+        return result
+
+    trainer._generate_and_score_completions = sampling
+
+    class Times(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *arguments: Any, **options: Any) -> None:
+            row.clear()
+            row["start"] = time.perf_counter()
+
+        def on_step_end(self, *arguments: Any, **options: Any) -> None:
+            memory.__exit__()
+            step = time.perf_counter() - row.pop("start")
+            rows.append({**row, "step": step, "update": step - row["rollout"], "update_mib": memory.mib})
+
+    trainer.add_callback(Times())
+    trainer.train()
+    assert len(rows) == 1 + case.steps, rows
+    return means(rows[1:])
+
+
+def gradient(case: Case, variant: str) -> dict[str, Any]:
+    """Loss and gradient of dGRPO on a fixed group, written to ``$GRADIENT_FILE``.
+
+    ``naive``: each sequence by itself through transformers alone, whole logits, KL and policy gradient spelt out.
+    """
+    group = fixed_group(case)
+    if variant == "naive":
+        student, teacher = model(case, 0), model(case, 1)
+        loss = torch.zeros(())
+        for one, advantage in zip(group.completions, group.advantages, strict=True):
+            ids = torch.tensor([[*group.prompt_ids, *one.token_ids]])
+            keep = case.completion + 1
+            logp = student(ids, logits_to_keep=keep, use_cache=False).logits[0, :-1].log_softmax(-1)
+            with torch.no_grad():
+                logq = teacher(ids, logits_to_keep=keep, use_cache=False).logits[0, :-1].log_softmax(-1)
+            drawn = logp.gather(1, torch.tensor(one.token_ids)[:, None])[:, 0]
+            ratio = (drawn - drawn.detach()).exp()
+            kl = (logp.exp() * (logp - logq)).sum(-1)
+            part = (-ratio * advantage + 0.5 * kl).mean() / case.group
+            torch.autograd.backward(part)
+            loss += part.detach()
+        flat = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+        value = loss.item()
+    else:
+        ours = Ours(case, variant)
+        ours.engine._optimizer.step = lambda: None  # type: ignore[method-assign]  # the gradient is read instead
+        ours.engine._optimizer.zero_grad = lambda: None  # type: ignore[method-assign,misc]
+        ours.engine._optim = replace(ours.engine._optim, max_grad_norm=1e9)
+        _, metrics = ours.train(group, Stopwatch())
+        flat, value = ours.engine.gradient(), metrics["loss/total"]
+    torch.save(flat, os.environ["GRADIENT_FILE"])
+    return {"loss": value, "norm": flat.norm().item()}
+
+
+def decode(case: Case, variant: str) -> dict[str, Any]:
+    """Greedy decoding of one group: ``shared`` is ours, ``repeated`` transformers' cache repeated G times."""
+    student, prompt = model(case, 0).eval(), tokens(case, case.prompt, 0)
+    rows: list[dict[str, Any]] = []
+    for _ in range(1 + case.steps):
+        with Memory() as memory, torch.no_grad():
+            result = decode_shared(case, student, prompt) if variant == "shared" else repeated(case, student, prompt)
+        rows.append({"decode_mib": memory.mib} | result)
+    ids = rows[-1]["tokens"]
+    return means([{k: v for k, v in row.items() if k != "tokens"} for row in rows[1:]]) | {"tokens": ids}
+
+
+def decode_shared(case: Case, student: PreTrainedModel, prompt: tuple[int, ...]) -> dict[str, Any]:
+    sampler = HFSampler(
+        load_tokenizer("mini-student"),
+        temperature=0.0,
+        max_new_tokens=case.completion,
+        batch_tokens=10**9,
+        eos_ids=(case.vocabulary,),
+    )
+    spent, kept = [0.0], []
+    prefill, init = Prefill.run, DecodeCache.__init__
+
+    def timed(self: Prefill, request: SampleRequest) -> Any:
+        start = time.perf_counter()
+        result = prefill(self, request)
+        spent[0] += time.perf_counter() - start
+        return result
+
+    def seen(self: DecodeCache, *arguments: Any) -> None:
+        init(self, *arguments)
+        kept.append(self)
+
+    Prefill.run, DecodeCache.__init__ = timed, seen  # type: ignore[method-assign]
+    start = time.perf_counter()
+    (group,) = sampler.sample(student, [SampleRequest(prompt, tuple(range(case.group)))])
+    whole = time.perf_counter() - start
+    Prefill.run, DecodeCache.__init__ = prefill, init  # type: ignore[method-assign]
+    (cache,) = kept
+    held = [x for one in cache.prompts for x in (one.keys, one.values)] + [x for one in cache.layers for x in one.room]
+    return {
+        "prefill": spent[0],
+        "decode": whole - spent[0],
+        "kv_mib": sum(x.nbytes for x in held) / 2**20,
+        "tokens": [list(one.token_ids) for one in group],
+    }
+
+
+def repeated(case: Case, student: PreTrainedModel, prompt: tuple[int, ...]) -> dict[str, Any]:
+    start = time.perf_counter()
+    cache = DynamicCache(config=student.config)
+    student.base_model(input_ids=torch.tensor([prompt[:-1]]), past_key_values=cache, use_cache=True)
+    prefilled = time.perf_counter()
+    cache.batch_repeat_interleave(case.group)
+    ids = torch.tensor([prompt]).expand(case.group, -1)
+    output: Any = student.generate(  # type: ignore[operator]
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        past_key_values=cache,
+        generation_config=GenerationConfig(
+            max_new_tokens=case.completion, do_sample=False, pad_token_id=0, disable_compile=True
+        ),
+    )
+    done = time.perf_counter()
+    held = [x for layer in cache.layers for x in (layer.keys, layer.values)]
+    return {
+        "prefill": prefilled - start,
+        "decode": done - prefilled,
+        "kv_mib": sum(x.nbytes for x in held if x is not None) / 2**20,
+        "tokens": output[:, case.prompt :].tolist(),
+    }
+
+
+def teacher(case: Case, variant: str) -> dict[str, Any]:
+    """Scores of a fixed group: ``packed``, or one full forward pass per completion."""
+    group, frozen = fixed_group(case), model(case, 1)
+    scorer = FrozenScorer(frozen, chunk=1024).freeze() if variant == "packed" else None
+    rows, sums = [], Tensor()
+    for _ in range(1 + case.steps):
+        with Memory() as memory, torch.no_grad():
+            start = time.perf_counter()
+            if scorer is not None:
+                row = pack([group], torch.device("cpu"))
+                signal: Any = scorer(row, estimator="k3", temperature=1.0, top_k=1, head=None)
+                sums = torch.stack([part.sum() for part in signal.logprobs.split(case.completion)])
+            else:
+                scores = []
+                for one in group.completions:
+                    ids = torch.tensor([[*group.prompt_ids, *one.token_ids]])
+                    logits = frozen(ids, logits_to_keep=case.completion + 1, use_cache=False).logits[0, :-1]
+                    logp = logits.log_softmax(-1)
+                    scores.append(logp.gather(1, torch.tensor(one.token_ids)[:, None]).sum())
+                sums = torch.stack(scores)
+            seconds = time.perf_counter() - start
+        rows.append({"teacher": seconds, "teacher_mib": memory.mib})
+    return means(rows[1:]) | {"logprobs": sums.tolist()}
+
+
+def vocabulary(case: Case, variant: str) -> dict[str, Any]:
+    """Exact reverse KL with gradient over ``group * completion`` loss tokens, chunk by chunk."""
+    torch.manual_seed(0)
+    count, width = case.group * case.completion, case.width
+    head = torch.nn.Linear(width, case.vocabulary, bias=False)
+    other = torch.randn(case.vocabulary, width) / width**0.5
+    hidden, of_teacher = torch.randn(count, width, requires_grad=True), torch.randn(count, width)
+    targets = torch.randint(case.vocabulary, (count,))
+    with Memory() as memory:
+        start = time.perf_counter()
+        anchors = {"kd": Anchor(Divergence(), HiddenSignal(of_teacher, other))}
+        scores = score_tokens(head, hidden, targets, temperature=1.0, chunk=int(variant), anchors=anchors)
+        torch.autograd.backward(scores.divergences["kd"].mean())
+        seconds = time.perf_counter() - start
+    # Against the definition, on some tokens.
+    assert hidden.grad is not None
+    some = torch.arange(0, count, max(1, count // 16))
+    leaf = hidden.detach()[some].double().requires_grad_()
+    logp = (leaf @ head.weight.detach().double().T).log_softmax(-1)
+    logq = (of_teacher[some].double() @ other.double().T).log_softmax(-1)
+    kl = (logp.exp() * (logp - logq)).sum(-1)
+    torch.autograd.backward(kl.sum() / count)
+    assert leaf.grad is not None
+    wrong = (hidden.grad[some].double() - leaf.grad).abs().max() / leaf.grad.abs().max()
+    return {
+        "seconds": seconds,
+        "mib": memory.mib,
+        "kl_error": (scores.divergences["kd"][some].detach().double() - kl.detach()).abs().max().item(),
+        "gradient_error": wrong.item(),
+    }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What peers print goes to stderr: stdout is for the result."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("step", "update", "gradient", "decode", "teacher", "vocabulary"))
+    parser.add_argument("variant")
+    for name, value in (("prompt", 4096), ("completion", 64), ("group", 8), ("layers", 4), ("width", 128)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    options = vars(parser.parse_args())
+    kind, variant = options.pop("kind"), options.pop("variant")
+    torch.set_num_threads(options.pop("threads"))
+    case = Case(**options)
+    run = {"gradient": gradient, "decode": decode, "teacher": teacher, "vocabulary": vocabulary, "update": ours_update}
+    run["step"] = trl_step if variant.startswith("trl") else ours_step
+    with quiet():
+        result = run[kind](case, variant)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

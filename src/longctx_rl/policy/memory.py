@@ -1,0 +1,250 @@
+"""How much memory a run will need on each rank, from sizes alone, before anything is loaded.
+
+Counted is what is held at the worst moment of each phase: tensors that autograd keeps, buffers of the engine, caches.
+Not counted are the runtime itself, allocator slack and kernels' workspaces; measured peaks lie within a fifth of the
+estimate at mini scale (tests/policy/test_memory.py).
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedConfig
+
+from longctx_rl.config import Config
+
+GIB = 2**30
+MARGIN = 1.2
+"""A run is said to fit if this many times its estimate does: runtime, workspaces and fragmentation are not counted."""
+FLOAT = 4
+"""Bytes of a float32 value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes of a decoder that memory depends on."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    attention: int
+    """Query heads times head size."""
+    key_value: int
+    """Key-value heads times head size."""
+    vocabulary: int
+    tied: bool
+    """The output head is the embedding."""
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> "Sizes":
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            attention=heads * width,
+            key_value=(getattr(config, "num_key_value_heads", None) or heads) * width,
+            vocabulary=config.vocab_size,
+            tied=bool(config.tie_word_embeddings),
+        )
+
+    @property
+    def layer_parameters(self) -> int:
+        return self.hidden * (2 * self.attention + 2 * self.key_value + 3 * self.intermediate)
+
+    @property
+    def parameters(self) -> int:
+        """Matrices; norms and biases are too few to matter."""
+        return self.layers * self.layer_parameters + (1 if self.tied else 2) * self.vocabulary * self.hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a rank has to hold at one time."""
+
+    prompt: int
+    completion: int
+    group: int
+    prompts: int
+    """Prompts of a step on this rank."""
+    row_tokens: int
+    """Tokens of a packed row; one group may exceed it."""
+    chunk: int
+    """Loss tokens whose vocabulary distribution exists at one time."""
+    ranks: int
+    engine: Literal["zero3", "local"]
+    bytes: int
+    """Per value of the computation: 4 or 2."""
+    checkpointing: bool
+    scheduled: bool
+    sampled: bool
+    reference: bool
+    """A frozen copy of the initial policy is held."""
+    exact: bool
+    """The divergence reads the whole vocabulary, so the teacher's head is held whole."""
+    resident: int
+    """Models up to this many parameters keep all weights on every rank (ZeRO-3)."""
+    offload: bool
+    """Optimizer states and master weights are in host memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes on each rank: what is always there, and what each phase adds at its worst moment."""
+
+    always: dict[str, float]
+    phases: dict[str, dict[str, float]]
+
+    @property
+    def peak(self) -> float:
+        return sum(self.always.values()) + max(sum(parts.values()) for parts in self.phases.values())
+
+    @property
+    def worst(self) -> str:
+        """The phase that decides."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+
+def workload(config: Config, *, prompt: int, ranks: int, resident: int) -> Workload:
+    """What each of ``ranks`` has to hold at once when it trains on prompts of this length."""
+    sampled = config.algo.source == "policy"
+    return Workload(
+        prompt=prompt,
+        completion=config.rollout.max_new_tokens,
+        group=config.algo.group_size if sampled else 1,
+        prompts=-(-config.batch.prompts_per_step // ranks),
+        row_tokens=config.batch.micro_batch_tokens,
+        chunk=config.model.scoring_chunk,
+        ranks=ranks,
+        engine=config.engine.name,
+        bytes=2 if config.model.dtype == "bfloat16" else 4,
+        checkpointing=config.model.gradient_checkpointing,
+        scheduled=config.batch.backward == "scheduled",
+        sampled=sampled,
+        reference=config.needs_reference,
+        exact=config.needs_teacher and config.algo.kd.estimator == "exact",
+        resident=resident,
+        offload=config.engine.offload_optimizer,
+    )
+
+
+def device_memory(config: Config) -> float:
+    """Bytes that one rank may use: a whole GPU, or its share of this machine."""
+    if config.engine.device != "cpu" and torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / config.engine.num_processes
+
+
+def estimate(student: Sizes, teacher: Sizes | None, load: Workload) -> Estimate:
+    """What a run needs on each rank."""
+    return Estimate(
+        always=_always(student, teacher, load),
+        phases={
+            **({"sampling": _sampling(student, load)} if load.sampled else {}),
+            **({"teacher": _teacher(teacher, load)} if teacher is not None else {}),
+            "update": update(student, teacher, load),
+        },
+    )
+
+
+def _shard(parameters: int, load: Workload) -> float:
+    whole = load.engine == "local" or parameters <= load.resident
+    return parameters if whole else parameters / load.ranks
+
+
+def _always(student: Sizes, teacher: Sizes | None, load: Workload) -> dict[str, float]:
+    count = student.parameters
+    sharded = count if load.engine == "local" else count / load.ranks
+    moments, master = 2 * FLOAT * sharded, FLOAT * sharded
+    parts: dict[str, float] = {}
+    if load.engine == "zero3":
+        parts["policy weights"] = load.bytes * _shard(count, load)
+        parts["gradients"] = FLOAT * sharded
+    else:
+        parts["gradients"] = FLOAT * count
+    if not load.offload:
+        parts |= {"master weights": master, "optimizer": moments}
+    if teacher is not None:
+        parts["teacher weights"] = load.bytes * _shard(teacher.parameters, load)
+        if load.exact:
+            parts["teacher's whole head"] = load.bytes * teacher.vocabulary * teacher.hidden
+    if load.reference:
+        parts["reference weights"] = load.bytes * _shard(count, load)
+    return parts
+
+
+def _sampling(student: Sizes, load: Workload) -> dict[str, float]:
+    held = 2 * student.layers * student.key_value * load.bytes
+    rows = load.prompts * load.group
+    parts = {
+        "prompt keys and values, once": held * load.prompts * load.prompt,
+        "completion keys and values": held * rows * load.completion,
+        "prefill": load.bytes * load.prompt * _working(student),
+        "logits": rows * student.vocabulary * (load.bytes + 2 * FLOAT + 2 * 8),
+    }
+    if load.engine == "zero3" and load.ranks > 1 and student.parameters > load.resident:
+        parts["gathered weights"] = load.bytes * student.parameters
+    return parts
+
+
+def _teacher(teacher: Sizes, load: Workload) -> dict[str, float]:
+    tokens = row_tokens(load)
+    parts = {"activations": load.bytes * tokens * _working(teacher)}
+    if load.engine == "zero3" and load.ranks > 1 and teacher.parameters > load.resident:
+        parts["gathered layers"] = 2 * load.bytes * teacher.layer_parameters
+    return parts
+
+
+def row_tokens(load: Workload) -> int:
+    """Tokens of the largest packed row."""
+    one = load.prompt + load.group * load.completion
+    if load.scheduled:
+        return one
+    return max(one, min(load.row_tokens, load.prompts * one) // one * one)
+
+
+def update(student: Sizes, teacher: Sizes | None, load: Workload) -> dict[str, float]:
+    """What the forward and backward passes over one row hold, weights and gradients aside."""
+    tokens = row_tokens(load)
+    answers = tokens // (load.prompt + load.group * load.completion) * load.group * load.completion
+    parts: dict[str, float] = {}
+    if load.scheduled:
+        # Leaves and their gradients, in float32; then either one completion beside its prompt, or the prompt.
+        parts["prompt states"] = 2 * 2 * FLOAT * student.layers * student.key_value * load.prompt
+        tokens = max(load.prompt, load.completion)
+        scored = load.completion
+    else:
+        scored = answers
+    parts["activations"] = load.bytes * tokens * _kept(student, load)
+    parts["one layer's backward"] = load.bytes * tokens * _working(student)
+    if teacher is not None:
+        parts["teacher signal"] = load.bytes * answers * teacher.hidden
+    chunk = min(load.chunk, scored)
+    distributions = CHUNK_DISTRIBUTIONS if teacher is not None and load.exact else CHUNK_ALONE
+    parts["scoring chunk"] = FLOAT * distributions * chunk * student.vocabulary
+    if load.engine == "zero3" and load.ranks > 1 and student.parameters > load.resident:
+        parts["gathered layers"] = 2 * load.bytes * student.layer_parameters
+    return parts
+
+
+CHUNK_ALONE = 4.0
+"""[chunk, vocabulary] values alive at once without a second distribution: logits, log-softmax, gradients of both."""
+CHUNK_DISTRIBUTIONS = 7.0
+"""The same with a teacher's distribution beside it."""
+
+
+def _kept(sizes: Sizes, load: Workload) -> float:
+    """Values per token that autograd keeps over all layers."""
+    # Two norms keep input, normalised and output; queries and keys: projected, normalised and rotated; values;
+    # attention: output and its contiguous copy; MLP: gate, its activation, up, product.
+    layer = 6 * sizes.hidden + 5 * sizes.attention + 4 * sizes.key_value + 4 * sizes.intermediate
+    if load.checkpointing:
+        return sizes.layers * sizes.hidden + layer
+    return sizes.layers * layer
+
+
+def _working(sizes: Sizes) -> float:
+    """Values per token that come and go within a layer, at its widest: the MLP."""
+    return 2 * sizes.hidden + 2 * sizes.intermediate

@@ -1,0 +1,71 @@
+"""``python -m longctx_rl.doctor``: sizes in, a verdict and what to change out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import Qwen3Config
+
+from longctx_rl import doctor
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[str]:
+    """The shapes of Qwen3-1.7B and of a wider teacher, without weights."""
+    shape = {"vocab_size": 151_936, "num_key_value_heads": 8, "head_dim": 128}
+    sizes = {
+        "student": dict(hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16),
+        "teacher": dict(hidden_size=5120, intermediate_size=25_600, num_hidden_layers=64, num_attention_heads=64),
+    }
+    for name, size in sizes.items():
+        Qwen3Config(**shape, **size, tie_word_embeddings=name == "student").save_pretrained(tmp_path / name)
+    return ["model=qwen3_1_7b", *(f"model.{name}={tmp_path / name}" for name in sizes)]
+
+
+def test_a_run_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.diagnose(["context=1120", "memory=24"])
+    printed = capsys.readouterr().out
+    assert "dgrpo on mini: prompt 1,024 tokens, 8 x 96 completion tokens, 1 x 24.0 GiB" in printed
+    assert "(decides)" in printed and printed.splitlines()[-1].startswith("fits: ")
+
+
+def test_a_run_that_does_not_fit_says_what_to_change(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert not doctor.diagnose([*models, "context=32768", "devices=1", "memory=80"])
+    *_, verdict, advice = capsys.readouterr().out.splitlines()
+    assert verdict.startswith("does not fit: ") and "devices=" in advice
+    # The advice is true.
+    settings = [*(one for one in advice.split("with ")[1].split(":")[0].split() if "devices" not in one)]
+    devices = next(one for one in advice.split() if one.startswith("devices=")).rstrip(":")
+    assert doctor.diagnose([*models, "context=32768", "memory=80", devices, *settings])
+
+
+def test_more_than_any_setting_can_save(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert not doctor.diagnose([*models, "context=40000000", "devices=1", "memory=8"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("nothing that can be set makes it fit")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["model=mini"], "give context="),
+        (["context=many"], "give context="),
+        (["context=96"], "leaves no room"),
+        (["context=4096", "model=nothing"], "choose one of"),
+        (["context=4096", "model.student=/nowhere"], "not found"),
+        (["context=4096", "algo.kd.wrong=1"], "wrong"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: list[str], sentence: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "longctx_rl.doctor", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and sentence in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_help() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "longctx_rl.doctor", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "context=TOKENS" in done.stdout

@@ -1,0 +1,91 @@
+"""The estimate of memory against measured peaks, and what it says of sizes that no test could load."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import Qwen3Config
+
+from longctx_rl.policy.loading import load_model
+from longctx_rl.policy.memory import GIB, Sizes, Workload, estimate, update
+
+CASES = Path(__file__).parents[2] / "experiments" / "bench" / "group_cases.py"
+
+LOAD = Workload(
+    prompt=2048, completion=64, group=8, prompts=1, row_tokens=10**9, chunk=1024, ranks=1, engine="local", bytes=4,
+    checkpointing=False, scheduled=False, sampled=True, reference=False, exact=True, resident=0, offload=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "width", "layers", "vocabulary"),
+    [
+        ({}, 128, 4, 4096),
+        ({"prompt": 512, "completion": 256}, 128, 4, 1024),
+        ({"prompt": 512, "completion": 32}, 64, 3, 40_000),
+        ({"scheduled": True, "group": 16}, 128, 4, 4096),
+    ],
+    ids=["long prompt", "long completions", "large vocabulary", "scheduled"],
+)
+def test_the_update_peaks_where_the_estimate_says(
+    changes: dict[str, int], width: int, layers: int, vocabulary: int
+) -> None:
+    load = replace(LOAD, **changes)  # type: ignore[arg-type]
+    sizes = Sizes(layers, width, 3 * width, width, width, vocabulary, tied=True)
+    variant = "scheduled" if load.scheduled else "packed"
+    command = [sys.executable, str(CASES), "update", variant, "--threads", "1"]
+    for name, value in (
+        ("prompt", load.prompt), ("completion", load.completion), ("group", load.group),
+        ("layers", layers), ("width", width), ("vocabulary", vocabulary),
+    ):  # fmt: skip
+        command += [f"--{name}", str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)["update_mib"] * 2**20
+    # The measured part begins before the gradients exist, and after the teacher has spoken.
+    expected = sum(update(sizes, sizes, load).values()) + 4 * sizes.parameters
+    assert measured == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["mini-student", "mini-teacher"])
+def test_parameters_are_counted(name: str) -> None:
+    model = load_model(name)
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    assert Sizes.of(model.config).parameters == matrices
+
+
+def test_sizes_of_a_large_model() -> None:
+    """Qwen3-1.7B: 1.72 billion parameters with a tied head, as published."""
+    config = Qwen3Config(
+        vocab_size=151_936, hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
+    )  # fmt: skip
+    sizes = Sizes.of(config)
+    assert sizes.parameters == pytest.approx(1.72e9, rel=0.01)
+    load = replace(LOAD, prompt=32_768, completion=2048, engine="zero3", bytes=2, ranks=8, checkpointing=True)
+    one, eight = (estimate(sizes, sizes, replace(load, ranks=ranks)) for ranks in (1, 8))
+    # Weights and gradients, float32 masters and two moments: 18 bytes for each parameter, over the ranks.
+    states = ("policy weights", "gradients", "master weights", "optimizer")
+    assert sum(one.always[name] for name in states) == pytest.approx(18 * sizes.parameters)
+    assert sum(eight.always[name] for name in states) == pytest.approx(18 * sizes.parameters / 8)
+    assert "gathered weights" in eight.phases["sampling"] and "gathered weights" not in one.phases["sampling"]
+    # Layer inputs are what checkpointing keeps of 49,152 tokens: 28 layers x 2,048 values x 2 bytes.
+    kept = 28 * 2048 * 2 * (32_768 + 8 * 2048)
+    assert kept < eight.phases["update"]["activations"] < 1.5 * kept
+
+
+def test_what_saves_memory_saves_it() -> None:
+    sizes = Sizes(28, 2048, 6144, 2048, 1024, 151_936, tied=True)
+    load = replace(LOAD, prompt=16_384, completion=1024, engine="zero3", bytes=2, ranks=2)
+    base = estimate(sizes, sizes, load)
+    for changed in (
+        replace(load, checkpointing=True), replace(load, scheduled=True), replace(load, chunk=128),
+        replace(load, offload=True), replace(load, ranks=4), replace(load, exact=False),
+    ):  # fmt: skip
+        assert estimate(sizes, sizes, changed).peak < base.peak - 0.1 * GIB
+    # One completion at a time: G does not matter to the update, but for the teacher's signal.
+    few, many = (update(sizes, None, replace(load, scheduled=True, group=group)) for group in (2, 64))
+    assert few == many

@@ -26,7 +26,7 @@ LAYERS = (
 
 DOORS = {
     "hydra": {"__main__", "doctor"},
-    "omegaconf": {"__main__", "config"},
+    "omegaconf": {"__main__", "config", "doctor"},
     "deepspeed": {"engine/zero3"},
     "wandb": {"recorder", "report"},
     "vllm": {"rollout/vllm"},

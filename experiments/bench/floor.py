@@ -2,8 +2,8 @@
 
 Every matrix product counts its FLOPs at the rate of the best large product, and its operands and results once through
 memory; everything between products counts the bytes it must read and write. A phase's floor is the sum over its
-operations of the larger of the two times (the roofline of each). Nothing is recomputed, nothing is launched: no
-implementation reaches it.
+operations of the larger of the two times (the roofline of each). Nothing is recomputed, nothing is launched, no
+temporary leaves the processor. Bytes are taken to come from memory; what a cache still holds can be faster.
 """
 
 import time
@@ -48,11 +48,11 @@ class Work:
 
     operations: list[tuple[float, float]] = field(default_factory=list)
 
-    def product(self, rows: float, inner: float, columns: float, times: float = 1, backward: bool = False) -> None:
+    def product(self, rows: float, inner: float, columns: float, *, backward: bool = False) -> None:
         """[rows, inner] x [inner, columns]; with its two gradients if ``backward``."""
         moved = 4 * (rows * inner + inner * columns + rows * columns)
         for _ in range(3 if backward else 1):
-            self.operations.append((times * 2 * rows * inner * columns, times * moved))
+            self.operations.append((2 * rows * inner * columns, moved))
 
     def pass_over(self, numbers: float) -> None:
         """Reads and writes of ``numbers`` float32 values, together."""
@@ -79,16 +79,16 @@ def floor(case: dict[str, int], *, layers: int, width: int, vocabulary: int) -> 
     answers = group * completion
     pairs = prompt * (prompt + 1) / 2 + answers * prompt + group * completion * (completion + 1) / 2
 
-    def body(work: Work, tokens: float, attended: float, *, backward: bool) -> None:
-        """Layers over ``tokens`` tokens, with ``attended`` pairs of query and key."""
+    def body(work: Work, tokens: float, attended: float, read: float, *, backward: bool) -> None:
+        """Layers over ``tokens`` tokens: ``attended`` pairs of query and key, ``read`` tokens' keys and values."""
         for _ in range(layers):
             for inner, columns in ((width, 3 * width), (width, width), (width, 6 * width), (3 * width, width)):
                 work.product(tokens, inner, columns, backward=backward)
-            # Scores and values: two products; their gradients take five, the scores being made again.
-            moved = 4 * 4 * tokens * width
+            # Scores and values: two products; four gradients.
+            moved = 4 * width * (2 * tokens + 2 * read)
             work.operations.append((4 * attended * width, moved))
             if backward:
-                work.operations.append((10 * attended * width, 2 * moved))
+                work.operations.append((8 * attended * width, 2 * moved))
             # Two norms and two residual sums, norms and rotation of queries and keys, the gate: read and written once,
             # and as much again, with the gradient read besides, on the way back.
             numbers = tokens * (4 * 2 * width + 2 * 4 * width + 9 * width)
@@ -97,20 +97,18 @@ def floor(case: dict[str, int], *, layers: int, width: int, vocabulary: int) -> 
                 work.pass_over(1.5 * numbers)
 
     rollout = Work()
-    body(rollout, prompt, prompt * (prompt + 1) / 2, backward=False)
+    body(rollout, prompt, prompt * (prompt + 1) / 2, prompt, backward=False)
     for token in range(completion):
-        body(rollout, group, group * (prompt + token + 1), backward=False)
-        # The prompt's keys and values are read once per layer, the rows' own once each.
-        rollout.pass_over(layers * 2 * width * (prompt + group * (token + 1)))
+        # The prompt's keys and values are read once, the rows' own once each.
+        body(rollout, group, group * (prompt + token + 1), prompt + group * (token + 1), backward=False)
         rollout.product(group, width, vocabulary)
     teacher = Work()
-    body(teacher, prompt + answers, pairs, backward=False)
+    body(teacher, prompt + answers, pairs, prompt + answers, backward=False)
     update = Work()
-    body(update, prompt + answers, pairs, backward=True)
-    # Student and teacher logits, made again on the way back; four passes over each for softmax, KL and gradient.
+    body(update, prompt + answers, pairs, prompt + answers, backward=True)
+    # Student's logits with their gradient, and the teacher's.
     update.product(answers, width, vocabulary, backward=True)
-    update.product(answers, width, vocabulary, times=3)
-    update.pass_over(8 * answers * vocabulary)
+    update.product(answers, width, vocabulary)
     parameters = layers * 13 * width * width + vocabulary * width
     update.pass_over(8 * parameters)  # AdamW: weight, gradient and two moments read, three of them written; norm
     return {"rollout": rollout, "teacher": teacher, "update": update}

@@ -173,10 +173,10 @@ class Ours:
         return RolloutGroup(EXAMPLE, request.prompt_ids, completions, advantages=tuple(advantages))
 
     def train(self, group: RolloutGroup, watch: Stopwatch) -> tuple[float, dict[str, float]]:
-        """Teacher and update; peak memory of the update in MiB."""
-        groups = apart(group) if self.variant == "separate" else [group]
-        rows = prepare(self.config, self.engine, self.anchors, groups, watch, scheduled=self.variant == "scheduled")
+        """Teacher and update; peak memory of both in MiB."""
+        groups, one_by_one = apart(group) if self.variant == "separate" else [group], self.variant == "scheduled"
         with Memory() as memory:
+            rows = prepare(self.config, self.engine, self.anchors, groups, watch, scheduled=one_by_one)
             _, metrics = update(self.engine, rows, objective_from(self.config), global_count(groups), 1.0, watch)
         return memory.mib, metrics
 
@@ -190,9 +190,8 @@ def ours_step(case: Case, variant: str) -> dict[str, Any]:
         with watch("rollout"):
             group = ours.sample(step)
         mib, _ = ours.train(group, watch)
-        seconds = {name.removeprefix("time/"): value for name, value in watch.metrics().items()}
-        rows.append(seconds | {"step": time.perf_counter() - start, "update_mib": mib})
-    return means(rows[1:]) | {"update": means(rows[1:])["policy"] + means(rows[1:])["backward"]}
+        rows.append(phases(watch) | {"step": time.perf_counter() - start, "update_mib": mib})
+    return means(rows[1:])
 
 
 def ours_update(case: Case, variant: str) -> dict[str, Any]:
@@ -202,9 +201,15 @@ def ours_update(case: Case, variant: str) -> dict[str, Any]:
     for _ in range(1 + case.steps):
         watch = Stopwatch()
         mib, _ = ours.train(group, watch)
-        seconds = {name.removeprefix("time/"): value for name, value in watch.metrics().items()}
-        rows.append(seconds | {"update_mib": mib})
-    return means(rows[1:]) | {"update": means(rows[1:])["policy"] + means(rows[1:])["backward"]}
+        rows.append(phases(watch) | {"update_mib": mib})
+    return means(rows[1:])
+
+
+def phases(watch: Stopwatch) -> dict[str, float]:
+    """Seconds: ``update`` is forward, backward and optimizer; ``scored_update`` has the teacher's part besides."""
+    seconds = {name.removeprefix("time/"): value for name, value in watch.metrics().items()}
+    update = seconds["policy"] + seconds["backward"]
+    return seconds | {"update": update, "scored_update": update + seconds["teacher"]}
 
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -212,12 +217,19 @@ def means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def trl_step(case: Case, variant: str) -> dict[str, Any]:
-    """Whole steps of TRL's trainers. ``-nogc``: without the gradient checkpointing that is TRL's default."""
+    """Whole steps of TRL's trainers. ``-nogc``: without the gradient checkpointing that is TRL's default.
+
+    ``update`` is all of a step but sampling: in distillation the teacher's part too. Before TRL's loss gathers the
+    completion's positions it asks for triton, without which it projects the prompt's through the vocabulary as well;
+    here it is told that triton is there, so that it does on this machine what it does on a GPU.
+    """
     os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "ACCELERATE_USE_CPU": "true"}
+    import trl.trainer.utils
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
+    trl.trainer.utils._use_triton = lambda *_: True
     grpo = variant.startswith("trl-grpo")
     repeats = 1 if grpo else case.group
     prompts = [f"{step}" for step in range(1 + case.steps) for _ in range(repeats)]
@@ -272,9 +284,11 @@ def trl_step(case: Case, variant: str) -> dict[str, Any]:
         start = time.perf_counter()
         result = sample(*arguments)
         row["rollout"] = row.get("rollout", 0.0) + time.perf_counter() - start
+        start = time.perf_counter()
         assert all(int(mask.sum()) == case.completion for mask in result["completion_mask"])
         assert result["prompt_ids"].shape[1] == case.prompt
         memory.__enter__()
+        row["bench"] = row.get("bench", 0.0) + time.perf_counter() - start
         return result
 
     trainer._generate_and_score_completions = sampling
@@ -285,8 +299,8 @@ def trl_step(case: Case, variant: str) -> dict[str, Any]:
             row["start"] = time.perf_counter()
 
         def on_step_end(self, *arguments: Any, **options: Any) -> None:
+            step = time.perf_counter() - row.pop("start") - row.pop("bench")
             memory.__exit__()
-            step = time.perf_counter() - row.pop("start")
             rows.append({**row, "step": step, "update": step - row["rollout"], "update_mib": memory.mib})
 
     trainer.add_callback(Times())
@@ -368,6 +382,7 @@ def decode_shared(case: Case, student: PreTrainedModel, prompt: tuple[int, ...])
     whole = time.perf_counter() - start
     Prefill.run, DecodeCache.__init__ = prefill, init  # type: ignore[method-assign]
     (cache,) = kept
+    # The prefill's own cache is empty by now.
     held = [x for one in cache.prompts for x in (one.keys, one.values)] + [x for one in cache.layers for x in one.room]
     return {
         "prefill": spent[0],

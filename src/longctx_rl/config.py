@@ -173,8 +173,7 @@ class BudgetConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchConfig:
-    prompts_per_step: int
-    """Prompts (documents, for data-set methods) per rollout, over all ranks."""
+    prompts_per_step: int  # documents, for data-set methods; over all ranks
     micro_batch_tokens: int
     """Tokens of a packed row; one group may exceed it."""
     backward: Literal["auto", "packed", "scheduled"]
@@ -187,8 +186,7 @@ class RolloutConfig:
     temperature: float
     """Divides the logits in every log-probability: sampler, policy, reference and teacher."""
     max_new_tokens: int
-    batch_tokens: int
-    """Prompt and completion tokens decoded together."""
+    batch_tokens: int  # prompts once, and completions, whose keys and values are held together
     gather_weights: bool
     """ZeRO-3: hold full weights while sampling (fast); false: gather layer by layer (small)."""
 

@@ -16,7 +16,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from transformers import PreTrainedConfig
 
 from longctx_rl import config as configuration
 from longctx_rl import process
@@ -92,15 +91,16 @@ def number(own: dict[str, str], name: str, default: float | None) -> float:
 def shapes(config: Config) -> tuple[Sizes, Sizes | None]:
     """Student and teacher, as far as they are loaded."""
     model = config.model
-    if model.architecture is not None:
-        shape = model.architecture
-        vocabulary = load_config(model.student).vocab_size
-        fresh = PreTrainedConfig(
-            num_hidden_layers=shape.num_layers, hidden_size=shape.hidden_size, head_dim=shape.head_dim,
-            intermediate_size=shape.intermediate_size, num_attention_heads=shape.num_heads,
-            num_key_value_heads=shape.num_kv_heads, vocab_size=vocabulary, tie_word_embeddings=True,
-        )  # fmt: skip
-        student = Sizes.of(fresh)
+    if (shape := model.architecture) is not None:
+        student = Sizes(
+            layers=shape.num_layers,
+            hidden=shape.hidden_size,
+            intermediate=shape.intermediate_size,
+            attention=shape.num_heads * shape.head_dim,
+            key_value=shape.num_kv_heads * shape.head_dim,
+            vocabulary=load_config(model.student).vocab_size,
+            tied=True,
+        )
     else:
         student = Sizes.of(load_config(model.student))
     return student, Sizes.of(load_config(model.teacher)) if config.needs_teacher and model.teacher else None
@@ -110,12 +110,14 @@ def changes(load: Workload) -> Iterator[tuple[list[str], Workload]]:
     """Settings to change, each kept when the next is tried: the cheapest in time first."""
     names: list[str] = []
     steps: list[tuple[str, Workload]] = []
-    if load.row_tokens > load.prompt + load.group * load.completion and load.prompts > 1:
+    if load.row_tokens > load.group_tokens and load.prompts > 1:
         steps.append(("batch.micro_batch_tokens=1", replace(load, row_tokens=1)))
     if load.chunk > 256:
         steps.append(("model.scoring_chunk=256", replace(load, chunk=256)))
     if not load.checkpointing:
         steps.append(("model.gradient_checkpointing=true", replace(load, checkpointing=True)))
+    if load.batch_tokens > load.group_tokens and load.prompts > 1:
+        steps.append(("rollout.batch_tokens=1", replace(load, batch_tokens=1)))
     if load.exact:
         steps.append(("algo.kd.estimator=topk", replace(load, exact=False)))
     if load.sampled and not load.scheduled:
@@ -123,7 +125,8 @@ def changes(load: Workload) -> Iterator[tuple[list[str], Workload]]:
     if load.engine == "zero3" and not load.offload and torch.cuda.is_available():
         steps.append(("engine.offload_optimizer=true", replace(load, offload=True)))
     if load.engine == "zero3":
-        steps += [(f"devices={load.ranks * factor}", replace(load, ranks=load.ranks * factor)) for factor in (2, 4, 8)]
+        more = [load.ranks * factor for factor in (2, 4, 8) if load.ranks * factor <= load.prompts_per_step]
+        steps += [(f"devices={ranks}", replace(load, ranks=ranks)) for ranks in more]
     current = load
     for name, changed in steps:
         different = {field: getattr(changed, field) for field in load.__slots__}

@@ -13,6 +13,7 @@ from longctx_rl.data.packing import count, empty_row, pack
 from longctx_rl.engine import distributed
 from longctx_rl.objective.terms import Objective
 from longctx_rl.policy.frozen import FrozenScorer
+from longctx_rl.policy.loading import load_model, load_tokenizer
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.scoring import Anchor
 from longctx_rl.training.collect import sampled_groups
@@ -94,9 +95,28 @@ def test_an_empty_row_makes_the_same_passes() -> None:
     assert calls == [False] * 7 + [True]
 
 
-def test_a_step_of_the_shipped_pair(tmp_path: Path) -> None:
-    """Through sampling, teacher and ZeRO-3: the same metrics, and the same norm of the gradient."""
-    config = composed("+algo=dgrpo", "+experiment=smoke", "engine=zero3", "optim.lr=0", f"runs_root={tmp_path}")
+def untied(root: Path) -> str:
+    """The shipped student with an output head of its own."""
+    model = load_model("mini-student")
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(root / "untied")
+    load_tokenizer("mini-student").save_pretrained(root / "untied")
+    return f"model.student={root / 'untied'}"
+
+
+SETTINGS = {
+    "zero3": ("engine=zero3",),
+    "offloaded": ("engine=zero3", "engine.offload_optimizer=true"),
+    "bfloat16": ("engine=local", "model.dtype=bfloat16"),
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_a_step_of_the_shipped_pair(settings: tuple[str, ...], tmp_path: Path) -> None:
+    """Through sampling, teacher and engine, with a head of its own: the same metrics, the same norm of the gradient."""
+    smoke = ("+algo=dgrpo", "+experiment=smoke", "optim.lr=0", f"runs_root={tmp_path}")
+    config = composed(*smoke, untied(tmp_path), *settings)
     distributed.init(config)
     try:
         parts, watch = build_parts(config), Stopwatch()
@@ -116,5 +136,6 @@ def test_a_step_of_the_shipped_pair(tmp_path: Path) -> None:
         )
     finally:
         distributed.shutdown()
-    assert one_by_one.grad_norm == pytest.approx(packed.grad_norm, rel=1e-5)
-    assert found == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    exact = config.model.dtype == "float32"
+    assert one_by_one.grad_norm == pytest.approx(packed.grad_norm, rel=1e-5 if exact else 2e-2)
+    assert found == pytest.approx(expected, rel=1e-4 if exact else 5e-2, abs=1e-7 if exact else 5e-3)

@@ -14,10 +14,9 @@ from longctx_rl import doctor
 def models(tmp_path: Path) -> list[str]:
     """The shapes of Qwen3-1.7B and of a wider teacher, without weights."""
     shape = {"vocab_size": 151_936, "num_key_value_heads": 8, "head_dim": 128}
-    sizes = {
-        "student": dict(hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16),
-        "teacher": dict(hidden_size=5120, intermediate_size=25_600, num_hidden_layers=64, num_attention_heads=64),
-    }
+    student = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
+    teacher = {"hidden_size": 5120, "intermediate_size": 25_600, "num_hidden_layers": 64, "num_attention_heads": 64}
+    sizes = {"student": student, "teacher": teacher}
     for name, size in sizes.items():
         Qwen3Config(**shape, **size, tie_word_embeddings=name == "student").save_pretrained(tmp_path / name)
     return ["model=qwen3_1_7b", *(f"model.{name}={tmp_path / name}" for name in sizes)]

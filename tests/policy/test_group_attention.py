@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from longctx_rl.policy.flex_attention import flex_group_attention, padded_length
-from longctx_rl.policy.group_attention import MAX_PADDING, flash, group_attention, parts
+from longctx_rl.policy.group_attention import MAX_PADDING, group_attention, parts
+from longctx_rl.policy.partial_attention import attention_part
 from longctx_rl.types import GroupSpan
 
 WIDTH = 8
@@ -75,6 +76,22 @@ def test_output_and_gradient(
 
 @rows
 @pytest.mark.parametrize("kv_heads", [2, 4])
+def test_where_prompts_are_read_at_their_end_alone(row: list[tuple[int, tuple[int, ...]]], kv_heads: int) -> None:
+    spans = spans_of(row)
+    ours = inputs(spans, kv_heads, torch.float64)
+    theirs = [x.detach().requires_grad_() for x in ours]
+    read = torch.zeros(spans[-1].end, dtype=torch.bool)
+    for span in spans:
+        read[max(span.start, span.completions_start - 1) : span.end] = True
+    weights = torch.randn(1, 4, spans[-1].end, WIDTH, dtype=torch.float64) * read[:, None]
+    output, expected = group_attention(*ours, spans, None, answers_only=True), naive(*theirs, spans, None)
+    torch.testing.assert_close(output[:, :, read], expected[:, :, read], rtol=1e-10, atol=1e-10)
+    found, wanted = torch.autograd.grad(output, ours, weights), torch.autograd.grad(expected, theirs, weights)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@rows
+@pytest.mark.parametrize("kv_heads", [2, 4])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_has_the_same_mask(row: list[tuple[int, tuple[int, ...]]], kv_heads: int) -> None:
     """Uncompiled, forward only: what a CPU can show of it."""
@@ -101,16 +118,19 @@ def test_no_pair_of_tokens_is_computed_for_nothing(monkeypatch: pytest.MonkeyPat
 
     def watched(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, causal: bool) -> tuple[Tensor, ...]:
         calls.append((query.shape[0], query.shape[2], key.shape[2], causal))
-        return flash(query, key, value, scale=scale, causal=causal)
+        return attention_part(query, key, value, scale=scale, causal=causal)
 
-    monkeypatch.setattr("longctx_rl.policy.group_attention.flash", watched)
+    monkeypatch.setattr("longctx_rl.policy.group_attention.attention_part", watched)
     spans = spans_of([(200, (20, 24, 30, 22))])
     group_attention(*inputs(spans, 2, torch.float32), spans, None)
     assert calls == [(1, 200, 200, True), (4, 30, 30, True), (1, 96, 200, False)]
+    calls.clear()
+    group_attention(*inputs(spans, 2, torch.float32), spans, None, answers_only=True)
+    assert calls == [(4, 30, 30, True), (1, 97, 200, False)]
 
 
 def test_segments_are_batched_unless_padding_is_wasteful() -> None:
     batches, crossings = parts(spans_of([(8, (4,)), (9, (5,)), (70, (6,)), (30, (9, 2, 14))]))
     assert [[segment.length for segment in batch] for batch in batches] == [[76], [30], [14, 14, 12], [9], [2]]
     assert all(batch[0].length <= MAX_PADDING * batch[-1].length for batch in batches)
-    assert [(crossing.prompt, crossing.completions) for crossing in crossings] == [(slice(102, 132), slice(132, 157))]
+    assert [(crossing.read, crossing.asking) for crossing in crossings] == [(slice(102, 132), slice(132, 157))]

@@ -1,6 +1,7 @@
 """The estimate of memory against measured peaks, and what it says of sizes that no test could load."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,14 +11,24 @@ import pytest
 from transformers import Qwen3Config
 
 from longctx_rl.policy.loading import load_model
-from longctx_rl.policy.memory import GIB, Sizes, Workload, estimate, update
+from longctx_rl.policy.memory import GIB, Sizes, Workload, estimate, sampling, update
 
 CASES = Path(__file__).parents[2] / "experiments" / "bench" / "group_cases.py"
 
 LOAD = Workload(
-    prompt=2048, completion=64, group=8, prompts=1, row_tokens=10**9, chunk=1024, ranks=1, engine="local", bytes=4,
-    checkpointing=False, scheduled=False, sampled=True, reference=False, exact=True, resident=0, offload=False,
+    prompt=2048, completion=64, group=8, prompts_per_step=1, batch_tokens=10**9, row_tokens=10**9, chunk=1024, ranks=1,
+    engine="local", bytes=4, checkpointing=False, scheduled=False, sampled=True, reference=False, exact=True,
+    resident=0, gather=True, offload=False,
 )  # fmt: skip
+
+
+def peak(command: list[str], column: str) -> float:
+    """Bytes that a measurement found, with an allocator that keeps nothing that was freed."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    found: float = json.loads(done.stdout)[column]
+    return found * 2**20
 
 
 @pytest.mark.parametrize(
@@ -42,12 +53,16 @@ def test_the_update_peaks_where_the_estimate_says(
         ("layers", layers), ("width", width), ("vocabulary", vocabulary),
     ):  # fmt: skip
         command += [f"--{name}", str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    measured = json.loads(done.stdout)["update_mib"] * 2**20
-    # The measured part begins before the gradients exist, and after the teacher has spoken.
+    measured = peak(command, "update_mib")
+    # The measured part begins before the gradients exist.
     expected = sum(update(sizes, sizes, load).values()) + 4 * sizes.parameters
     assert measured == pytest.approx(expected, rel=0.2)
+
+
+def test_sampling_peaks_where_the_estimate_says() -> None:
+    load, sizes = replace(LOAD, prompt=4096, group=16), Sizes(4, 128, 384, 128, 128, 4096, tied=True)
+    command = [sys.executable, str(CASES), "decode", "shared", "--threads", "1", "--prompt", "4096", "--group", "16"]
+    assert peak(command, "decode_mib") == pytest.approx(sum(sampling(sizes, load).values()), rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["mini-student", "mini-teacher"])
@@ -72,9 +87,9 @@ def test_sizes_of_a_large_model() -> None:
     assert sum(one.always[name] for name in states) == pytest.approx(18 * sizes.parameters)
     assert sum(eight.always[name] for name in states) == pytest.approx(18 * sizes.parameters / 8)
     assert "gathered weights" in eight.phases["sampling"] and "gathered weights" not in one.phases["sampling"]
-    # Layer inputs are what checkpointing keeps of 49,152 tokens: 28 layers x 2,048 values x 2 bytes.
+    # Of 49,152 tokens checkpointing keeps the inputs of 28 layers, 2,048 values of 2 bytes, and one layer made again.
     kept = 28 * 2048 * 2 * (32_768 + 8 * 2048)
-    assert kept < eight.phases["update"]["activations"] < 1.5 * kept
+    assert kept < eight.phases["update"]["activations"] < 2 * kept
 
 
 def test_what_saves_memory_saves_it() -> None:
@@ -86,6 +101,6 @@ def test_what_saves_memory_saves_it() -> None:
         replace(load, offload=True), replace(load, ranks=4), replace(load, exact=False),
     ):  # fmt: skip
         assert estimate(sizes, sizes, changed).peak < base.peak - 0.1 * GIB
-    # One completion at a time: G does not matter to the update, but for the teacher's signal.
+    # One completion at a time: G does not matter to the update.
     few, many = (update(sizes, None, replace(load, scheduled=True, group=group)) for group in (2, 64))
     assert few == many

@@ -6,6 +6,7 @@ model's forward. Without it a decoding step reads the shared prompts that the sa
 (prefill, a stranger's ``generate``) runs in transformers' own SDPA.
 """
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -27,6 +28,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     packed_spans: tuple[GroupSpan, ...] | None = None,
     packed_prompt: PromptPass | None = None,
+    packed_prefill: bool = False,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention of one packed row. Shapes: query [1, heads, L, d], key and value [1, kv_heads, L, d].
@@ -34,10 +36,14 @@ def packed_attention(
     Args:
         packed_spans: the layout of the row.
         packed_prompt: the row is one prompt, or one completion of it. See prompt_states.py.
+        packed_prefill: keys and values are all that is wanted, so the last layer's attention is left out. In a packed
+            row the last layer attends from loss positions alone: no prompt's hidden states but its last are read.
 
     Returns:
         [1, L, heads, d], and no attention weights.
     """
+    # Under autocast norms and rotation return float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     scale = kwargs.get("scaling")
     assert scale is None or isinstance(scale, float)
     if packed_prompt is not None:
@@ -46,12 +52,24 @@ def packed_attention(
         if packed_prompt.role == "read":
             return packed_prompt.read(layer, query, key, value, scale).transpose(1, 2).contiguous(), None
         key, value = packed_prompt.before(layer, key, value)
+    last = is_last_layer(module)
     if packed_spans is not None:
-        return group_attention(query, key, value, packed_spans, scale).transpose(1, 2).contiguous(), None
+        output = group_attention(query, key, value, packed_spans, scale, answers_only=last)
+        return output.transpose(1, 2).contiguous(), None
+    if packed_prefill and last:
+        return torch.zeros_like(query).transpose(1, 2), None
     prompts = prompts_of(module)
     if prompts is not None:
         return attend(query, key, value, prompts, scale), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[arg-type]
+
+
+def is_last_layer(module: nn.Module) -> bool:
+    """Whether this attention is of the last layer, after which tokens no longer meet."""
+    layer, config = module.layer_idx, module.config
+    assert isinstance(layer, int) and isinstance(config, PreTrainedConfig)
+    count: int = config.num_hidden_layers
+    return layer == count - 1
 
 
 def install(model: PreTrainedModel) -> None:

@@ -66,4 +66,9 @@ def _kernel(device_type: str) -> Callable[..., Any]:
 @cache
 def _compiled(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
     """Compiled for a GPU. On a CPU, where only tests come here, as it is: without gradient."""
-    return function if device_type == "cpu" else torch.compile(function, dynamic=False)
+    if device_type == "cpu":
+        return function
+    # One compilation per length, grad mode and head count. Past its limit dynamo would run the kernel's reference,
+    # which holds all scores; fullgraph makes that an error.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+    return torch.compile(function, dynamic=False, fullgraph=True)

@@ -1,12 +1,15 @@
 """How much memory a run will need on each rank, from sizes alone, before anything is loaded.
 
 Counted is what is held at the worst moment of each phase: tensors that autograd keeps, buffers of the engine, caches.
-Not counted are the runtime itself, allocator slack and kernels' workspaces; measured peaks lie within a fifth of the
-estimate at mini scale (tests/policy/test_memory.py).
+Not counted are the runtime itself, kernels' workspaces and what allocators hold without need: on a CPU glibc can keep
+half as much again, and gives it back at some cost in time if MALLOC_MMAP_THRESHOLD_=65536 is set. With that, measured
+peaks of sampling and of the update lie within a fifth of the estimate at mini scale (tests/policy/test_memory.py). For
+dense decoders: experts and other architectures' extras are not known here.
 """
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -17,6 +20,7 @@ from longctx_rl.config import Config
 GIB = 2**30
 MARGIN = 1.2
 """A run is said to fit if this many times its estimate does: runtime, workspaces and fragmentation are not counted."""
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 FLOAT = 4
 """Bytes of a float32 value."""
 
@@ -43,7 +47,7 @@ class Sizes:
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
+            intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
             attention=heads * width,
             key_value=(getattr(config, "num_key_value_heads", None) or heads) * width,
             vocabulary=config.vocab_size,
@@ -67,8 +71,10 @@ class Workload:
     prompt: int
     completion: int
     group: int
-    prompts: int
-    """Prompts of a step on this rank."""
+    prompts_per_step: int
+    """On all ranks."""
+    batch_tokens: int
+    """Tokens whose keys and values are held together while sampling."""
     row_tokens: int
     """Tokens of a packed row; one group may exceed it."""
     chunk: int
@@ -86,8 +92,20 @@ class Workload:
     """The divergence reads the whole vocabulary, so the teacher's head is held whole."""
     resident: int
     """Models up to this many parameters keep all weights on every rank (ZeRO-3)."""
+    gather: bool
+    """All weights are whole while sampling."""
     offload: bool
     """Optimizer states and master weights are in host memory."""
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of a step on this rank."""
+        return -(-self.prompts_per_step // self.ranks)
+
+    @property
+    def group_tokens(self) -> int:
+        """Tokens of a group: the prompt once, and every completion at its full length."""
+        return self.prompt + self.group * self.completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +132,8 @@ def workload(config: Config, *, prompt: int, ranks: int, resident: int) -> Workl
         prompt=prompt,
         completion=config.rollout.max_new_tokens,
         group=config.algo.group_size if sampled else 1,
-        prompts=-(-config.batch.prompts_per_step // ranks),
+        prompts_per_step=config.batch.prompts_per_step,
+        batch_tokens=config.rollout.batch_tokens,
         row_tokens=config.batch.micro_batch_tokens,
         chunk=config.model.scoring_chunk,
         ranks=ranks,
@@ -126,15 +145,18 @@ def workload(config: Config, *, prompt: int, ranks: int, resident: int) -> Workl
         reference=config.needs_reference,
         exact=config.needs_teacher and config.algo.kd.estimator == "exact",
         resident=resident,
+        gather=config.rollout.gather_weights,
         offload=config.engine.offload_optimizer,
     )
 
 
 def device_memory(config: Config) -> float:
-    """Bytes that one rank may use: a whole GPU, or its share of this machine."""
+    """Bytes that one rank may use: a whole GPU, or its share of this machine or container."""
     if config.engine.device != "cpu" and torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / config.engine.num_processes
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = CONTAINER_LIMIT.read_text(encoding="ascii").strip() if CONTAINER_LIMIT.is_file() else ""
+    return (min(memory, int(limit)) if limit.isdigit() else memory) / config.engine.num_processes
 
 
 def estimate(student: Sizes, teacher: Sizes | None, load: Workload) -> Estimate:
@@ -142,7 +164,7 @@ def estimate(student: Sizes, teacher: Sizes | None, load: Workload) -> Estimate:
     return Estimate(
         always=_always(student, teacher, load),
         phases={
-            **({"sampling": _sampling(student, load)} if load.sampled else {}),
+            **({"sampling": sampling(student, load)} if load.sampled else {}),
             **({"teacher": _teacher(teacher, load)} if teacher is not None else {}),
             "update": update(student, teacher, load),
         },
@@ -175,17 +197,24 @@ def _always(student: Sizes, teacher: Sizes | None, load: Workload) -> dict[str, 
     return parts
 
 
-def _sampling(student: Sizes, load: Workload) -> dict[str, float]:
+def sampling(student: Sizes, load: Workload) -> dict[str, float]:
+    """What prefill and decoding of one batch of prompts hold."""
     held = 2 * student.layers * student.key_value * load.bytes
-    rows = load.prompts * load.group
+    prompts = max(1, min(load.prompts, load.batch_tokens // load.group_tokens))
+    rows = prompts * load.group
+    # One prompt's own cache beside what it is copied to. Room for the copies is made after the first was computed.
+    working, own = load.bytes * load.prompt * _working(student), held * load.prompt
+    prefill = max(working, own) if prompts == 1 else working + own
     parts = {
-        "prompt keys and values, once": held * load.prompts * load.prompt,
+        "prompt keys and values, once": held * prompts * load.prompt,
         "completion keys and values": held * rows * load.completion,
-        "prefill": load.bytes * load.prompt * _working(student),
+        "prefill": prefill,
+        # The model's, their float32 copy, log-softmax, and the cumulative distribution in float64.
         "logits": rows * student.vocabulary * (load.bytes + 2 * FLOAT + 2 * 8),
     }
     if load.engine == "zero3" and load.ranks > 1 and student.parameters > load.resident:
-        parts["gathered weights"] = load.bytes * student.parameters
+        weights = student.parameters if load.gather else 2 * student.layer_parameters
+        parts["gathered weights"] = load.bytes * weights
     return parts
 
 
@@ -199,16 +228,14 @@ def _teacher(teacher: Sizes, load: Workload) -> dict[str, float]:
 
 def row_tokens(load: Workload) -> int:
     """Tokens of the largest packed row."""
-    one = load.prompt + load.group * load.completion
-    if load.scheduled:
-        return one
-    return max(one, min(load.row_tokens, load.prompts * one) // one * one)
+    groups = 1 if load.scheduled else max(1, min(load.prompts, load.row_tokens // load.group_tokens))
+    return groups * load.group_tokens
 
 
 def update(student: Sizes, teacher: Sizes | None, load: Workload) -> dict[str, float]:
     """What the forward and backward passes over one row hold, weights and gradients aside."""
     tokens = row_tokens(load)
-    answers = tokens // (load.prompt + load.group * load.completion) * load.group * load.completion
+    answers = tokens // load.group_tokens * load.group * load.completion
     parts: dict[str, float] = {}
     if load.scheduled:
         # Leaves and their gradients, in float32; then either one completion beside its prompt, or the prompt.
@@ -220,7 +247,9 @@ def update(student: Sizes, teacher: Sizes | None, load: Workload) -> dict[str, f
     parts["activations"] = load.bytes * tokens * _kept(student, load)
     parts["one layer's backward"] = load.bytes * tokens * _working(student)
     if teacher is not None:
-        parts["teacher signal"] = load.bytes * answers * teacher.hidden
+        # Of all rows: the teacher speaks before the first update.
+        width = teacher.hidden if load.exact else 2
+        parts["teacher signal"] = load.bytes * load.prompts * load.group * load.completion * width
     chunk = min(load.chunk, scored)
     distributions = CHUNK_DISTRIBUTIONS if teacher is not None and load.exact else CHUNK_ALONE
     parts["scoring chunk"] = FLOAT * distributions * chunk * student.vocabulary

@@ -71,12 +71,15 @@ class Policy(nn.Module):
                 whose ``source_index`` then counts the prompt's last token as 0.
         """
         if prompt is not None and prompt.role != "read":
-            return self.body(packed, prompt)[-1:]
+            body = self.body(packed, prompt)
+            nothing: Tensor = self.head(body[:0])
+            # A sharded backward pass expects to meet every parameter.
+            return body[-1:] + 0.0 * nothing.sum()
         if prompt is not None:
             last = prompt.states.hidden
             assert last is not None
-            body = self.body(packed, prompt)
-            hidden = torch.cat([last.to(body.dtype), body])[packed.source_index]
+            own = self.body(packed, prompt)
+            hidden = torch.cat([last.to(own.dtype), own])[packed.source_index]
         else:
             hidden = self.hidden(packed)
         return score_tokens(

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from longctx_rl.policy.partial_attention import attention_part, merge
+
 
 @dataclass(frozen=True, slots=True)
 class RowsOfPrompts:
@@ -64,49 +66,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, prompts: SharedPrompts, sc
     count, kv_heads = prompts.keys.shape[:2]
     same = heads // kv_heads
     grouped = query.reshape(batch, kv_heads, same, width)
-    own, own_lse = partial_attention(grouped, key, value, scale)
+    own, own_lse = attention_part(grouped, key, value, scale=scale)
     # [B, kv, same, d] -> [N, kv, rows of a prompt * same, d]: rows and heads that read the same keys are queries alike.
     placed = grouped[prompts.rows.rows].view(count, -1, kv_heads, same, width).transpose(1, 2).flatten(2, 3)
-    shared, shared_lse = partial_attention(placed, prompts.keys, prompts.values, scale, prompts.bias)
-    shared = shared.reshape(count, kv_heads, -1, same, width).transpose(1, 2).flatten(0, 1)[prompts.rows.places]
-    shared_lse = shared_lse.reshape(count, kv_heads, -1, same).transpose(1, 2).flatten(0, 1)[prompts.rows.places]
-    weight = torch.sigmoid(shared_lse - own_lse)[..., None].to(own.dtype)
-    return torch.lerp(own, shared, weight).reshape(batch, 1, heads, width)
-
-
-def partial_attention(
-    query: Tensor, key: Tensor, value: Tensor, scale: float | None, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Attention over a part of the keys, and what it takes to merge it with the other parts.
-
-    Args:
-        query: [B, heads, M, d].
-        key, value: [B, heads, S, d].
-        bias: [B, 1, 1, S], added to the scores.
-
-    Returns:
-        [B, heads, M, d], and the log-sum-exp of the scores, [B, heads, M], in float32 or wider.
-    """
-    if query.device.type == "cpu":
-        if bias is not None:
-            bias = bias.expand(-1, -1, query.shape[2], -1)
-        # What scaled_dot_product_attention calls on a CPU; it alone returns the log-sum-exp.
-        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=bias, scale=scale
-        )
-        return output, lse
-    return partial_attention_by_matmul(query, key, value, scale, bias)
-
-
-def partial_attention_by_matmul(
-    query: Tensor, key: Tensor, value: Tensor, scale: float | None, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """``partial_attention`` where no kernel returns the log-sum-exp: the scores of few queries fit into memory."""
-    scores = (query @ key.transpose(2, 3)).float() * (scale or query.shape[3] ** -0.5)
-    if bias is not None:
-        scores = scores + bias
-    lse = scores.logsumexp(3)
-    return (scores - lse[..., None]).exp().to(value.dtype) @ value, lse
+    parts = attention_part(placed, prompts.keys, prompts.values, scale=scale, bias=prompts.bias)
+    shared, shared_lse = (
+        x.reshape(count, kv_heads, -1, same, *x.shape[3:]).transpose(1, 2).flatten(0, 1)[prompts.rows.places]
+        for x in parts
+    )
+    return merge(own, own_lse, shared, shared_lse)[0].reshape(batch, 1, heads, width)
 
 
 _PROMPTS: ContextVar[Sequence[SharedPrompts] | None] = ContextVar("shared prompts of each layer", default=None)

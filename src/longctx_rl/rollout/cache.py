@@ -21,8 +21,9 @@ class ReservedLayer(DynamicLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, width = key_states.shape
-        self.room = tuple(states.new_empty(rows, heads, self.capacity, width) for states in (key_states, value_states))
-        self.dtype, self.device = key_states.dtype, key_states.device
+        like = value_states  # under autocast keys come in float32, and attention casts them like the values
+        self.room = tuple(like.new_empty(rows, heads, self.capacity, width) for _ in range(2))
+        self.dtype, self.device = like.dtype, like.device
         self.is_initialized = True
 
     def update(
@@ -66,6 +67,9 @@ class DecodeCache:
         """The rows' own tokens, for ``generate``."""
         self.prompts: list[SharedPrompts] = []
         """Per layer; empty if no prompt has a token."""
+        # Under autocast the prefill's cache is in float32, as its first entries are.
+        autocast = torch.is_autocast_enabled(model.device.type)
+        self.dtype = torch.get_autocast_dtype(model.device.type) if autocast else model.dtype
         self.lens = torch.tensor(prompt_lens, device=model.device)
         self.rows = RowsOfPrompts.of(groups, model.device)
 
@@ -99,11 +103,11 @@ class DecodeCache:
         if int(self.lens.min()) < longest:
             behind = torch.arange(longest, device=keys.device) >= self.lens[:, None]
             # Half the lowest number, not infinity: a prompt without tokens gets weight zero and not nan.
-            bias = keys.new_zeros(behind.shape).masked_fill_(behind, torch.finfo(keys.dtype).min / 2)[:, None, None]
+            bias = torch.zeros(behind.shape, dtype=self.dtype, device=keys.device)
+            bias = bias.masked_fill_(behind, torch.finfo(self.dtype).min / 2)[:, None, None]
         # Zeros and not empty: what the bias hides still enters a product, where a stray nan would survive.
-        return SharedPrompts(
-            keys.new_zeros(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3]), bias, self.rows
-        )
+        rooms = (like.new_zeros(*shape, like.shape[3], dtype=self.dtype) for like in (keys, values))
+        return SharedPrompts(next(rooms), next(rooms), bias, self.rows)
 
 
 class Prefill:
@@ -137,6 +141,8 @@ class Prefill:
         self.prefix = prefix
         self._extend(rest)
         layers = full_attention_layers(self.cache)
+        if not prefix:  # of no use to the next request, and as large as what the caller keeps
+            self.cache = DynamicCache(config=self.model.config)
         return [(layer.keys, layer.values) for layer in layers if layer.keys is not None and layer.values is not None]
 
     def idle(self, token: int) -> None:
@@ -146,7 +152,7 @@ class Prefill:
     def _extend(self, tokens: tuple[int, ...]) -> None:
         if tokens:
             ids = torch.tensor([tokens], device=self.model.device)
-            self.model.base_model(input_ids=ids, past_key_values=self.cache, use_cache=True)
+            self.model.base_model(input_ids=ids, past_key_values=self.cache, use_cache=True, packed_prefill=True)
 
 
 def _split(request: SampleRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:

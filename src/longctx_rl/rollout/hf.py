@@ -38,7 +38,8 @@ class HFSampler:
         tokenizer: decodes completions.
         temperature: divides the logits. 0: the most likely token (log-probabilities are then those at temperature 1).
         max_new_tokens: length limit of a completion.
-        batch_tokens: prompt and completion tokens decoded together, padding included; one prompt may exceed it.
+        batch_tokens: tokens whose keys and values are held together: each prompt once, padding included, and the
+            completions at full length. One prompt may exceed it.
         eos_ids: tokens that end a completion; None: the tokenizer's own.
         vocabulary: rows of the head that count; None: all.
         synced_gpus: ranks hold parts of each other's weights, so all of them must run equally many forward passes.
@@ -120,7 +121,8 @@ class HFSampler:
         rows = longest = 0
         for index in sorted(range(len(requests)), key=order):
             group, length = len(requests[index].seeds), len(requests[index].prompt_ids)
-            if not batches or (rows + group) * (max(longest, length) + self.max_new_tokens) > self.batch_tokens:
+            prompts = (len(batches[-1]) + 1) * max(longest, length) if batches else 0
+            if not batches or prompts + (rows + group) * self.max_new_tokens > self.batch_tokens:
                 batches.append([])
                 rows = longest = 0
             batches[-1].append(index)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longctx_rl import engine as engines
 from longctx_rl.config import Config
 from longctx_rl.data.source import TrainingSource, check_tasks
-from longctx_rl.engine import Engine
+from longctx_rl.engine import Engine, distributed
 from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
 from longctx_rl.evals.heldout import HeldOut
 from longctx_rl.policy.flops import ModelShape
@@ -68,8 +68,8 @@ def build_parts(config: Config) -> Parts:
         if config.needs_reference:
             reference = load_student(config, tokenizer)
             frozen["ref"] = FrozenScorer(reference, chunk=model.scoring_chunk, vocabulary=vocabulary).freeze()
-    sizes = {name: Sizes.of(scorer.model.config) for name, scorer in frozen.items()}
-    scheduled, note = choose_backward(config, Sizes.of(student.config), sizes.get("kd"))
+    teacher_sizes = Sizes.of(frozen["kd"].model.config) if "kd" in frozen else None
+    scheduled, note = choose_backward(config, Sizes.of(student.config), teacher_sizes)
     make_trainable(student, checkpointing=model.gradient_checkpointing)
     engine = engines.build(config, policy, config.budget.steps * config.algo.updates_per_rollout)
 
@@ -108,19 +108,22 @@ def make_trainable(student: PreTrainedModel, *, checkpointing: bool) -> None:
         student.activation_checkpointing_enable({"use_reentrant": False})
 
 
+BACKWARD = ("packed", "scheduled")
+
+
 def choose_backward(config: Config, student: Sizes, teacher: Sizes | None) -> tuple[bool, str]:
-    """Whether gradients are taken one completion at a time, and why. The same on all ranks of equal machines."""
-    prompt, ranks = max(config.data.lengths), config.world_size
+    """Whether gradients are taken one completion at a time, and why. Called by all ranks, which agree."""
+    prompt, ranks, mode = max(config.data.lengths), config.world_size, config.batch.backward
     load = workload(config, prompt=prompt, ranks=ranks, resident=SMALL_MODEL_NUMEL)
-    found, memory = estimate(student, teacher, load), device_memory(config)
-    mode = config.batch.backward
+    found = {name: estimate(student, teacher, replace(load, scheduled=name == "scheduled")) for name in BACKWARD}
+    memory = device_memory(config)
     if mode == "auto":
-        mode = "packed"
-        if load.sampled and found.peak * MARGIN > memory:
-            mode, load = "scheduled", replace(load, scheduled=True)
-            found = estimate(student, teacher, load)
+        packed, scheduled = (found[name].peak for name in BACKWARD)
+        too_large = load.sampled and packed * MARGIN > memory and scheduled < packed
+        mode = "scheduled" if distributed.any_rank(too_large) else "packed"
+    chosen = found[mode]
     return mode == "scheduled", (
-        f"memory: about {found.peak / GIB:.2f} GiB of {memory / GIB:.1f} on each rank, most of it in {found.worst}; "
+        f"memory: about {chosen.peak / GIB:.2f} GiB of {memory / GIB:.1f} on each rank, most of it in {chosen.worst}; "
         f"batch.backward={mode}"
     )
 

@@ -1,11 +1,12 @@
 """The five methods with default settings: what each run costs and what it changes on held-out items.
 
-    python experiments/bench/methods.py run [--algos dgrpo,grpo,...] [--seeds 0,1,2]   # minutes per run
-    python experiments/bench/methods.py show                                            # from the committed results
+    python experiments/bench/methods.py run [--algos dgrpo,grpo,...] [--seeds 0,1,2] [--again]   # minutes per run
+    python experiments/bench/methods.py show                                    # from the committed results
 
 ``run`` appends one line per run to experiments/bench/results/methods.jsonl: wall time of the whole command, peak
 resident memory of its processes, seconds until the first step was recorded, cost counters, and the score of every
-held-out item before and after. A run that is there already is skipped.
+held-out item before and after. A run that is there already is skipped, unless asked for again: then the newest line
+of a run counts.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def measure(algo: str, seed: int, root: Path) -> dict[str, Any]:
         for record in sorted((r for r in records if r.step == step), key=lambda r: r.id):
             cells[f"{record.task}/{record.length}"][when].append(round(record.score, 4))
     return {
-        "date": date.today().isoformat(),
+        "measured": datetime.now(UTC).isoformat(timespec="minutes"),
         "commit": (git_state(Path(__file__).resolve().parents[2]) or {}).get("commit", "")[:10],
         "algo": algo,
         "seed": seed,
@@ -80,9 +81,9 @@ def measure(algo: str, seed: int, root: Path) -> dict[str, Any]:
     }
 
 
-def run(algos: list[str], seeds: list[int]) -> None:
+def run(algos: list[str], seeds: list[int], again: bool) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
-    done = {(row["algo"], row["seed"]) for row in load()}
+    done = set() if again else {(row["algo"], row["seed"]) for row in load()}
     for seed in seeds:
         for algo in algos:
             if (algo, seed) in done:
@@ -98,15 +99,17 @@ def run(algos: list[str], seeds: list[int]) -> None:
 def load() -> list[dict[str, Any]]:
     if not RESULTS.is_file():
         return []
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    return list({(row["algo"], row["seed"]): row for row in rows}.values())
 
 
 def show() -> None:
     """Mean scores and paired differences. Intervals resample items, each with all seeds; not the seeds.
 
-    Costs are the largest of any seed.
+    Costs are the largest of any seed, of the newest commit that was measured.
     """
     rows = load()
+    newest = max(rows, key=lambda row: row["measured"])["commit"]
     print(
         "| method | seeds | short before | short after | short difference [95 %] "
         "| long before | long after | long difference [95 %] | long difference by seed | first step, s | all, s | GiB |"
@@ -123,9 +126,9 @@ def show() -> None:
         columns.append(
             ", ".join(f"{sum(a) / len(a) - sum(b) / len(b):+.3f}" for b, a, _ in (pooled([row], True) for row in mine))
         )
-        columns.append(f"{max(row['first_step_seconds'] for row in mine):.0f}")
-        columns.append(f"{max(row['seconds'] for row in mine):.0f}")
-        columns.append(f"{max(row['peak_gib'] for row in mine):.2f}")
+        costly = [row for row in mine if row["commit"] == newest]
+        for name, digits in (("first_step_seconds", 0), ("seconds", 0), ("peak_gib", 2)):
+            columns.append(f"{max(row[name] for row in costly):.{digits}f}" if costly else "")
         print("| " + " | ".join(columns) + " |")
 
 
@@ -150,9 +153,10 @@ def main() -> None:
     parser.add_argument("action", choices=("run", "show"))
     parser.add_argument("--algos", default="dgrpo,grpo,opd,kd,sft")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--again", action="store_true", help="measure runs that are there already")
     options = parser.parse_args()
     if options.action == "run":
-        run(options.algos.split(","), [int(seed) for seed in options.seeds.split(",")])
+        run(options.algos.split(","), [int(seed) for seed in options.seeds.split(",")], options.again)
     show()
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ SMALL_MODEL_NUMEL = 20_000_000
 """Models up to this size keep all weights whole on every rank: sharding them costs more time than it saves space."""
 RESIDENT_NUMEL = 100_000
 """Parameters up to this size stay whole in larger models: norms, mostly."""
+LINEAR = nn.functional.linear
+"""torch's own. DeepSpeed's saves memory in training, and inspects a signature at each call, which slows decoding."""
 BUCKET_NUMEL = 50_000_000
 """Gradient elements reduced together, and weight elements gathered ahead."""
 
@@ -113,8 +115,8 @@ class Zero3Engine:
         self._total_steps = total_steps
         self._dtype = getattr(torch, config.model.dtype)
         self._module = _cast_unless_sharded(module, self._dtype)
-        numel = sum(full_shape(parameter).numel() for parameter in module.parameters())
-        self._engine = _initialize(self._module, deepspeed_config(config, numel), adamw(module, config.optim))
+        settings = deepspeed_config(config, _numel(module))
+        self._engine = _initialize(self._module, settings, adamw(module, config.optim))
         self._adam = self._engine.optimizer.optimizer
         for shard in self._engine.optimizer.fp32_partitioned_groups_flat:
             reset_state(self._adam, shard, updates=0)
@@ -148,7 +150,7 @@ class Zero3Engine:
 
     def freeze(self, module: nn.Module) -> nn.Module:
         module = _cast_unless_sharded(module.requires_grad_(False).eval(), self._dtype)
-        settings = deepspeed_config(self._config, BUCKET_NUMEL)
+        settings = deepspeed_config(self._config, _numel(module))
         settings["zero_optimization"].pop("offload_optimizer", None)
         engine: nn.Module = _initialize(module, settings, None)
         engine.eval()
@@ -158,11 +160,13 @@ class Zero3Engine:
     def full_weights(self) -> Iterator[nn.Module]:
         from deepspeed.runtime.zero import unwrap_model_for_generation
 
-        if self._config.rollout.gather_weights:
-            with unwrap_model_for_generation(self._engine):
+        replaced = nn.functional.linear
+        nn.functional.linear = LINEAR
+        try:
+            with unwrap_model_for_generation(self._engine) if self._config.rollout.gather_weights else nullcontext():
                 yield self._module
-        else:
-            yield self._module
+        finally:
+            nn.functional.linear = replaced
 
     def full_parameter(self, parameter: Tensor) -> Tensor:
         with _gathered(parameter):
@@ -210,6 +214,10 @@ def _initialize(module: nn.Module, settings: dict[str, Any], optimizer: torch.op
     layers = sorted(getattr(module.model, "_no_split_modules", None) or ())
     set_z3_leaf_modules(module, layers, raise_if_not_found=False)
     return deepspeed.initialize(model=module, config=settings, optimizer=optimizer)[0]
+
+
+def _numel(module: nn.Module) -> int:
+    return sum(full_shape(parameter).numel() for parameter in module.parameters())
 
 
 def _cast_unless_sharded(module: nn.Module, dtype: torch.dtype) -> nn.Module:

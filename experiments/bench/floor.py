@@ -1,9 +1,10 @@
 """The least that a machine needs for a group step: FLOPs and bytes of each phase over its measured ceilings.
 
 Every matrix product counts its FLOPs at the rate of the best large product, and its operands and results once through
-memory; everything between products counts the bytes it must read and write. A phase's floor is the sum over its
-operations of the larger of the two times (the roofline of each). Nothing is recomputed, nothing is launched, no
-temporary leaves the processor. Bytes are taken to come from memory; what a cache still holds can be faster.
+memory; everything between products counts the bytes it must read and write, and softmax its exponentials. A phase's
+floor is the sum over its operations of the larger of the two times (the roofline of each). Nothing is launched, no
+temporary leaves the processor, and attention's backward pass makes its weights again, which is cheaper than to fetch
+them. Bytes are taken to come from memory; what a cache still holds can be faster.
 """
 
 import time
@@ -20,6 +21,8 @@ class Machine:
     """Per second, of a large float32 matrix product."""
     bytes: float
     """Per second, read plus written, of a large copy."""
+    exponentials: float
+    """Per second, of values that lie in the cache."""
 
     def as_dict(self) -> dict[str, float]:
         return {name: float(f"{value:.4g}") for name, value in asdict(self).items()}
@@ -39,7 +42,11 @@ def machine() -> Machine:
             times.append(time.perf_counter() - start)
         return min(times)
 
-    return Machine(2 * 2048**3 / best(lambda: torch.mm(a, b)), 2 * x.nbytes / best(lambda: y.copy_(x)))
+    small = torch.randn(64 * 1024)
+    exps = best(lambda: [small.exp() for _ in range(100)])
+    return Machine(
+        2 * 2048**3 / best(lambda: torch.mm(a, b)), 2 * x.nbytes / best(lambda: y.copy_(x)), 100 * small.numel() / exps
+    )
 
 
 @dataclass
@@ -47,6 +54,7 @@ class Work:
     """Operations of a phase: FLOPs and bytes of each."""
 
     operations: list[tuple[float, float]] = field(default_factory=list)
+    exponentials: float = 0.0
 
     def product(self, rows: float, inner: float, columns: float, *, backward: bool = False) -> None:
         """[rows, inner] x [inner, columns]; with its two gradients if ``backward``."""
@@ -67,7 +75,8 @@ class Work:
         return sum(moved for _, moved in self.operations)
 
     def seconds(self, ceilings: Machine) -> float:
-        return sum(max(flops / ceilings.flops, moved / ceilings.bytes) for flops, moved in self.operations)
+        roofline = sum(max(flops / ceilings.flops, moved / ceilings.bytes) for flops, moved in self.operations)
+        return roofline + self.exponentials / ceilings.exponentials
 
 
 def floor(case: dict[str, int], *, layers: int, width: int, vocabulary: int) -> dict[str, Work]:
@@ -84,11 +93,12 @@ def floor(case: dict[str, int], *, layers: int, width: int, vocabulary: int) -> 
         for _ in range(layers):
             for inner, columns in ((width, 3 * width), (width, width), (width, 6 * width), (3 * width, width)):
                 work.product(tokens, inner, columns, backward=backward)
-            # Scores and values: two products; four gradients.
-            moved = 4 * width * (2 * tokens + 2 * read)
+            # Scores and values: two products; scores again and four gradients.
+            moved, exponentials = 4 * width * (2 * tokens + 2 * read), attended * width / 32
             work.operations.append((4 * attended * width, moved))
+            work.exponentials += exponentials * (2 if backward else 1)
             if backward:
-                work.operations.append((8 * attended * width, 2 * moved))
+                work.operations.append((10 * attended * width, 2 * moved))
             # Two norms and two residual sums, norms and rotation of queries and keys, the gate: read and written once,
             # and as much again, with the gradient read besides, on the way back.
             numbers = tokens * (4 * 2 * width + 2 * 4 * width + 9 * width)
@@ -109,6 +119,7 @@ def floor(case: dict[str, int], *, layers: int, width: int, vocabulary: int) -> 
     # Student's logits with their gradient, and the teacher's.
     update.product(answers, width, vocabulary, backward=True)
     update.product(answers, width, vocabulary)
+    update.exponentials += 2 * answers * vocabulary
     parameters = layers * 13 * width * width + vocabulary * width
     update.pass_over(8 * parameters)  # AdamW: weight, gradient and two moments read, three of them written; norm
     return {"rollout": rollout, "teacher": teacher, "update": update}

@@ -39,6 +39,7 @@ from longctx_rl.policy.scoring import Anchor, score_tokens
 from longctx_rl.rollout import SampleRequest, sample_seed
 from longctx_rl.rollout.cache import DecodeCache, Prefill
 from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.training.parts import make_trainable
 from longctx_rl.training.state import Stopwatch
 from longctx_rl.training.update import FrozenAnchor, global_count, objective_from, prepare, update
 from longctx_rl.types import Completion, Example, HiddenSignal, RolloutGroup
@@ -145,10 +146,11 @@ class Ours:
     """Student, teacher and engine of the program itself."""
 
     def __init__(self, case: Case, variant: str) -> None:
-        self.case, self.variant = case, variant
-        self.config = settings(case, variant)
+        self.case, self.variant = case, variant.removesuffix("-gc")
+        self.config = settings(case, self.variant)
         chunk = self.config.model.scoring_chunk
         self.policy = Policy(model(case, 0), chunk=chunk)
+        make_trainable(self.policy.model, checkpointing=variant.endswith("-gc"))
         self.engine = LocalEngine(self.config, self.policy, 100)
         teacher = FrozenScorer(model(case, 1), chunk=chunk)
         head = teacher.model.get_output_embeddings().weight.detach()
@@ -217,11 +219,12 @@ def means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def trl_step(case: Case, variant: str) -> dict[str, Any]:
-    """Whole steps of TRL's trainers. ``-nogc``: without the gradient checkpointing that is TRL's default.
+    """Whole steps of TRL's trainers. ``-nogc``: without the gradient checkpointing that is TRL's default. ``-batch``:
+    the group in one batch, as TRL's defaults have it; else one completion at a time, TRL's way to save memory.
+    ``-compact``: before TRL's loss gathers the completion's positions it asks for triton, without which it projects the
+    prompt's through the vocabulary as well; here it is told that triton is there, so that it does what it does on a GPU.
 
-    ``update`` is all of a step but sampling: in distillation the teacher's part too. Before TRL's loss gathers the
-    completion's positions it asks for triton, without which it projects the prompt's through the vocabulary as well;
-    here it is told that triton is there, so that it does on this machine what it does on a GPU.
+    ``update`` is all of a step but sampling: in distillation the teacher's part too.
     """
     os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "ACCELERATE_USE_CPU": "true"}
     import trl.trainer.utils
@@ -229,15 +232,15 @@ def trl_step(case: Case, variant: str) -> dict[str, Any]:
     from transformers import TrainerCallback
     from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
-    trl.trainer.utils._use_triton = lambda *_: True
-    grpo = variant.startswith("trl-grpo")
+    if "-compact" in variant:
+        trl.trainer.utils._use_triton = lambda *_: True
+    grpo, whole = variant.startswith("trl-grpo"), "-batch" in variant
     repeats = 1 if grpo else case.group
     prompts = [f"{step}" for step in range(1 + case.steps) for _ in range(repeats)]
     options: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(),
-        # One completion in memory at a time, as TRL's guide to saving memory has it.
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": case.group,
+        "per_device_train_batch_size": case.group if whole else 1,
+        "gradient_accumulation_steps": 1 if whole else case.group,
         "max_completion_length": case.completion,
         "max_steps": 1 + case.steps,
         "learning_rate": 1e-6,
@@ -249,7 +252,7 @@ def trl_step(case: Case, variant: str) -> dict[str, Any]:
         "logging_strategy": "no",
         "disable_tqdm": True,
         "shuffle_dataset": False,
-        "gradient_checkpointing": not variant.endswith("-nogc"),
+        "gradient_checkpointing": "-nogc" not in variant,
     }
     data = Dataset.from_dict({"prompt": prompts})
     tokenizer = load_tokenizer("mini-student")

@@ -83,18 +83,15 @@ def columns(runs: Runs) -> dict[str, dict[str, float]]:
 
 
 def step(repeats: int, case: dict[str, int]) -> dict[str, Any]:
-    """Whole steps and the updates in them."""
-    variants = ("packed", "separate", "trl-grpo", "trl-grpo-nogc", "trl-distill", "trl-distill-nogc")
+    """Whole steps of dGRPO, and the updates in them, against no sharing and TRL's GRPO, which asks no teacher."""
+    variants = ("packed", "separate", "trl-grpo", "trl-grpo-nogc")
     runs = alternate("step", dict.fromkeys(variants, case), repeats)
-    for name in ("trl-distill", "trl-distill-nogc"):  # ask their teacher within the update; GRPO has none
-        runs[name] = [row | {"scored_update": row["update"]} for row in runs[name]]
-    against = {}
-    for slow in variants[1:]:
-        column = "scored_update" if slow.startswith("trl-distill") else "update"
-        for each in (column, "step", "update_mib"):
-            against[f"{each}: {slow} / packed"] = ratio(runs, slow, "packed", each)
-    found = floor(case, layers=4, width=128, vocabulary=4096)
-    ceilings = machine()
+    ratios = {
+        f"{column}: {slow} / packed": ratio(runs, slow, "packed", column)
+        for slow in variants[1:]
+        for column in ("update", "step", "update_mib")
+    }
+    found, ceilings = floor(case, layers=4, width=128, vocabulary=4096), machine()
     phases = {
         name: {
             "seconds": median(runs["packed"], name),
@@ -104,7 +101,28 @@ def step(repeats: int, case: dict[str, int]) -> dict[str, Any]:
         }
         for name in ("rollout", "teacher", "update")
     }
-    return {"medians": columns(runs), "ratios": against, "phases": phases, "machine": ceilings.as_dict()}
+    return {"medians": columns(runs), "ratios": ratios, "phases": phases, "machine": ceilings.as_dict()}
+
+
+def peers(repeats: int) -> dict[str, Any]:
+    """TRL's distillation, which asks its teacher within the update, and TRL's GRPO with its GPU's shorter loss."""
+    variants = ("packed", "trl-distill", "trl-distill-nogc", "trl-grpo-compact", "trl-grpo-compact-nogc")
+    runs = alternate("step", dict.fromkeys(variants, LONG), repeats)
+    ratios = {}
+    for slow in variants[1:]:
+        column = "scored_update" if slow.startswith("trl-distill") else "update"
+        runs[slow] = [row | {"scored_update": row["update"]} for row in runs[slow]]
+        ratios |= {f"{each}: {slow} / packed": ratio(runs, slow, "packed", each) for each in (column, "step")}
+    return {"medians": columns(runs), "ratios": ratios}
+
+
+def memory(repeats: int) -> dict[str, Any]:
+    """Peak memory of teacher and update, each with and without recomputing activations, TRL in both its ways."""
+    variants = ("packed", "packed-gc", "scheduled-gc", "trl-grpo", "trl-grpo-batch")
+    runs = alternate("step", dict.fromkeys(variants, LONG), repeats)
+    pairs = (("trl-grpo", "packed-gc"), ("trl-grpo-batch", "packed"), ("trl-grpo-batch", "packed-gc"))
+    ratios = {f"update_mib: {a} / {b}": ratio(runs, a, b, "update_mib") for a, b in pairs}
+    return {"medians": columns(runs), "ratios": ratios}
 
 
 def scheduled(repeats: int) -> dict[str, Any]:
@@ -195,8 +213,10 @@ QUESTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "exactness": exactness,
     "long step": lambda repeats: step(repeats, LONG),
     "short step": lambda repeats: step(repeats, SHORT),
+    "peers": peers,
     "decode": decode,
     "teacher": teacher,
+    "memory": memory,
     "scheduled": scheduled,
     "group size": group_size,
     "vocabulary": vocabulary,

@@ -222,7 +222,7 @@ def trl_step(case: Case, variant: str) -> dict[str, Any]:
     """Whole steps of TRL's trainers. ``-nogc``: without the gradient checkpointing that is TRL's default. ``-batch``:
     the group in one batch, as TRL's defaults have it; else one completion at a time, TRL's way to save memory.
     ``-compact``: before TRL's loss gathers the completion's positions it asks for triton, without which it projects the
-    prompt's through the vocabulary as well; here it is told that triton is there, so that it does what it does on a GPU.
+    prompt's through the vocabulary as well; here it is told that triton is there, and does what it does on a GPU.
 
     ``update`` is all of a step but sampling: in distillation the teacher's part too.
     """

@@ -1,10 +1,10 @@
 """The least that a machine needs for a group step: FLOPs and bytes of each phase over its measured ceilings.
 
 Every matrix product counts its FLOPs at the rate of the best large product, and its operands and results once through
-memory; everything between products counts the bytes it must read and write, and softmax its exponentials. A phase's
-floor is the sum over its operations of the larger of the two times (the roofline of each). Nothing is launched, no
-temporary leaves the processor, and attention's backward pass makes its weights again, which is cheaper than to fetch
-them. Bytes are taken to come from memory; what a cache still holds can be faster.
+memory; everything between products counts the bytes it must read and write. A phase's floor is the sum over its
+operations of the larger of the two times (the roofline of each). Nothing is recomputed, nothing is launched, no
+temporary leaves the processor, softmax's exponentials are free, and the last layer is asked for what is read of it
+alone. Bytes are taken to come from memory; what a cache still holds can be faster.
 """
 
 import time
@@ -21,8 +21,10 @@ class Machine:
     """Per second, of a large float32 matrix product."""
     bytes: float
     """Per second, read plus written, of a large copy."""
-    exponentials: float
-    """Per second, of values that lie in the cache."""
+
+    @classmethod
+    def of(cls, found: dict[str, float]) -> "Machine":
+        return cls(found["flops"], found["bytes"])
 
     def as_dict(self) -> dict[str, float]:
         return {name: float(f"{value:.4g}") for name, value in asdict(self).items()}
@@ -42,11 +44,7 @@ def machine() -> Machine:
             times.append(time.perf_counter() - start)
         return min(times)
 
-    small = torch.randn(64 * 1024)
-    exps = best(lambda: [small.exp() for _ in range(100)])
-    return Machine(
-        2 * 2048**3 / best(lambda: torch.mm(a, b)), 2 * x.nbytes / best(lambda: y.copy_(x)), 100 * small.numel() / exps
-    )
+    return Machine(2 * 2048**3 / best(lambda: torch.mm(a, b)), 2 * x.nbytes / best(lambda: y.copy_(x)))
 
 
 @dataclass
@@ -54,7 +52,6 @@ class Work:
     """Operations of a phase: FLOPs and bytes of each."""
 
     operations: list[tuple[float, float]] = field(default_factory=list)
-    exponentials: float = 0.0
 
     def product(self, rows: float, inner: float, columns: float, *, backward: bool = False) -> None:
         """[rows, inner] x [inner, columns]; with its two gradients if ``backward``."""
@@ -75,8 +72,7 @@ class Work:
         return sum(moved for _, moved in self.operations)
 
     def seconds(self, ceilings: Machine) -> float:
-        roofline = sum(max(flops / ceilings.flops, moved / ceilings.bytes) for flops, moved in self.operations)
-        return roofline + self.exponentials / ceilings.exponentials
+        return sum(max(flops / ceilings.flops, moved / ceilings.bytes) for flops, moved in self.operations)
 
 
 def floor(case: dict[str, int], *, layers: int, width: int, vocabulary: int) -> dict[str, Work]:
@@ -86,40 +82,46 @@ def floor(case: dict[str, int], *, layers: int, width: int, vocabulary: int) -> 
     """
     prompt, completion, group = case["prompt"], case["completion"], case["group"]
     answers = group * completion
-    pairs = prompt * (prompt + 1) / 2 + answers * prompt + group * completion * (completion + 1) / 2
+    crossing = answers * prompt + group * completion * (completion + 1) / 2
 
-    def body(work: Work, tokens: float, attended: float, read: float, *, backward: bool) -> None:
-        """Layers over ``tokens`` tokens: ``attended`` pairs of query and key, ``read`` tokens' keys and values."""
-        for _ in range(layers):
-            for inner, columns in ((width, 3 * width), (width, width), (width, 6 * width), (3 * width, width)):
-                work.product(tokens, inner, columns, backward=backward)
-            # Scores and values: two products; scores again and four gradients.
-            moved, exponentials = 4 * width * (2 * tokens + 2 * read), attended * width / 32
-            work.operations.append((4 * attended * width, moved))
-            work.exponentials += exponentials * (2 if backward else 1)
-            if backward:
-                work.operations.append((10 * attended * width, 2 * moved))
-            # Two norms and two residual sums, norms and rotation of queries and keys, the gate: read and written once,
-            # and as much again, with the gradient read besides, on the way back.
-            numbers = tokens * (4 * 2 * width + 2 * 4 * width + 9 * width)
-            work.pass_over(numbers)
-            if backward:
-                work.pass_over(1.5 * numbers)
+    def layer(work: Work, asking: float, tokens: float, attended: float, *, backward: bool) -> None:
+        """One layer: ``asking`` tokens go through, in ``attended`` pairs with the keys and values of ``tokens``."""
+        work.product(tokens, width, 2 * width, backward=backward)
+        for inner, columns in ((width, width), (width, width), (width, 6 * width), (3 * width, width)):
+            work.product(asking, inner, columns, backward=backward)
+        # Scores and values: two products; four gradients.
+        moved = 4 * width * (2 * asking + 2 * tokens)
+        work.operations.append((4 * attended * width, moved))
+        if backward:
+            work.operations.append((8 * attended * width, 2 * moved))
+        # Two norms and two residual sums, norms and rotation of queries and keys, the gate: read and written once,
+        # and as much again, with the gradient read besides, on the way back.
+        numbers = asking * (4 * 2 * width + 2 * 2 * width + 9 * width) + tokens * 2 * 2 * width
+        work.pass_over(2.5 * numbers if backward else numbers)
+
+    def row(work: Work, *, backward: bool) -> None:
+        """A packed row, of whose last layer the answers and the prompt's last token are read."""
+        tokens = prompt + answers
+        for _ in range(layers - 1):
+            layer(work, tokens, tokens, prompt * (prompt + 1) / 2 + crossing, backward=backward)
+        layer(work, answers + 1, tokens, prompt + crossing, backward=backward)
 
     rollout = Work()
-    body(rollout, prompt, prompt * (prompt + 1) / 2, prompt, backward=False)
+    for _ in range(layers - 1):
+        layer(rollout, prompt, prompt, prompt * (prompt + 1) / 2, backward=False)
+    rollout.product(prompt, width, 2 * width)  # of the last layer: keys and values
     for token in range(completion):
-        # The prompt's keys and values are read once, the rows' own once each.
-        body(rollout, group, group * (prompt + token + 1), prompt + group * (token + 1), backward=False)
+        # The prompt's keys and values are read once, the rows' own once each; only the new token's are made.
+        for _ in range(layers):
+            layer(rollout, group, group, group * (prompt + token + 1), backward=False)
+            rollout.pass_over(2 * width * (prompt + group * token))
         rollout.product(group, width, vocabulary)
-    teacher = Work()
-    body(teacher, prompt + answers, pairs, prompt + answers, backward=False)
-    update = Work()
-    body(update, prompt + answers, pairs, prompt + answers, backward=True)
+    teacher, update = Work(), Work()
+    row(teacher, backward=False)
+    row(update, backward=True)
     # Student's logits with their gradient, and the teacher's.
     update.product(answers, width, vocabulary, backward=True)
     update.product(answers, width, vocabulary)
-    update.exponentials += 2 * answers * vocabulary
     parameters = layers * 13 * width * width + vocabulary * width
     update.pass_over(8 * parameters)  # AdamW: weight, gradient and two moments read, three of them written; norm
     return {"rollout": rollout, "teacher": teacher, "update": update}

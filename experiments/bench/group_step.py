@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from floor import floor, machine
+from floor import Machine, floor, machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "group_step.jsonl"
@@ -91,17 +91,8 @@ def step(repeats: int, case: dict[str, int]) -> dict[str, Any]:
         for slow in variants[1:]
         for column in ("update", "step", "update_mib")
     }
-    found, ceilings = floor(case, layers=4, width=128, vocabulary=4096), machine()
-    phases = {
-        name: {
-            "seconds": median(runs["packed"], name),
-            "floor": found[name].seconds(ceilings),
-            "gflop": found[name].flops / 1e9,
-            "gbyte": found[name].bytes / 1e9,
-        }
-        for name in ("rollout", "teacher", "update")
-    }
-    return {"medians": columns(runs), "ratios": ratios, "phases": phases, "machine": ceilings.as_dict()}
+    phases = {name: median(runs["packed"], name) for name in ("rollout", "teacher", "update")}
+    return {"case": case, "medians": columns(runs), "ratios": ratios, "phases": phases, "machine": machine().as_dict()}
 
 
 def peers(repeats: int) -> dict[str, Any]:
@@ -251,8 +242,11 @@ def show() -> None:
         print(f"\n## {question}\n")
         for name, found in answer.get("ratios", {}).items():
             print(f"- {name}: {found['ratio']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f})")
-        for name, found in answer.get("phases", {}).items():
-            print(f"- {name}: {found['seconds']:.3f} s, {found['seconds'] / found['floor']:.2f} times its floor")
+        if "phases" in answer:
+            least = floor(answer["case"], layers=4, width=128, vocabulary=4096)
+            for name, seconds in answer["phases"].items():
+                possible = least[name].seconds(Machine.of(answer["machine"]))
+                print(f"- {name}: {seconds:.3f} s, {seconds / possible:.2f} times its floor of {possible:.3f} s")
         rest = {k: v for k, v in answer.items() if k not in ("ratios", "phases")}
         for name, value in rest.items():
             print(f"- {name}: {value}")

@@ -77,7 +77,7 @@ def test_scheduled_equals_packed(method: str, family: str, checkpointing: bool) 
     for scheduled in (0, 3):
         model = tiny_model(0, family=family)
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
             model.train()
         found.append(gradient(rows, method, Policy(model, chunk=7), scheduled=scheduled, groups=groups))
     (packed, sums, _), (one_by_one, scheduled_sums, calls) = found

@@ -239,7 +239,7 @@ class Bench:
             model = Qwen3ForCausalLM(config).to(self.dtype)
         if self.device.type == "cuda":
             model.train()
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         return model
 
 

@@ -8,6 +8,7 @@ alone. Bytes are taken to come from memory; what a cache still holds can be fast
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -36,11 +37,11 @@ def machine() -> Machine:
     x = torch.randn(64 * 2**20)
     y = torch.empty_like(x)
 
-    def best(work: object, repeats: int = 7) -> float:
+    def best(work: Callable[[], object], repeats: int = 7) -> float:
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
-            work()  # type: ignore[operator]
+            work()
             times.append(time.perf_counter() - start)
         return min(times)
 

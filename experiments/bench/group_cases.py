@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -41,7 +42,7 @@ from longctx_rl.rollout.cache import DecodeCache, Prefill
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.training.parts import make_trainable
 from longctx_rl.training.state import Stopwatch
-from longctx_rl.training.update import FrozenAnchor, global_count, objective_from, prepare, update
+from longctx_rl.training.update import FrozenAnchor, global_count, objective_from, passes, prepare, update
 from longctx_rl.types import Completion, Example, HiddenSignal, RolloutGroup
 
 EXAMPLE = Example(id="bench", document="", question="", answer="", task="bench")
@@ -169,7 +170,7 @@ class Ours:
         seeds = tuple(sample_seed(0, step, 0, i) for i in range(self.case.group))
         request = SampleRequest(tokens(self.case, self.case.prompt, step), seeds)
         with self.engine.full_weights() as policy:
-            (completions,) = self.sampler.sample(policy.model, [request])  # type: ignore[arg-type]
+            (completions,) = self.sampler.sample(policy.model, [request])
         rewards = [reward(one.token_ids) for one in completions]
         advantages = group_advantages(rewards, baseline="mean", normalize_std=True)
         return RolloutGroup(EXAMPLE, request.prompt_ids, completions, advantages=tuple(advantages))
@@ -296,7 +297,7 @@ def trl_step(case: Case, variant: str) -> dict[str, Any]:
 
     trainer._generate_and_score_completions = sampling
 
-    class Times(TrainerCallback):  # type: ignore[misc]
+    class Times(TrainerCallback):
         def on_step_begin(self, *arguments: Any, **options: Any) -> None:
             row.clear()
             row["start"] = time.perf_counter()
@@ -337,11 +338,13 @@ def gradient(case: Case, variant: str) -> dict[str, Any]:
         value = loss.item()
     else:
         ours = Ours(case, variant)
-        ours.engine._optimizer.step = lambda: None  # type: ignore[method-assign]  # the gradient is read instead
-        ours.engine._optimizer.zero_grad = lambda: None  # type: ignore[method-assign,misc]
-        ours.engine._optim = replace(ours.engine._optim, max_grad_norm=1e9)
-        _, metrics = ours.train(group, Stopwatch())
-        flat, value = ours.engine.gradient(), metrics["loss/total"]
+        groups, watch = apart(group) if variant == "separate" else [group], Stopwatch()
+        rows = prepare(ours.config, ours.engine, ours.anchors, groups, watch, scheduled=variant == "scheduled")
+        spec, total, value = objective_from(ours.config), global_count(groups), 0.0
+        for row in rows:
+            for _, _, output in passes(ours.engine, row, spec, total, 1.0, watch, last=row is rows[-1]):
+                value += output.sums["loss/total"].item()
+        flat = ours.engine.gradient()
     torch.save(flat, os.environ["GRADIENT_FILE"])
     return {"loss": value, "norm": flat.norm().item()}
 
@@ -379,11 +382,10 @@ def decode_shared(case: Case, student: PreTrainedModel, prompt: tuple[int, ...])
         init(self, *arguments)
         kept.append(self)
 
-    Prefill.run, DecodeCache.__init__ = timed, seen  # type: ignore[method-assign]
-    start = time.perf_counter()
-    (group,) = sampler.sample(student, [SampleRequest(prompt, tuple(range(case.group)))])
-    whole = time.perf_counter() - start
-    Prefill.run, DecodeCache.__init__ = prefill, init  # type: ignore[method-assign]
+    with patch.object(Prefill, "run", timed), patch.object(DecodeCache, "__init__", seen):
+        start = time.perf_counter()
+        (group,) = sampler.sample(student, [SampleRequest(prompt, tuple(range(case.group)))])
+        whole = time.perf_counter() - start
     (cache,) = kept
     # The prefill's own cache is empty by now.
     held = [x for one in cache.prompts for x in (one.keys, one.values)] + [x for one in cache.layers for x in one.room]
@@ -402,7 +404,7 @@ def repeated(case: Case, student: PreTrainedModel, prompt: tuple[int, ...]) -> d
     prefilled = time.perf_counter()
     cache.batch_repeat_interleave(case.group)
     ids = torch.tensor([prompt]).expand(case.group, -1)
-    output: Any = student.generate(  # type: ignore[operator]
+    output: Any = student.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         past_key_values=cache,

@@ -23,7 +23,7 @@ from longctx_rl.__main__ import config_directory, sentence
 from longctx_rl.config import Config
 from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
 from longctx_rl.policy.loading import load_config
-from longctx_rl.policy.memory import GIB, MARGIN, Estimate, Sizes, Workload, device_memory, estimate, workload
+from longctx_rl.policy.memory import GIB, MARGIN, Estimate, Sizes, Workload, choose, device_memory, estimate, workload
 
 OWN = ("context", "devices", "memory")
 
@@ -60,7 +60,7 @@ def diagnose(arguments: list[str]) -> bool:
     ranks = int(number(own, "devices", config.world_size))
     load = workload(config, prompt=context - completion, ranks=ranks, resident=SMALL_MODEL_NUMEL)
     memory = number(own, "memory", device_memory(config) / GIB)
-    found = estimate(student, teacher, load)
+    load, found = choose(student, teacher, load, config.batch.backward, memory * GIB)
     print(render(found, load, config, memory))
     if found.peak * MARGIN <= memory * GIB:
         print(f"fits: {found.peak / GIB:.1f} GiB of {memory:.1f} on each of {load.ranks}")
@@ -120,7 +120,7 @@ def changes(load: Workload) -> Iterator[tuple[list[str], Workload]]:
         steps.append(("rollout.batch_tokens=1", replace(load, batch_tokens=1)))
     if load.exact:
         steps.append(("algo.kd.estimator=topk", replace(load, exact=False)))
-    if load.sampled and not load.scheduled:
+    if load.sampled and not load.scheduled:  # asked for: auto would have taken it
         steps.append(("batch.backward=scheduled", replace(load, scheduled=True)))
     if load.engine == "zero3" and not load.offload and torch.cuda.is_available():
         steps.append(("engine.offload_optimizer=true", replace(load, offload=True)))
@@ -140,7 +140,8 @@ def render(found: Estimate, load: Workload, config: Config, memory: float) -> st
     """The estimate as a table in GiB."""
     lines = [
         f"{config.algo.name} on {config.model.name}: prompt {load.prompt:,} tokens, {load.group} x {load.completion:,} "
-        f"completion tokens, {load.ranks} x {memory:.1f} GiB, {config.engine.name}, {config.model.dtype}",
+        f"completion tokens, {load.ranks} x {memory:.1f} GiB, {config.engine.name}, {config.model.dtype}, "
+        f"batch.backward={'scheduled' if load.scheduled else 'packed'}",
         "",
     ]
     for title, parts in (("always", found.always), *found.phases.items()):

@@ -39,6 +39,19 @@ def test_a_run_that_does_not_fit_says_what_to_change(models: list[str], capsys: 
     assert doctor.diagnose([*models, "context=32768", "memory=80", devices, *settings])
 
 
+def test_the_doctor_knows_what_auto_would_take(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Long completions fit one at a time alone: auto takes them so, and packed, asked for, does not fit."""
+    long = [*models, "context=20000", "rollout.max_new_tokens=16000", "memory=45", "devices=8"]
+    long += ["algo.kd.estimator=topk", "model.scoring_chunk=256", "batch.micro_batch_tokens=1"]
+    peaks = {}
+    for mode in ("packed", "scheduled", "auto"):
+        doctor.diagnose([*long, f"batch.backward={mode}"])
+        first, *_, last = capsys.readouterr().out.splitlines()
+        peaks[mode] = first.rpartition("batch.backward=")[2], last
+    assert peaks["packed"][0] == "packed" and peaks["packed"][1].startswith("would fit with batch.backward=scheduled")
+    assert peaks["auto"] == peaks["scheduled"] and peaks["auto"][1].startswith("fits: ")
+
+
 def test_more_than_any_setting_can_save(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert not doctor.diagnose([*models, "context=40000000", "devices=1", "memory=8"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("nothing that can be set makes it fit")

@@ -187,7 +187,7 @@ class Bench:
             for row in rows:
                 anchors = {"kd": Anchor(Divergence(), scorer(row, **options))}
                 scores = policy(row, temperature=1.0, anchors=anchors)
-                torch.autograd.backward(objective(Objective(pg=1.0, kd=0.5), scores, row, count([group])).loss)  # type: ignore[arg-type]
+                torch.autograd.backward(objective(Objective(pg=1.0, kd=0.5), scores, row, count([group])).loss)
             policy.zero_grad()
 
         self.compare("teacher and update", where, {
@@ -217,7 +217,7 @@ class Bench:
             settings = GenerationConfig(
                 max_new_tokens=COMPLETION, do_sample=False, pad_token_id=0, disable_compile=True
             )
-            output: Tensor = student.generate(  # type: ignore[operator]
+            output: Tensor = student.generate(
                 input_ids=rows, attention_mask=torch.ones_like(rows), past_key_values=cache, generation_config=settings
             )
             return output[:, ids.shape[1] :]

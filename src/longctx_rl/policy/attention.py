@@ -61,6 +61,7 @@ def packed_attention(
     prompts = prompts_of(module)
     if prompts is not None:
         return attend(query, key, value, prompts, scale), None
+    # mypy: kwargs are transformers' own, handed on as they came.
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[arg-type]
 
 

@@ -54,9 +54,10 @@ def block_mask(spans: tuple[GroupSpan, ...], padded: int, device: torch.device) 
         own = segments[asking] == segments[read]
         return (read <= asking) & (groups[asking] == groups[read]) & (own | (segments[read] == 0))
 
-    return _compiled(create_block_mask, device.type)(  # type: ignore[no-any-return]
+    mask: BlockMask = _compiled(create_block_mask, device.type)(
         allowed, None, None, padded, padded, device=device, BLOCK_SIZE=BLOCK
     )
+    return mask
 
 
 def _kernel(device_type: str) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ dense decoders: experts and other architectures' extras are not known here.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -169,6 +169,21 @@ def estimate(student: Sizes, teacher: Sizes | None, load: Workload) -> Estimate:
             "update": update(student, teacher, load),
         },
     )
+
+
+def choose(
+    student: Sizes, teacher: Sizes | None, load: Workload, mode: str, memory: float
+) -> tuple[Workload, Estimate]:
+    """How gradients are taken under ``batch.backward=mode`` with ``memory`` bytes, and what that needs.
+
+    ``auto`` takes one completion at a time only where the packed row does not fit and it needs less.
+    """
+    packed, scheduled = (replace(load, scheduled=one_by_one) for one_by_one in (False, True))
+    found = {one.scheduled: estimate(student, teacher, one) for one in (packed, scheduled)}
+    one_by_one = mode == "scheduled"
+    if mode == "auto" and load.sampled:
+        one_by_one = found[False].peak * MARGIN > memory and found[True].peak < found[False].peak
+    return (scheduled if one_by_one else packed), found[one_by_one]
 
 
 def _shard(parameters: int, load: Workload) -> float:

@@ -1,4 +1,4 @@
-"""Sampling with transformers' own ``generate``, on prompts that were computed once and repeated.
+"""Sampling with transformers' own ``generate``, on prompts that are computed once and kept once.
 
 Each sequence has its own stream of uniform random numbers, made from its seed before decoding starts. A token is the
 inverse of the cumulative distribution at its number, so a draw depends on weights, prompt and seed alone, and the

@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from longctx_rl.evals.heldout import HeldOut
 from longctx_rl.policy.flops import ModelShape
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.loading import check_pair, context_length, end_tokens, fresh_model, load_model, load_tokenizer
-from longctx_rl.policy.memory import GIB, MARGIN, Sizes, device_memory, estimate, workload
+from longctx_rl.policy.memory import GIB, Sizes, choose, device_memory, workload
 from longctx_rl.policy.policy import Policy
 from longctx_rl.rollout import Sampler
 from longctx_rl.rollout.hf import HFSampler
@@ -108,22 +108,15 @@ def make_trainable(student: PreTrainedModel, *, checkpointing: bool) -> None:
         student.activation_checkpointing_enable({"use_reentrant": False})
 
 
-BACKWARD = ("packed", "scheduled")
-
-
 def choose_backward(config: Config, student: Sizes, teacher: Sizes | None) -> tuple[bool, str]:
     """Whether gradients are taken one completion at a time, and why. Called by all ranks, which agree."""
-    prompt, ranks, mode = max(config.data.lengths), config.world_size, config.batch.backward
+    prompt, ranks, memory = max(config.data.lengths), config.world_size, device_memory(config)
     load = workload(config, prompt=prompt, ranks=ranks, resident=SMALL_MODEL_NUMEL)
-    found = {name: estimate(student, teacher, replace(load, scheduled=name == "scheduled")) for name in BACKWARD}
-    memory = device_memory(config)
-    if mode == "auto":
-        packed, scheduled = (found[name].peak for name in BACKWARD)
-        too_large = load.sampled and packed * MARGIN > memory and scheduled < packed
-        mode = "scheduled" if distributed.any_rank(too_large) else "packed"
-    chosen = found[mode]
+    chosen, _ = choose(student, teacher, load, config.batch.backward, memory)
+    mode = "scheduled" if distributed.any_rank(chosen.scheduled) else "packed"
+    found = choose(student, teacher, load, mode, memory)[1]
     return mode == "scheduled", (
-        f"memory: about {chosen.peak / GIB:.2f} GiB of {memory / GIB:.1f} on each rank, most of it in {chosen.worst}; "
+        f"memory: about {found.peak / GIB:.2f} GiB of {memory / GIB:.1f} on each rank, most of it in {found.worst}; "
         f"batch.backward={mode}"
     )
 

@@ -20,13 +20,13 @@ LAYERS = (
     {"policy", "run_directory", "sandbox"},
     {"objective", "environment", "stats"},
     {"config", "types"},
-    {"strict", "validation"},
+    {"strict", "validation", "config_data"},
 )
 """From the top. A file imports from its own layer and from those below."""
 
 DOORS = {
-    "hydra": {"__main__", "doctor"},
-    "omegaconf": {"__main__", "config", "doctor"},
+    "hydra": {"__main__"},
+    "omegaconf": {"__main__", "config"},
     "deepspeed": {"engine/zero3"},
     "wandb": {"recorder", "report"},
     "vllm": {"rollout/vllm"},
@@ -45,7 +45,8 @@ def name(path: Path) -> str:
 
 
 def room(path: Path) -> str:
-    return name(path).split("/")[0]
+    """The folder of a file. A command line inside a folder, such as ``data/__main__``, stands above all of them."""
+    return "doctor" if name(path).endswith("/__main__") else name(path).split("/")[0]
 
 
 def imported(path: Path) -> Iterator[str]:

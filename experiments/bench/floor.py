@@ -3,8 +3,11 @@
 Every matrix product counts its FLOPs at the rate of the best large product, and its operands and results once through
 memory; everything between products counts the bytes it must read and write. A phase's floor is the sum over its
 operations of the larger of the two times (the roofline of each). Nothing is recomputed, nothing is launched, no
-temporary leaves the processor, softmax's exponentials are free, and the last layer is asked for what is read of it
-alone. Bytes are taken to come from memory; what a cache still holds can be faster.
+temporary leaves the processor, exponentials are free, and the last layer is asked for what is read of it alone. Bytes
+are taken to come from memory; what a cache still holds can be faster.
+
+Softmax's exponentials are no products, yet every exact attention takes one for each pair and head, and another on the
+way back, in the same arithmetic units. ``seconds(..., exponentials=True)`` adds them at their own measured rate.
 """
 
 import time
@@ -12,6 +15,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
+
+HEAD = 32
+"""Size of an attention head."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,12 @@ class Machine:
     bytes: float
     """Per second, read plus written, of a large copy."""
 
+    exponentials: float
+    """Per second, of float32 values in the processor's cache."""
+
     @classmethod
     def of(cls, found: dict[str, float]) -> "Machine":
-        return cls(found["flops"], found["bytes"])
+        return cls(**found)
 
     def as_dict(self) -> dict[str, float]:
         return {name: float(f"{value:.4g}") for name, value in asdict(self).items()}
@@ -45,7 +54,18 @@ def machine() -> Machine:
             times.append(time.perf_counter() - start)
         return min(times)
 
-    return Machine(2 * 2048**3 / best(lambda: torch.mm(a, b)), 2 * x.nbytes / best(lambda: y.copy_(x)))
+    near = torch.rand(2**16)
+    into = torch.empty_like(near)
+
+    def exponentials() -> None:
+        for _ in range(256):
+            torch.exp(near, out=into)
+
+    return Machine(
+        flops=2 * 2048**3 / best(lambda: torch.mm(a, b)),
+        bytes=2 * x.nbytes / best(lambda: y.copy_(x)),
+        exponentials=256 * near.numel() / best(exponentials),
+    )
 
 
 @dataclass
@@ -53,6 +73,7 @@ class Work:
     """Operations of a phase: FLOPs and bytes of each."""
 
     operations: list[tuple[float, float]] = field(default_factory=list)
+    exponentials: float = 0.0
 
     def product(self, rows: float, inner: float, columns: float, *, backward: bool = False) -> None:
         """[rows, inner] x [inner, columns]; with its two gradients if ``backward``."""
@@ -72,14 +93,15 @@ class Work:
     def bytes(self) -> float:
         return sum(moved for _, moved in self.operations)
 
-    def seconds(self, ceilings: Machine) -> float:
-        return sum(max(flops / ceilings.flops, moved / ceilings.bytes) for flops, moved in self.operations)
+    def seconds(self, ceilings: Machine, *, exponentials: bool = False) -> float:
+        rooflines = sum(max(flops / ceilings.flops, moved / ceilings.bytes) for flops, moved in self.operations)
+        return rooflines + exponentials * self.exponentials / ceilings.exponentials
 
 
 def floor(case: dict[str, int], *, layers: int, width: int, vocabulary: int) -> dict[str, Work]:
     """Phases of a group step: ``rollout`` (prefill and decoding), ``teacher``, ``update``.
 
-    The model is the bench's: heads of 32, as many key-value heads, an MLP of three times the width, a tied head.
+    The model is the bench's: heads of ``HEAD``, as many key-value heads, an MLP of three times the width, a tied head.
     """
     prompt, completion, group = case["prompt"], case["completion"], case["group"]
     answers = group * completion
@@ -93,6 +115,7 @@ def floor(case: dict[str, int], *, layers: int, width: int, vocabulary: int) -> 
         # Scores and values: two products; four gradients.
         moved = 4 * width * (2 * asking + 2 * tokens)
         work.operations.append((4 * attended * width, moved))
+        work.exponentials += (2 if backward else 1) * attended * width / HEAD
         if backward:
             work.operations.append((8 * attended * width, 2 * moved))
         # Two norms and two residual sums, norms and rotation of queries and keys, the gate: read and written once,

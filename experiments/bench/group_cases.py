@@ -208,6 +208,19 @@ def ours_update(case: Case, variant: str) -> dict[str, Any]:
     return means(rows[1:])
 
 
+def costs(case: Case, variant: str) -> dict[str, Any]:
+    """Seconds of the update's costliest operations on a fixed group, as torch's profiler sees them."""
+    ours = Ours(case, variant)
+    group = fixed_group(case)
+    ours.train(group, Stopwatch())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        watch = Stopwatch()
+        ours.train(group, watch)
+    spent = {event.key: event.self_cpu_time_total / 1e6 for event in profile.key_averages()}
+    largest = sorted(spent, key=lambda name: -spent[name])[:10]
+    return phases(watch) | {"total": sum(spent.values()), "operations": {name: spent[name] for name in largest}}
+
+
 def phases(watch: Stopwatch) -> dict[str, float]:
     """Seconds: ``update`` is forward, backward and optimizer; ``scored_update`` has the teacher's part besides."""
     seconds = {name.removeprefix("time/"): value for name, value in watch.metrics().items()}
@@ -488,7 +501,7 @@ def quiet() -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("step", "update", "gradient", "decode", "teacher", "vocabulary"))
+    parser.add_argument("kind", choices=("step", "update", "costs", "gradient", "decode", "teacher", "vocabulary"))
     parser.add_argument("variant")
     for name, value in (("prompt", 4096), ("completion", 64), ("group", 8), ("layers", 4), ("width", 128)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -499,8 +512,15 @@ def main() -> None:
     kind, variant = options.pop("kind"), options.pop("variant")
     torch.set_num_threads(options.pop("threads"))
     case = Case(**options)
-    run = {"gradient": gradient, "decode": decode, "teacher": teacher, "vocabulary": vocabulary, "update": ours_update}
-    run["step"] = trl_step if variant.startswith("trl") else ours_step
+    run = {
+        "step": trl_step if variant.startswith("trl") else ours_step,
+        "update": ours_update,
+        "costs": costs,
+        "gradient": gradient,
+        "decode": decode,
+        "teacher": teacher,
+        "vocabulary": vocabulary,
+    }
     with quiet():
         result = run[kind](case, variant)
     print(json.dumps(result))

@@ -155,10 +155,20 @@ def teacher(repeats: int) -> dict[str, Any]:
     return {"medians": columns(runs), "ratios": ratios, "relative_difference": wrong}
 
 
+def costs(repeats: int) -> dict[str, Any]:
+    """The costliest operations of teacher and update, without sharing and with it."""
+    found = {variant: measure("costs", variant, LONG) for variant in ("separate", "packed")}
+    result: dict[str, Any] = {}
+    for variant, row in found.items():
+        result[variant] = {name: round(seconds, 3) for name, seconds in row["operations"].items()}
+        result[f"{variant}, all"] = round(row["total"], 3)
+    return result
+
+
 def vocabulary(repeats: int) -> dict[str, Any]:
     """Exact reverse KL with gradient, 16,384 loss tokens over 151,936 entries at width 64."""
     sizes = {"prompt": 1, "completion": 2048, "group": 8, "width": 64, "vocabulary": 151_936}
-    return {"medians": columns(alternate("vocabulary", {"256": sizes, "1024": sizes}, min(repeats, 3)))}
+    return {"medians": columns(alternate("vocabulary", {"256": sizes, "1024": sizes}, min(repeats, 2)))}
 
 
 def exactness(repeats: int) -> dict[str, Any]:
@@ -211,6 +221,7 @@ QUESTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "scheduled": scheduled,
     "group size": group_size,
     "vocabulary": vocabulary,
+    "costs": costs,
     "scaling": scaling,
 }
 
@@ -245,8 +256,12 @@ def show() -> None:
         if "phases" in answer:
             least = floor(answer["case"], layers=4, width=128, vocabulary=4096)
             for name, seconds in answer["phases"].items():
-                possible = least[name].seconds(Machine.of(answer["machine"]))
-                print(f"- {name}: {seconds:.3f} s, {seconds / possible:.2f} times its floor of {possible:.3f} s")
+                ceilings = Machine.of(answer["machine"])
+                possible, more = (least[name].seconds(ceilings, exponentials=counted) for counted in (False, True))
+                print(
+                    f"- {name}: {seconds:.3f} s, {seconds / possible:.2f} times its floor of {possible:.3f} s; "
+                    f"{seconds / more:.2f} times with softmax's exponentials"
+                )
         rest = {k: v for k, v in answer.items() if k not in ("ratios", "phases")}
         for name, value in rest.items():
             print(f"- {name}: {value}")
@@ -275,7 +290,7 @@ def plot() -> None:
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("update, seconds")
-    panels[0].legend()
+    panels[0].legend(frameon=False)
     figure.savefig(HERE / "results" / "group_step.svg")
 
 

@@ -67,6 +67,21 @@ def compose() -> tuple[list[launch.Request], bool]:
     return requests, RunMode.MULTIRUN in modes
 
 
+def composed(overrides: list[str]) -> config.Config:
+    """The configuration of a command that only reads it; +algo=dgrpo if no method is given.
+
+    Raises:
+        ValueError: in one sentence, whatever is wrong.
+    """
+    if not any(one.startswith("+algo=") for one in overrides):
+        overrides = [*overrides, "+algo=dgrpo"]
+    try:
+        with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+            return config.load(hydra.compose("config", overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(sentence(error)) from error
+
+
 def config_directory() -> Path:
     """``conf/``: at the top of a checkout, inside the package when installed from a wheel."""
     package = Path(__file__).resolve().parent

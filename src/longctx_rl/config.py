@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from longctx_rl import strict, validation
+from longctx_rl.config_data import DataConfig, TaskConfig
 
 ALGORITHMS = ("sft", "kd", "grpo", "opd", "dgrpo")
 
@@ -105,24 +106,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskConfig:
-    name: str
-    mixture: dict[str, float]
-    """Task name to share of the prompts."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig:
-    name: str
-    lengths: tuple[int, ...]
-    """Prompt lengths in tokens, drawn from uniformly."""
-    families: int | None
-    """Size of the training set in item families; none: endless, generated as needed."""
-    questions_per_document: int
-    """Data-set methods only: recorded answers that share one document."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     name: Literal["zero3", "local"]
     """``zero3``: DeepSpeed ZeRO-3. ``local``: plain torch, one process."""
@@ -136,6 +119,8 @@ class EngineConfig:
     """CPU threads per process; none: torch's default."""
     offload_optimizer: bool
     """ZeRO-3 on GPU: keep optimizer states in host memory."""
+    frozen_weights: Literal["auto", "whole", "sharded"]
+    """Teacher and reference on several ranks: whole on each, which gathers nothing, or sharded like the policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

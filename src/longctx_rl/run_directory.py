@@ -149,6 +149,23 @@ def _fill(path: Path, config: Config) -> None:
     write_text(path / "config.yaml", configuration.dump(config))
 
 
+def record_data(path: Path, described: dict[str, Any]) -> None:
+    """Note in environment.json what the run trains on.
+
+    Raises:
+        ValueError: the run continues, and its data are others than when it began.
+    """
+    record = path / "environment.json"
+    environment = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    before = environment.get("data", described)
+    if before.get("content_hash") != described.get("content_hash"):
+        raise ValueError(
+            f"the training data of {path} have changed since the run began ({before['content_hash']} is now "
+            f"{described['content_hash']}): restore them, or choose another experiment_name"
+        )
+    write_text(record, json.dumps(environment | {"data": described}, indent=2) + "\n")
+
+
 def _discard(path: Path, config: Config) -> None:
     """Remove an untrained run directory, and its experiment's folder if that is empty then."""
     if trained(path) or _foreign(path):

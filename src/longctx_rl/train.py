@@ -25,15 +25,16 @@ from longctx_rl.types import RolloutGroup
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM ask the loop to finish its step; a second Ctrl-C ends the process at once."""
+    """Ctrl-C and SIGTERM ask the loop to finish its step; a second one, or one before the loop, ends the process."""
 
     def __init__(self) -> None:
         self.asked = False
+        self.training = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked or not self.training:
             raise KeyboardInterrupt
         self.asked = True
 
@@ -50,6 +51,7 @@ def run(config: Config) -> None:
     try:
         parts = build_parts(config)
         check_lengths(config, parts.context)
+        interrupt.training = True
         state = restore(config, parts)
         parts.heldout.drop_after(state.step if state else -1)
         recorder = build_recorder(
@@ -60,6 +62,7 @@ def run(config: Config) -> None:
         )
         recorder.say(parts.memory_note)
         try:
+            distributed.on_main(lambda: run_directory.record_data(Path(config.run_dir), parts.source.describe()))
             train(config, parts, state or TrainState(), recorder, interrupt)
         finally:
             recorder.close()

@@ -44,7 +44,8 @@ def _problems(c: "Config") -> Iterator[str]:
         )
     if c.engine.num_nodes > 1 and not c.engine.rendezvous:
         yield f"engine.num_nodes={c.engine.num_nodes} needs engine.rendezvous=<host of the first node>:<port>"
-    if not c.task.mixture or sum(c.task.mixture.values()) <= 0 or min(c.task.mixture.values()) < 0:
+    empty = not c.task.mixture and c.data.longblocks is None
+    if empty or (c.task.mixture and (sum(c.task.mixture.values()) <= 0 or min(c.task.mixture.values()) < 0)):
         yield f"task.mixture={dict(c.task.mixture)} leaves nothing to train on: give at least one task a share above 0"
     if c.data.families is not None and c.data.families < 1:
         yield f"data.families={c.data.families} makes an empty training split: set it to 1 or more, or null for endless"
@@ -56,6 +57,8 @@ def _problems(c: "Config") -> Iterator[str]:
             "the evaluation split is empty: set eval.items and eval.during_items above 0, "
             "give eval.lengths and eval.tasks, or choose eval=none"
         )
+    if c.data.longblocks is not None:
+        yield from _longblocks(c)
     yield from _positive(c)
 
 
@@ -111,6 +114,29 @@ def _divergence(path: str, d: "DivergenceConfig", source: str) -> Iterator[str]:
         yield f"{path}.top_k={d.top_k}: set it to 1 or more"
     if not 0.0 < d.js_mixture < 1.0:
         yield f"{path}.js_mixture={d.js_mixture}: set it strictly between 0 and 1"
+
+
+def _longblocks(c: "Config") -> Iterator[str]:
+    rows = c.data.longblocks
+    assert rows is not None
+    if not 0 <= rows.min_tokens < rows.max_tokens:
+        yield (
+            f"data.longblocks.min_tokens={rows.min_tokens} and max_tokens={rows.max_tokens} leave nothing: "
+            "need 0 <= min_tokens < max_tokens"
+        )
+    if not (rows.validation >= 0 and rows.test >= 0 and rows.validation + rows.test < 1):
+        yield (
+            f"data.longblocks.validation={rows.validation} and test={rows.test} leave nothing to train on: "
+            "set shares from 0 whose sum is below 1"
+        )
+    if rows.target != "answer" and not rows.target.startswith("response_"):
+        yield f"data.longblocks.target={rows.target}: set it to answer, or to a column that starts with response_"
+    if rows.bucket_steps < 0:
+        yield f"data.longblocks.bucket_steps={rows.bucket_steps}: set it to 0 or more"
+    if rows.short is not None and not 0 < rows.short.share < 1:
+        yield (f"data.longblocks.short.share={rows.short.share}: set it between 0 and 1, or data.longblocks.short=null")
+    if c.data.questions_per_document != 1:
+        yield "data.questions_per_document is for generated data: set it to 1 with data=longblocks"
 
 
 def _positive(c: "Config") -> Iterator[str]:

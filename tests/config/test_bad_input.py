@@ -149,7 +149,7 @@ def test_help_teaches(start: Callable[..., Outcome]) -> None:
     for part in (
         *("+algo=sft", "+algo=kd", "+algo=grpo", "+algo=opd", "+algo=dgrpo"),
         *("model=mini task=multihop seed=1", "-m +algo=sft,kd", "+experiment=NAME", "resume=true", "runs/"),
-        *("model: mini, ", "task: copy, grounding, longform", "experiment: ", "engine: local, zero3"),
+        *("model: mini, ", "task: any, code, copy, grounding, longform", "experiment: ", "engine: local, zero3"),
     ):
         assert part in result.stdout
 

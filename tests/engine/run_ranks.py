@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from engine_cases import Policy, batch, config, policy, train, weights
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from longctx_rl import engine, process
@@ -42,7 +43,7 @@ def ranks(root: Path) -> None:
     facts["gradient"] = gradient_in_parts()
     facts["skipped"] = not_finite_on_one_rank()
     facts["samples"] = [generation(gather) for gather in (True, False)]
-    sharded_weights(root)
+    facts["gathers"] = sharded_weights(root)
     facts["bfloat16"] = bfloat16()
     facts["disk_full"] = disk_full(root)
     if distributed.is_main():
@@ -117,7 +118,17 @@ def generation(gather_weights: bool) -> list[list[int]]:
     return distributed.gather([out[0].tolist()])
 
 
-def sharded_weights(root: Path) -> None:
+class Gathers(TorchDispatchMode):
+    """Counts all-gathers of weights while entered."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "allgather" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def sharded_weights(root: Path) -> dict[str, int]:
     """As a large model runs: loaded in shards, nothing resident, a frozen scorer of another width beside it."""
     zero3.SMALL_MODEL_NUMEL = zero3.RESIDENT_NUMEL = 0
     with engine.loading(config()):
@@ -134,6 +145,15 @@ def sharded_weights(root: Path) -> None:
         train(trainer, range(step, step + 1), micro_batches=2)
     head = trainer.full_parameter(teacher.model.get_output_embeddings().weight)
     assert torch.equal(head, whole.model.get_output_embeddings().weight)
+    gathers = {}
+    for name, scorer in (("sharded", frozen), ("whole", trainer.freeze(whole))):
+        with Gathers() as seen, torch.no_grad():
+            scorer(batch(0))
+        gathers[f"{name} teacher"] = seen.count
+    for length in (2, 8):
+        with Gathers() as seen, trainer.full_weights() as module, torch.no_grad():
+            module.model.generate(batch(9), max_new_tokens=length, min_new_tokens=length, do_sample=False)
+        gathers[f"sampling {length} tokens"] = seen.count
     trainer.save(_fresh(root / "sharded"))
     again = build(policy(WIDTH, seed=5))
     again.load(root / "sharded")
@@ -141,6 +161,7 @@ def sharded_weights(root: Path) -> None:
         train(each, range(3, 6), micro_batches=2)
         weights(each, root / name)
     zero3.SMALL_MODEL_NUMEL, zero3.RESIDENT_NUMEL = 20_000_000, 100_000
+    return gathers
 
 
 def bfloat16() -> list[float]:

@@ -93,6 +93,12 @@ def test_sharded_weights_equal_resident_ones(two: tuple[Path, dict[str, Any]]) -
     assert difference(stored(root / "sharded-on"), stored(root / "sharded-loaded")) == 0.0
 
 
+def test_weights_are_gathered_once_to_sample_and_never_for_a_whole_teacher(two: tuple[Path, dict[str, Any]]) -> None:
+    gathers = two[1]["gathers"]
+    assert gathers["whole teacher"] == 0 < gathers["sharded teacher"]
+    assert gathers["sampling 8 tokens"] == gathers["sampling 2 tokens"] > 0
+
+
 def test_generation_with_and_without_gathered_weights(two: tuple[Path, dict[str, Any]]) -> None:
     _, facts = two
     gathered, synced = facts["samples"]

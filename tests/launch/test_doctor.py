@@ -42,14 +42,23 @@ def test_a_run_that_does_not_fit_says_what_to_change(models: list[str], capsys: 
 def test_the_doctor_knows_what_auto_would_take(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Long completions fit one at a time alone: auto takes them so, and packed, asked for, does not fit."""
     long = [*models, "context=20000", "rollout.max_new_tokens=16000", "memory=45", "devices=8"]
-    long += ["algo.kd.estimator=topk", "model.scoring_chunk=256", "batch.micro_batch_tokens=1"]
+    long += ["algo.kd.estimator=topk", "model.scoring_chunk=64", "batch.micro_batch_tokens=1"]
     peaks = {}
     for mode in ("packed", "scheduled", "auto"):
         doctor.diagnose([*long, f"batch.backward={mode}"])
         first, *_, last = capsys.readouterr().out.splitlines()
-        peaks[mode] = first.rpartition("batch.backward=")[2], last
+        peaks[mode] = first.rpartition("batch.backward=")[2].partition(",")[0], last
     assert peaks["packed"][0] == "packed" and peaks["packed"][1].startswith("would fit with batch.backward=scheduled")
     assert peaks["auto"] == peaks["scheduled"] and peaks["auto"][1].startswith("fits: ")
+
+
+def test_a_teacher_is_whole_on_every_rank_where_it_fits(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    run = [*models, "context=8192", "devices=8", "batch.micro_batch_tokens=1"]
+    for memory, kind in ((80, "sharded"), (160, "whole")):
+        assert doctor.diagnose([*run, f"memory={memory}"])
+        assert capsys.readouterr().out.splitlines()[0].endswith(f"engine.frozen_weights={kind}")
+    assert not doctor.diagnose([*run, "memory=80", "engine.frozen_weights=whole"])
+    assert "engine.frozen_weights=sharded" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_more_than_any_setting_can_save(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:

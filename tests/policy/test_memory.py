@@ -11,14 +11,15 @@ import pytest
 from transformers import Qwen3Config
 
 from longctx_rl.policy.loading import load_model
-from longctx_rl.policy.memory import GIB, Sizes, Workload, estimate, sampling, update
+from longctx_rl.policy.memory import GIB, Workload, estimate, sampling, update
+from longctx_rl.policy.sizes import Sizes
 
 CASES = Path(__file__).parents[2] / "experiments" / "bench" / "group_cases.py"
 
 LOAD = Workload(
     prompt=2048, completion=64, group=8, prompts_per_step=1, batch_tokens=10**9, row_tokens=10**9, chunk=1024, ranks=1,
     engine="local", bytes=4, checkpointing=False, scheduled=False, sampled=True, reference=False, exact=True,
-    resident=0, gather=True, offload=False,
+    resident=0, whole=True, gather=True, offload=False,
 )  # fmt: skip
 
 
@@ -65,6 +66,13 @@ def test_sampling_peaks_where_the_estimate_says() -> None:
     assert peak(command, "decode_mib") == pytest.approx(sum(sampling(sizes, load).values()), rel=0.2)
 
 
+def test_scoring_holds_one_chunk_even_where_no_loss_reads_the_drawn_tokens() -> None:
+    tokens, entries, chunk = 4096, 20_000, 64
+    command = [sys.executable, str(CASES), "vocabulary", str(chunk), "--threads", "1", "--prompt", "1"]
+    command += ["--completion", str(tokens // 8), "--width", "64", "--vocabulary", str(entries)]
+    assert peak(command, "mib") < 0.25 * 4 * tokens * entries
+
+
 @pytest.mark.parametrize("name", ["mini-student", "mini-teacher"])
 def test_parameters_are_counted(name: str) -> None:
     model = load_model(name)
@@ -98,9 +106,11 @@ def test_what_saves_memory_saves_it() -> None:
     base = estimate(sizes, sizes, load)
     for changed in (
         replace(load, checkpointing=True), replace(load, scheduled=True), replace(load, chunk=128),
-        replace(load, offload=True), replace(load, ranks=4), replace(load, exact=False),
+        replace(load, offload=True), replace(load, ranks=4), replace(load, whole=False),
     ):  # fmt: skip
         assert estimate(sizes, sizes, changed).peak < base.peak - 0.1 * GIB
+    sharded = replace(load, whole=False)  # a whole teacher has its head already
+    assert estimate(sizes, sizes, replace(sharded, exact=False)).peak < estimate(sizes, sizes, sharded).peak - 0.1 * GIB
     # One completion at a time: G does not matter to the update.
     few, many = (update(sizes, None, replace(load, scheduled=True, group=group)) for group in (2, 64))
     assert few == many

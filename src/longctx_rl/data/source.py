@@ -2,20 +2,38 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.config import Config
 from longctx_rl.data.generators import GENERATORS, generate
+from longctx_rl.data.longblocks_source import LongBlocksSource
 from longctx_rl.data.prompts import encode_prompt, encode_target
+from longctx_rl.data.tasks import TASKS
 from longctx_rl.types import Completion, Example, RolloutGroup
 
 
-class TrainingSource:
-    """LongBlocks-mini as an indexed stream: document i is a function of the seed and i alone.
+class TrainingSource(Protocol):
+    """An indexed stream without end: document i is a function of the configuration and i alone.
 
     A cursor is therefore all that a resumed or re-sharded run needs to continue on the same documents.
     """
+
+    def document(self, index: int) -> tuple[Example, ...]:
+        """The questions of document ``index``: one, or ``data.questions_per_document``."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the stream is made of, for the run's record."""
+
+
+def open_source(config: Config, tokenizer: PreTrainedTokenizerBase) -> TrainingSource:
+    """The stream that the configuration asks for. Raises ValueError if it cannot be read or is empty."""
+    return MiniSource(config, tokenizer) if config.data.longblocks is None else LongBlocksSource(config, tokenizer)
+
+
+class MiniSource:
+    """LongBlocks-mini: generated as needed. See ``TrainingSource``."""
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         self.seed = config.seed
@@ -27,12 +45,14 @@ class TrainingSource:
         self.tokenizer = tokenizer
 
     def document(self, index: int) -> tuple[Example, ...]:
-        """The questions of document ``index``: one, or ``data.questions_per_document``."""
         draw = random.Random(f"train {self.seed} {index}")
         task = draw.choices(self.tasks, self.shares)[0]
         length = draw.choice(self.lengths)
         family = draw.randrange(self.families if self.families is not None else 2**48)
         return generate(task, family, split="train", length=length, tokenizer=self.tokenizer, questions=self.questions)
+
+    def describe(self) -> dict[str, Any]:
+        return {"generated": "LongBlocks-mini", "tasks": dict(zip(self.tasks, self.shares, strict=True))}
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[int, ...]:
@@ -74,16 +94,21 @@ def heldout_items(
 
 
 def check_tasks(config: Config) -> None:
-    """Refuse tasks that no generator makes."""
-    for key, tasks in (("task.mixture", config.task.mixture), ("eval.tasks", config.eval.tasks)):
+    """Refuse tasks that no generator makes, and no row of a data set counts as."""
+    trained = GENERATORS if config.data.longblocks is None else TASKS
+    for key, tasks, known in (
+        ("task.mixture", config.task.mixture, trained),
+        ("eval.tasks", config.eval.tasks, GENERATORS),
+    ):
         for task in tasks:
-            if task not in GENERATORS:
-                raise ValueError(f"{key}={task} does not exist: choose from {', '.join(GENERATORS)}")
+            if task not in known:
+                raise ValueError(f"{key}={task} does not exist: choose from {', '.join(known)}")
 
 
 def check_lengths(config: Config, context: int) -> None:
     """Refuse prompts that do not fit the model's context of ``context`` tokens."""
-    needs = {"data.lengths": max(config.data.lengths) + config.rollout.max_new_tokens}
+    training = "data.lengths" if config.data.longblocks is None else "data.longblocks.max_tokens"
+    needs = {training: config.data.longest + config.rollout.max_new_tokens}
     if config.eval.at_start or config.eval.at_end or config.eval.every:
         needs["eval.lengths"] = max(config.eval.lengths) + config.eval.max_new_tokens
     for key, need in needs.items():

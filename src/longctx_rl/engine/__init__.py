@@ -67,7 +67,10 @@ class Engine(Protocol):
         """
 
     def freeze(self, module: nn.Module) -> nn.Module:
-        """A frozen scorer (teacher, reference) on this engine's device. Use what is returned, under ``no_grad``."""
+        """A frozen scorer (teacher, reference) on this engine's device. Use what is returned, under ``no_grad``.
+
+        What was loaded whole stays whole, and gathers nothing; what was loaded in shards stays sharded.
+        """
 
     def full_weights(self) -> AbstractContextManager[nn.Module]:
         """The policy module for sampling and evaluation, with whole weights unless rollout.gather_weights is off.
@@ -76,7 +79,10 @@ class Engine(Protocol):
         """
 
     def full_parameter(self, parameter: Tensor) -> Tensor:
-        """A detached whole copy, in model.dtype, of a parameter of the policy or of a frozen module."""
+        """The detached whole value, in model.dtype, of a parameter of the policy or of a frozen module.
+
+        A copy, unless it is of a frozen module that is whole.
+        """
 
     def save(self, directory: Path) -> None:
         """Write weights, optimizer state and progress into an existing directory. Raises OSError on all ranks."""
@@ -92,10 +98,9 @@ class Engine(Protocol):
 
 
 def loading(config: Config) -> AbstractContextManager[None]:
-    """Entered around from_pretrained of policy and teacher. With ZeRO-3 on several ranks each keeps only its shard.
+    """Entered around from_pretrained of what shall be sharded. With ZeRO-3 on several ranks each keeps only its shard.
 
     A parameter is then an empty placeholder: its shape is ``parameter.ds_shape``, its value ``Engine.full_parameter``.
-    With model.architecture set nothing is sharded here, so that random weights do not depend on the number of ranks.
     """
     if config.engine.name == "zero3":
         from longctx_rl.engine import zero3

@@ -64,7 +64,7 @@ class LocalEngine:
             yield self._module
 
     def full_parameter(self, parameter: Tensor) -> Tensor:
-        return parameter.detach().to(self._dtype, copy=True)
+        return parameter.detach().to(self._dtype, copy=parameter.requires_grad)
 
     def save(self, directory: Path) -> None:
         state.save(directory, self._module, self._progress, lambda parameter, key: self._stored(parameter, key))

@@ -87,11 +87,8 @@ def deepspeed_config(config: Config, numel: int) -> dict[str, Any]:
 
 @contextmanager
 def loading(config: Config) -> Iterator[None]:
-    """While entered, transformers shards what it loads over the ranks. On one rank there is nothing to shard.
-
-    Nor is anything sharded if the student starts from random weights, which would then depend on the number of ranks.
-    """
-    if distributed.world_size() == 1 or config.model.architecture is not None:
+    """While entered, transformers shards what it loads over the ranks. On one rank there is nothing to shard."""
+    if distributed.world_size() == 1:
         yield
         return
     from transformers.integrations import deepspeed as integration
@@ -149,7 +146,9 @@ class Zero3Engine:
         return StepOutcome(grad_norm=norm, skipped=skipped, lr=lr)
 
     def freeze(self, module: nn.Module) -> nn.Module:
-        module = _cast_unless_sharded(module.requires_grad_(False).eval(), self._dtype)
+        module = module.requires_grad_(False).eval()
+        if not _sharded(module):
+            return cast_parameters(module, self._dtype).to(self.device)
         settings = deepspeed_config(self._config, _numel(module))
         settings["zero_optimization"].pop("offload_optimizer", None)
         engine: nn.Module = _initialize(module, settings, None)
@@ -170,7 +169,7 @@ class Zero3Engine:
 
     def full_parameter(self, parameter: Tensor) -> Tensor:
         with _gathered(parameter):
-            return parameter.detach().to(self._dtype, copy=True)
+            return parameter.detach().to(self._dtype, copy=hasattr(parameter, "ds_id"))
 
     def save(self, directory: Path) -> None:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -222,8 +221,11 @@ def _numel(module: nn.Module) -> int:
 
 def _cast_unless_sharded(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Parameters to the compute type. DeepSpeed makes its float32 master weights from them; sharded ones have it."""
-    sharded = any(hasattr(parameter, "ds_id") for parameter in module.parameters())
-    return module if sharded else cast_parameters(module, dtype)
+    return module if _sharded(module) else cast_parameters(module, dtype)
+
+
+def _sharded(module: nn.Module) -> bool:
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
 def _gathered(parameter: Tensor, modifier_rank: int | None = None) -> AbstractContextManager[None]:

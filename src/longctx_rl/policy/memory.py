@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import PreTrainedConfig
 
 from longctx_rl.config import Config
+from longctx_rl.policy.sizes import Sizes
 
 GIB = 2**30
 MARGIN = 1.2
@@ -23,45 +23,6 @@ MARGIN = 1.2
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 FLOAT = 4
 """Bytes of a float32 value."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """The sizes of a decoder that memory depends on."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    attention: int
-    """Query heads times head size."""
-    key_value: int
-    """Key-value heads times head size."""
-    vocabulary: int
-    tied: bool
-    """The output head is the embedding."""
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> "Sizes":
-        heads = config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-            attention=heads * width,
-            key_value=(getattr(config, "num_key_value_heads", None) or heads) * width,
-            vocabulary=config.vocab_size,
-            tied=bool(config.tie_word_embeddings),
-        )
-
-    @property
-    def layer_parameters(self) -> int:
-        return self.hidden * (2 * self.attention + 2 * self.key_value + 3 * self.intermediate)
-
-    @property
-    def parameters(self) -> int:
-        """Matrices; norms and biases are too few to matter."""
-        return self.layers * self.layer_parameters + (1 if self.tied else 2) * self.vocabulary * self.hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +52,9 @@ class Workload:
     exact: bool
     """The divergence reads the whole vocabulary, so the teacher's head is held whole."""
     resident: int
-    """Models up to this many parameters keep all weights on every rank (ZeRO-3)."""
+    """A policy of up to this many parameters keeps all weights on every rank (ZeRO-3)."""
+    whole: bool
+    """Frozen models keep all weights on every rank."""
     gather: bool
     """All weights are whole while sampling."""
     offload: bool
@@ -145,6 +108,7 @@ def workload(config: Config, *, prompt: int, ranks: int, resident: int) -> Workl
         reference=config.needs_reference,
         exact=config.needs_teacher and config.algo.kd.estimator == "exact",
         resident=resident,
+        whole=ranks == 1 or config.engine.frozen_weights == "whole",
         gather=config.rollout.gather_weights,
         offload=config.engine.offload_optimizer,
     )
@@ -172,43 +136,41 @@ def estimate(student: Sizes, teacher: Sizes | None, load: Workload) -> Estimate:
 
 
 def choose(
-    student: Sizes, teacher: Sizes | None, load: Workload, mode: str, memory: float
+    config: Config, student: Sizes, teacher: Sizes | None, load: Workload, memory: float
 ) -> tuple[Workload, Estimate]:
-    """How gradients are taken under ``batch.backward=mode`` with ``memory`` bytes, and what that needs.
+    """What to hold with ``memory`` bytes where the configuration says ``auto``, and how much that is.
 
-    ``auto`` takes one completion at a time only where the packed row does not fit and it needs less.
+    The first that fits of: packed row and whole frozen models, the same with frozen models sharded, then both with
+    one completion at a time. If none does, the one that needs least.
     """
-    packed, scheduled = (replace(load, scheduled=one_by_one) for one_by_one in (False, True))
-    found = {one.scheduled: estimate(student, teacher, one) for one in (packed, scheduled)}
-    one_by_one = mode == "scheduled"
-    if mode == "auto" and load.sampled:
-        one_by_one = found[False].peak * MARGIN > memory and found[True].peak < found[False].peak
-    return (scheduled if one_by_one else packed), found[one_by_one]
-
-
-def _shard(parameters: int, load: Workload) -> float:
-    whole = load.engine == "local" or parameters <= load.resident
-    return parameters if whole else parameters / load.ranks
+    backward, frozen = config.batch.backward, config.engine.frozen_weights
+    modes = (False, True) if backward == "auto" and load.sampled else (backward == "scheduled",)
+    kinds = (True, False) if frozen == "auto" and load.ranks > 1 else (load.whole,)
+    loads = [replace(load, scheduled=mode, whole=whole) for mode in modes for whole in kinds]
+    found = [(one, estimate(student, teacher, one)) for one in loads]
+    fitting = [pair for pair in found if pair[1].peak * MARGIN <= memory]
+    return fitting[0] if fitting else min(found, key=lambda pair: pair[1].peak)
 
 
 def _always(student: Sizes, teacher: Sizes | None, load: Workload) -> dict[str, float]:
     count = student.parameters
-    sharded = count if load.engine == "local" else count / load.ranks
+    sharded = count / load.ranks
     moments, master = 2 * FLOAT * sharded, FLOAT * sharded
     parts: dict[str, float] = {}
     if load.engine == "zero3":
-        parts["policy weights"] = load.bytes * _shard(count, load)
+        parts["policy weights"] = load.bytes * (count if count <= load.resident else sharded)
         parts["gradients"] = FLOAT * sharded
     else:
         parts["gradients"] = FLOAT * count
+    frozen_share = 1.0 if load.whole else 1 / load.ranks
     if not load.offload:
         parts |= {"master weights": master, "optimizer": moments}
     if teacher is not None:
-        parts["teacher weights"] = load.bytes * _shard(teacher.parameters, load)
-        if load.exact:
+        parts["teacher weights"] = load.bytes * teacher.parameters * frozen_share
+        if load.exact and not load.whole:
             parts["teacher's whole head"] = load.bytes * teacher.vocabulary * teacher.hidden
     if load.reference:
-        parts["reference weights"] = load.bytes * _shard(count, load)
+        parts["reference weights"] = load.bytes * count * frozen_share
     return parts
 
 
@@ -236,7 +198,7 @@ def sampling(student: Sizes, load: Workload) -> dict[str, float]:
 def _teacher(teacher: Sizes, load: Workload) -> dict[str, float]:
     tokens = row_tokens(load)
     parts = {"activations": load.bytes * tokens * _working(teacher)}
-    if load.engine == "zero3" and load.ranks > 1 and teacher.parameters > load.resident:
+    if not load.whole:
         parts["gathered layers"] = 2 * load.bytes * teacher.layer_parameters
     return parts
 

@@ -65,7 +65,8 @@ def score_tokens(
 
     def score(hidden: Tensor, targets: Tensor, *signal_tensors: Tensor) -> tuple[Tensor, ...]:
         logp = log_softmax(head, hidden, temperature, vocabulary)
-        logprobs = logp.gather(-1, targets[:, None])[:, 0]
+        # Not gather, which keeps all of logp for its backward pass, for ever if no loss reads the drawn tokens.
+        logprobs = logp[torch.arange(len(targets), device=targets.device), targets]
         entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
         divergences, diagnostics = [], []
         remaining = list(signal_tensors)

@@ -78,6 +78,8 @@ GRADERS: dict[str, Grader] = {
     "multihop": grade_exact,
     "grounding": grade_exact,
     "longform": grade_ordered_list,
+    "code": grade_exact,
+    "short": grade_exact,
     "copy": grade_continuation,
     "lookup": grade_continuation,
     "pairs": grade_continuation,

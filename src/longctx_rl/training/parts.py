@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +12,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl import engine as engines
 from longctx_rl.config import Config
-from longctx_rl.data.source import TrainingSource, check_tasks
+from longctx_rl.data.source import TrainingSource, check_tasks, open_source
 from longctx_rl.engine import Engine, distributed
 from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
 from longctx_rl.evals.heldout import HeldOut
 from longctx_rl.policy.flops import ModelShape
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.loading import check_pair, context_length, end_tokens, fresh_model, load_model, load_tokenizer
-from longctx_rl.policy.memory import GIB, Sizes, choose, device_memory, workload
+from longctx_rl.policy.memory import GIB, Workload, choose, device_memory, workload
 from longctx_rl.policy.policy import Policy
+from longctx_rl.policy.sizes import shapes
 from longctx_rl.rollout import Sampler
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.training.update import FrozenAnchor, divergence_from
@@ -53,13 +55,17 @@ def build_parts(config: Config) -> Parts:
     model = config.model
     tokenizer = load_tokenizer(model.tokenizer or model.student)
     vocabulary = check_pair(model, tokenizer) if config.needs_teacher else None
-    source = TrainingSource(config, tokenizer)
-    with engines.loading(config):
+    source = open_source(config, tokenizer)
+    load, note = plan_memory(config)
+    # Random weights would depend on the number of ranks if each made its shard.
+    shards = nullcontext() if model.architecture is not None else engines.loading(config)
+    with shards:
         student = load_student(config, tokenizer)
-        shape, context = ModelShape.of(student), context_length(student)
-        eos_ids = end_tokens(student, tokenizer)
-        policy = Policy(student, chunk=model.scoring_chunk, vocabulary=vocabulary)
-        frozen: dict[str, FrozenScorer] = {}
+    shape, context = ModelShape.of(student), context_length(student)
+    eos_ids = end_tokens(student, tokenizer)
+    policy = Policy(student, chunk=model.scoring_chunk, vocabulary=vocabulary)
+    frozen: dict[str, FrozenScorer] = {}
+    with nullcontext() if load.whole else engines.loading(config):
         if config.needs_teacher:
             assert model.teacher is not None
             teacher = load_model(model.teacher)
@@ -68,8 +74,6 @@ def build_parts(config: Config) -> Parts:
         if config.needs_reference:
             reference = load_student(config, tokenizer)
             frozen["ref"] = FrozenScorer(reference, chunk=model.scoring_chunk, vocabulary=vocabulary).freeze()
-    teacher_sizes = Sizes.of(frozen["kd"].model.config) if "kd" in frozen else None
-    scheduled, note = choose_backward(config, Sizes.of(student.config), teacher_sizes)
     make_trainable(student, checkpointing=model.gradient_checkpointing)
     engine = engines.build(config, policy, config.budget.steps * config.algo.updates_per_rollout)
 
@@ -93,7 +97,7 @@ def build_parts(config: Config) -> Parts:
         source=source,
         sampler=sampler(config.rollout.temperature, config.rollout.max_new_tokens),
         heldout=HeldOut(config, tokenizer, sampler(0.0, config.eval.max_new_tokens), Path(config.run_dir)),
-        scheduled=scheduled,
+        scheduled=load.scheduled,
         memory_note=note,
     )
 
@@ -108,17 +112,19 @@ def make_trainable(student: PreTrainedModel, *, checkpointing: bool) -> None:
         student.activation_checkpointing_enable({"use_reentrant": False})
 
 
-def choose_backward(config: Config, student: Sizes, teacher: Sizes | None) -> tuple[bool, str]:
-    """Whether gradients are taken one completion at a time, and why. Called by all ranks, which agree."""
-    prompt, ranks, memory = max(config.data.lengths), config.world_size, device_memory(config)
-    load = workload(config, prompt=prompt, ranks=ranks, resident=SMALL_MODEL_NUMEL)
-    chosen, _ = choose(student, teacher, load, config.batch.backward, memory)
-    mode = "scheduled" if distributed.any_rank(chosen.scheduled) else "packed"
-    found = choose(student, teacher, load, mode, memory)[1]
-    return mode == "scheduled", (
+def plan_memory(config: Config) -> tuple[Workload, str]:
+    """What the ranks hold at one time, and why. Called by all ranks, which agree."""
+    student, teacher = shapes(config)
+    load = workload(config, prompt=config.data.longest, ranks=config.world_size, resident=SMALL_MODEL_NUMEL)
+    memory = -distributed.all_reduce_max({"missing": -device_memory(config)})["missing"]
+    load, found = choose(config, student, teacher, load, memory)
+    note = (
         f"memory: about {found.peak / GIB:.2f} GiB of {memory / GIB:.1f} on each rank, most of it in {found.worst}; "
-        f"batch.backward={mode}"
+        f"batch.backward={'scheduled' if load.scheduled else 'packed'}"
     )
+    if load.ranks > 1 and (config.needs_teacher or config.needs_reference):
+        note += f" engine.frozen_weights={'whole' if load.whole else 'sharded'}"
+    return load, note
 
 
 def load_student(config: Config, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

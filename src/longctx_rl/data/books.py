@@ -1,0 +1,75 @@
+"""LongBlocks' rows without a document, joined with a local copy of Institutional Books by barcode.
+
+More than half of LongBlocks' rows come from institutional/institutional-books-1.0, a gated data set whose text may not
+be handed on: their ``document`` is null and their ``id`` is the book's barcode. With the books' Parquet files in a
+local folder their text is put back: of the two recognised texts the one with the better score, page after page.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+SOURCE = "Institutional-Books-1.0"
+COLUMNS = ("barcode_src", "text_by_page_src", "text_by_page_gen", "ocr_score_src", "ocr_score_gen")
+HOW_TO_RESTORE = (
+    "ask for access to institutional/institutional-books-1.0 on the Hub, download its Parquet files, "
+    "and set data.longblocks.books=FOLDER"
+)
+
+
+class Books:
+    """Texts of the wanted books, copied once into one SQLite file beside the prepared rows.
+
+    Args:
+        folder: the books' Parquet files.
+        store: the SQLite file; files that were searched are remembered there, so a stopped search goes on.
+    """
+
+    def __init__(self, folder: Path, store: Path) -> None:
+        self.files = sorted(folder.expanduser().rglob("*.parquet"))
+        if not self.files:
+            raise ValueError(f"data.longblocks.books={folder} holds no .parquet file: {HOW_TO_RESTORE}")
+        self._texts = sqlite3.connect(store)
+        self._texts.execute("CREATE TABLE IF NOT EXISTS texts (barcode TEXT PRIMARY KEY, text TEXT NOT NULL)")
+        self._texts.execute("CREATE TABLE IF NOT EXISTS searched (file TEXT PRIMARY KEY)")
+
+    def collect(self, wanted: Iterable[str]) -> None:
+        """Search all files for the wanted barcodes, reading the text of those alone."""
+        barcodes = set(wanted)
+        searched = {name for (name,) in self._texts.execute("SELECT file FROM searched")}
+        for file in self.files:
+            if str(file) in searched:
+                continue
+            with pyarrow.parquet.ParquetFile(file) as opened:
+                if missing := [column for column in COLUMNS if column not in opened.schema_arrow.names]:
+                    raise ValueError(f"{file.name} has no column {missing[0]!r}: {HOW_TO_RESTORE}")
+                for group in range(opened.num_row_groups):
+                    names = opened.read_row_group(group, columns=["barcode_src"])["barcode_src"].to_pylist()
+                    hits = [index for index, name in enumerate(names) if name in barcodes]
+                    if hits:
+                        rows = opened.read_row_group(group, columns=list(COLUMNS)).take(pyarrow.array(hits))
+                        texts = ((row["barcode_src"], book_text(row)) for row in rows.to_pylist())
+                        self._texts.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?)", texts)
+            self._texts.execute("INSERT INTO searched VALUES (?)", (str(file),))
+            self._texts.commit()
+
+    def text(self, barcode: str) -> str | None:
+        """The text of a book; None if no file had it."""
+        found = self._texts.execute("SELECT text FROM texts WHERE barcode = ?", (barcode,)).fetchone()
+        return found[0] if found else None
+
+    def close(self) -> None:
+        self._texts.close()
+
+
+def book_text(row: dict[str, object]) -> str:
+    """Pages of the text with the better score of recognition; the library's own where both are equal or unknown."""
+    scores = [row["ocr_score_src"], row["ocr_score_gen"]]
+    source, generated = (float(score) if isinstance(score, int | float) else -1.0 for score in scores)
+    pages = row["text_by_page_gen"] if generated > source else row["text_by_page_src"]
+    pages = pages or row["text_by_page_src"] or row["text_by_page_gen"] or []
+    assert isinstance(pages, list)
+    return "\n".join(page for page in pages if page)

@@ -1,0 +1,137 @@
+"""The training stream over LongBlocks' rows, and short prompts among them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from longctx_rl.config import Config
+from longctx_rl.config_data import ShortConfig
+from longctx_rl.data.cutting import cut
+from longctx_rl.data.longblocks import from_row
+from longctx_rl.data.order import Pool, TrainingOrder
+from longctx_rl.data.preparation import prepare
+from longctx_rl.data.prompts import encode_prompt, encode_text
+from longctx_rl.data.reading import Origin
+from longctx_rl.data.selection import Selection, select, task_at
+from longctx_rl.data.store import Store, digest
+from longctx_rl.types import Example
+
+LONG, SHORT = "long", "short"
+
+
+class LongBlocksSource:
+    """Rows of a data set as an indexed stream. See ``TrainingSource``.
+
+    Raises:
+        ValueError: a data set that cannot be read, or of which nothing is left for a task.
+    """
+
+    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+        assert config.data.longblocks is not None
+        self.settings, self.tokenizer = config.data.longblocks, tokenizer
+        self.stores: dict[str, Store] = {}
+        shares = {task: share for task, share in config.task.mixture.items() if share}
+        pools = self._long(shares)
+        if self.settings.short is not None:
+            pools = self._with_short(pools, self.settings.short)
+        batch, steps = config.batch.prompts_per_step, self.settings.bucket_steps
+        self.order = TrainingOrder(pools, seed=config.seed, bucket=steps * batch, batch=batch)
+
+    def _long(self, shares: dict[str, float]) -> list[tuple[float, Pool]]:
+        rows = self.settings
+        self.stores[LONG] = open_store(rows.path, rows.revision, rows.split, rows.streaming, self)
+        beside = overhead(self.tokenizer, rows.instruction)
+        chosen = select(self.stores[LONG], rows, "train", overhead=beside, tasks=tuple(shares))
+        _check_not_empty(chosen, rows.path, "loosen data.longblocks or task")
+        if not shares:
+            return [(1.0, _pool("any", LONG, chosen, chosen.rows))]
+        if missing := [task for task in shares if task not in chosen.rows]:
+            raise ValueError(
+                f"no row of {rows.path} is left for task {missing[0]}: leave it out with ~task.mixture.{missing[0]}, "
+                "or choose task=any"
+            )
+        return [(share, _pool(task, LONG, chosen, [task])) for task, share in shares.items()]
+
+    def _with_short(self, pools: list[tuple[float, Pool]], short: ShortConfig) -> list[tuple[float, Pool]]:
+        self.stores[SHORT] = open_store(short.path, short.revision, short.split, short.streaming, self)
+        unfiltered = replace(
+            self.settings, sources=None, languages=None, min_tokens=0, target="answer", overlong="drop"
+        )
+        beside = overhead(self.tokenizer, "")
+        chosen = select(self.stores[SHORT], unfiltered, "train", overhead=beside, tasks=())
+        _check_not_empty(chosen, short.path, "choose another data set, or set data.longblocks.short=null")
+        total = sum(share for share, _ in pools)
+        long = [(share / total * (1 - short.share), pool) for share, pool in pools]
+        return [*long, (short.share, _pool(SHORT, SHORT, chosen, chosen.rows))]
+
+    def document(self, index: int) -> tuple[Example, ...]:
+        """The example at a place of the stream, alone."""
+        pool, row = self.order.at(index)
+        return (self.example(pool.store, row),)
+
+    def example(self, kind: str, index: int) -> Example:
+        """A row of a store as it is trained on: instructed, and cut to fit."""
+        rows, store = self.settings, self.stores[kind]
+        row = store.row(index)
+        target = rows.target if kind == LONG else "answer"
+        example = from_row(row | row["responses"] | {"task": task_at(store, index)}, response_column=target)
+        question = example.question
+        if kind == LONG and rows.instruction:
+            question = f"{question}\n\n{rows.instruction}"
+        example = replace(example, question=question, family_id=example.family_id or row["document_hash"])
+        head, tail = encode_prompt(self.tokenizer, replace(example, document=""))
+        beside, tokens = len(head) + len(tail), row["document_tokens"]
+        if beside + tokens > rows.max_tokens:
+            answer = example.answer if rows.overlong == "ends_and_answer" else None
+            tokens = rows.max_tokens - beside
+            example = replace(example, document=cut(example.document, tokens, self.tokenizer, answer=answer))
+        return replace(example, length=beside + tokens)
+
+    def describe(self) -> dict[str, Any]:
+        """Data sets, rows and the content hash, for environment.json."""
+        stores = {
+            kind: {"folder": str(store.folder), **store.report["origin"], "tokenizer": store.report["tokenizer"]}
+            for kind, store in self.stores.items()
+        }
+        rows = {pool.name: len(pool.rows) for pool in self.order.pools}
+        return {"stores": stores, "rows": rows, "content_hash": self.content_hash()}
+
+    def content_hash(self) -> str:
+        """Of all rows that are trained on, and of how they become prompts: equal hashes, equal data."""
+        how = replace(self.settings, path="", revision=None, cache="", books=None, streaming=False, short=None)
+        texts = [repr(how), *(store.report["tokenizer"] for store in self.stores.values())]
+        for pool in self.order.pools:
+            hashes = self.stores[pool.store].columns["row_hash"]
+            texts += [pool.name, *(hashes[row] for row in pool.rows)]
+        return digest(*texts)
+
+
+def open_store(path: str, revision: str | None, split: str, streaming: bool, source: LongBlocksSource) -> Store:
+    """The prepared rows of a data set; prepared now if they are not yet."""
+    settings = source.settings
+    books = Path(settings.books) if settings.books is not None and path == settings.path else None
+    origin = Origin(path, revision, split, streaming)
+    return prepare(origin, source.tokenizer, Path(settings.cache), books)
+
+
+def overhead(tokenizer: PreTrainedTokenizerBase, instruction: str) -> int:
+    """Tokens of a prompt beside document and question: the template's, and the instruction's."""
+    head, tail = encode_prompt(tokenizer, Example(id="", document="", question="", answer="", task=""))
+    template = len(head) + len(tail) - len(encode_text(tokenizer, "\n\n"))
+    return template + (len(encode_text(tokenizer, f"\n\n{instruction}")) if instruction else 0)
+
+
+def _pool(name: str, store: str, chosen: Selection, tasks: Iterable[str]) -> Pool:
+    """The rows of some tasks, in the order of the store."""
+    pairs = sorted(pair for task in tasks for pair in zip(chosen.rows[task], chosen.lengths[task], strict=True))
+    rows, lengths = zip(*pairs, strict=True)
+    return Pool(name, store, rows, lengths)
+
+
+def _check_not_empty(chosen: Selection, path: str, fix: str) -> None:
+    if not len(chosen):
+        reasons: Sequence[str] = [f"{count} {why}" for why, count in chosen.left_out.most_common()]
+        raise ValueError(f"no row of {path} is left to train on ({', '.join(reasons)}): {fix}")

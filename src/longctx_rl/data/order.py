@@ -1,0 +1,111 @@
+"""Which row stands at which place of the endless training stream: a function of the seed and the place alone.
+
+So a cursor is all that a resumed or re-sharded run needs to continue at the right row of every pool.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+FINEST = 1000
+"""Longest cycle of an interleaving; shares that need a longer one are rounded to thousandths."""
+
+
+class Interleaving:
+    """Pools in exact shares: after each cycle their counts are the shares to the row, and close to them within it.
+
+    Args:
+        shares: of each pool, above 0; relative to their sum.
+
+    Raises:
+        ValueError: a share below half a thousandth of all.
+    """
+
+    def __init__(self, shares: Sequence[float]) -> None:
+        parts = [Fraction(str(share)) for share in shares]
+        parts = [part / sum(parts) for part in parts]
+        cycle = math.lcm(*(part.denominator for part in parts))
+        self._counts = [round(part * min(cycle, FINEST)) for part in parts]
+        if min(self._counts) < 1:
+            raise ValueError(f"a share of {min(shares)} among {list(shares)} is too small to be drawn: leave it out")
+        common = math.gcd(*self._counts)
+        self._counts = [count // common for count in self._counts]
+        total = sum(self._counts)
+        self._slots: list[tuple[int, int]] = []
+        given = [0] * len(parts)
+        for place in range(1, total + 1):
+            pool = max(range(len(parts)), key=lambda i: (self._counts[i] * place - given[i] * total, -i))
+            self._slots.append((pool, given[pool]))
+            given[pool] += 1
+
+    def at(self, place: int) -> tuple[int, int]:
+        """The pool of a place, and how many of that pool came before."""
+        cycle, slot = divmod(place, len(self._slots))
+        pool, before = self._slots[slot]
+        return pool, cycle * self._counts[pool] + before
+
+
+@lru_cache(maxsize=32)
+def permutation(seed: str, size: int) -> tuple[int, ...]:
+    """A shuffled ``range(size)``."""
+    order = list(range(size))
+    random.Random(seed).shuffle(order)
+    return tuple(order)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Rows that are drawn without replacement, epoch after epoch."""
+
+    name: str
+    store: str
+    """Which store the rows are in."""
+    rows: tuple[int, ...]
+    """Indices into it."""
+    lengths: tuple[int, ...]
+    """Prompt tokens of each."""
+
+
+class TrainingOrder:
+    """The stream over several pools.
+
+    Args:
+        pools: with their shares.
+        bucket: places that are sorted by length together, so that a step's prompts are of similar length; cut into
+            batches of ``batch``, which are then shuffled. 0: no sorting.
+        batch: prompts of a step.
+    """
+
+    def __init__(self, pools: Sequence[tuple[float, Pool]], *, seed: int, bucket: int, batch: int) -> None:
+        self.pools = [pool for _, pool in pools]
+        self._interleaving = Interleaving([share for share, _ in pools])
+        self._seed, self._batch = seed, batch
+        self._bucket = bucket // batch * batch
+        self._block: tuple[int, list[tuple[Pool, int]]] = (-1, [])
+
+    def at(self, place: int) -> tuple[Pool, int]:
+        """The pool and the store's row at a place of the stream."""
+        if not self._bucket:
+            pool, within = self._position(place)
+            return pool, pool.rows[within]
+        block, slot = divmod(place, self._bucket)
+        if self._block[0] != block:
+            self._block = (block, self._sorted_block(block))
+        return self._block[1][slot]
+
+    def _position(self, place: int) -> tuple[Pool, int]:
+        number, before = self._interleaving.at(place)
+        pool = self.pools[number]
+        epoch, within = divmod(before, len(pool.rows))
+        return pool, permutation(f"{pool.name} {self._seed} {epoch}", len(pool.rows))[within]
+
+    def _sorted_block(self, block: int) -> list[tuple[Pool, int]]:
+        places = range(block * self._bucket, (block + 1) * self._bucket)
+        found = [self._position(place) for place in places]
+        found.sort(key=lambda each: each[0].lengths[each[1]])
+        batches = [found[start : start + self._batch] for start in range(0, self._bucket, self._batch)]
+        random.Random(f"bucket {self._seed} {block}").shuffle(batches)
+        return [(pool, pool.rows[within]) for batch in batches for pool, within in batch]

@@ -1,0 +1,219 @@
+"""From a data set's messy rows to a store: cleaned, measured, each dropped row counted under its reason.
+
+Work goes part by part: an interrupted preparation keeps its parts, and the same command goes on behind them. Memory
+does not grow with the data set but for a hash of each row, which finds duplicates.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from filelock import FileLock
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from longctx_rl.data import books as institutional
+from longctx_rl.data.books import Books
+from longctx_rl.data.reading import CHAT, REQUIRED, Origin, Problems, Row
+from longctx_rl.data.store import REPORT, Counts, Store, digest, part_counts, parts, write_part
+from longctx_rl.data.tasks import place_of
+
+VERSION = 1
+"""Of the rules in this file and ``tasks``: part of a store's name."""
+PART_CHARACTERS = 2**26
+"""Text of one part."""
+BATCH_CHARACTERS = 2**22
+"""Text that is tokenised together, on all cores."""
+RESPONSE_PREFIX = "response_"
+ANSWER_END = "</think>"
+"""What stands before it, in a chat data set's replies, is reasoning."""
+
+
+def prepare(origin: Origin, tokenizer: PreTrainedTokenizerBase, root: Path, books: Path | None = None) -> Store:
+    """The store of a data set, made now if it is not there or not whole.
+
+    Args:
+        root: folder of all stores.
+        books: local copy of Institutional Books, for rows without a document.
+
+    Raises:
+        ValueError: nothing to read, a missing column, no usable row, a full disk.
+        KeyboardInterrupt: parts are kept.
+    """
+    name = "-".join(part for part in Path(origin.path).parts[-2:] if part not in "./~")
+    version = (origin.path, origin.revision or "", origin.split, _state(Path(origin.path).expanduser()))
+    key = digest(str(VERSION), *version, fingerprint(tokenizer), str(books or ""))[:12]
+    folder = root.expanduser() / f"{name}-{key}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # other processes of this machine wait, and find it whole
+            if not (folder / REPORT).exists():
+                _write(folder, origin, tokenizer, books)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror}; what is there is kept") from error
+    return Store(folder)
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what decides how text becomes tokens."""
+    return digest(tokenizer.backend_tokenizer.to_str())
+
+
+def _state(path: Path) -> str:
+    """Names, sizes and times of local files, so that a changed folder is prepared again; empty for the Hub."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    found = [(str(file), file.stat()) for file in files if file.exists()]
+    return json.dumps([[name, status.st_size, status.st_mtime_ns] for name, status in found])
+
+
+def _write(folder: Path, origin: Origin, tokenizer: PreTrainedTokenizerBase, books: Path | None) -> None:
+    problems = Problems()
+    shelf = None
+    if books is not None:
+        shelf = Books(books, folder / "books.sqlite")
+        shelf.collect(str(row["id"]) for row in origin.rows(Problems()) if not row.get("document"))
+    done = parts(folder)
+    counts = part_counts(done[-1]) if done else Counts()
+    seen = {digest for path in done for digest in _hashes(path)}
+    measure = Measure(tokenizer)
+    rows = itertools.islice(origin.rows(problems), counts.read, None)
+    with tqdm(desc=f"preparing {origin.path}", unit=" rows", initial=counts.read, disable=None) as bar:
+        number = len(done)
+        while True:
+            part = list(_part(rows, counts, seen, measure, shelf, bar))
+            if not part:
+                break
+            write_part(folder / f"part-{number:05}.arrow", part, counts)
+            number += 1
+    if shelf is not None:
+        shelf.close()
+    kept = len(seen)
+    if not kept:
+        reasons = ", ".join(f"{count} {why}" for (why, _), count in counts.dropped.most_common())
+        raise ValueError(f"{origin.path} has no usable row: {reasons or 'it is empty'}")
+    report = {
+        "origin": {"path": origin.path, "revision": origin.revision, "split": origin.split},
+        "tokenizer": fingerprint(tokenizer),
+        "kept": kept,
+        "counts": counts.as_json(),
+        "files": problems.files,
+        "lines": dict(problems.lines),
+    }
+    temporary = folder / f"{REPORT}.tmp"
+    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / REPORT)
+
+
+def _hashes(path: Path) -> list[str]:
+    with pyarrow.memory_map(str(path)) as source:
+        hashes: list[str] = pyarrow.ipc.open_file(source).read_all()["row_hash"].to_pylist()
+    return hashes
+
+
+def _part(
+    rows: Iterator[Row], counts: Counts, seen: set[str], measure: "Measure", shelf: Books | None, bar: Any
+) -> Iterator[Row]:
+    """Usable rows until their text fills a part, measured batch by batch."""
+    batch: list[Row] = []
+    in_batch = in_part = 0
+    for raw in rows:
+        counts.read += 1
+        bar.update()
+        row, reason = clean(raw, shelf)
+        if not reason and row["row_hash"] in seen:
+            reason = "duplicate"
+        if reason:
+            counts.dropped[reason, str(row["source"] or "no source")] += 1
+            continue
+        seen.add(row["row_hash"])
+        batch.append(row)
+        size = len(row["document"]) + len(row["answer"])
+        in_batch, in_part = in_batch + size, in_part + size
+        if in_batch >= BATCH_CHARACTERS or in_part >= PART_CHARACTERS:
+            yield from measure(batch, counts)
+            batch, in_batch = [], 0
+        if in_part >= PART_CHARACTERS:
+            return
+    yield from measure(batch, counts)
+
+
+def clean(raw: Row, shelf: Books | None) -> tuple[Row, str]:
+    """A row in the store's columns, and why it cannot be used: empty if it can."""
+    chat = CHAT in raw
+    row: Row = from_chat(raw) if chat else {name: raw.get(name) for name in REQUIRED}
+    if row["document"] is None and shelf is not None:
+        row["document"] = shelf.text(str(row["id"]))
+    if row["document"] is None and row["source"] == institutional.SOURCE:
+        return row, "document is not part of the data set"
+    for name in ("document", "question", "answer"):
+        if not isinstance(row[name], str):
+            return row, f"no {name}"
+        if not row[name].strip() and not (chat and name == "document"):
+            return row, f"empty {name}"
+    row |= {name: str(row[name] or "") for name in ("id", "source", "language")}
+    named = {name: text for name, text in raw.items() if name.startswith(RESPONSE_PREFIX)}
+    responses = {name: text for name, text in named.items() if isinstance(text, str) and text.strip()}
+    return row | {
+        "responses": responses,
+        "targets": sorted(responses),
+        "named_task": raw.get("task") or "",
+        "evidence": raw.get("evidence") or "[]",
+        "family_id": raw.get("family_id") or "",
+        "document_hash": digest(row["document"]),
+        "row_hash": digest(*(row[name] for name in ("document", "question", "answer")), *map(str, responses.items())),
+    }, ""
+
+
+def from_chat(raw: Row) -> Row:
+    """A chat data set's row in LongBlocks' columns: first request and first reply, the system's text before it."""
+    system, request, reply = "", None, None
+    for turn in raw[CHAT] or []:
+        role, content = turn.get("role"), turn.get("content")
+        if role == "system" and request is None:
+            system = content or ""
+        elif role == "user" and request is None:
+            request = content
+        elif role == "assistant" and request is not None:
+            reply = content
+            break
+    if request and system:
+        request = f"{system}\n\n{request}"
+    return {
+        "id": raw.get("id") or raw.get("uuid") or digest(str(request), str(reply)),
+        "document": "",
+        "source": raw.get("source") or raw.get("category") or "chat",
+        "language": raw.get("language") or "",
+        "question": request,
+        "answer": reply.rpartition(ANSWER_END)[2].strip() if reply else reply,
+    }
+
+
+class Measure:
+    """Counts tokens on all cores. Text never becomes a special token, even where it spells one."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+        backend.encode_special_tokens = True
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self._special = sorted({str(token) for token in tokenizer.all_special_tokens} - {""})
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        return [len(found) for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def __call__(self, rows: Sequence[Row], counts: Counts) -> list[Row]:
+        """The rows with their measured columns."""
+        texts = [text for row in rows for text in (row["document"], f"\n\n{row['question']}", row["answer"])]
+        lengths = iter(self.lengths(texts))
+        for row in rows:
+            row |= {f"{name}_tokens": next(lengths) for name in ("document", "question", "answer")}
+            row["verbatim"] = place_of(row["document"], row["answer"]) is not None
+            row["spells_special"] = any(token in row["document"] or token in row["question"] for token in self._special)
+            counts.noted["documents that spell a special token, read as plain text"] += row["spells_special"]
+            counts.noted["rows with a teacher's response"] += bool(row["responses"])
+        return list(rows)

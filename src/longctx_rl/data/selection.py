@@ -1,0 +1,89 @@
+"""Which rows of a store a configuration trains on, and why it leaves out the others."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from longctx_rl.config_data import LongBlocksConfig
+from longctx_rl.data.preparation import RESPONSE_PREFIX
+from longctx_rl.data.store import Store
+from longctx_rl.data.tasks import task_of
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(slots=True)
+class Selection:
+    """Rows of one split."""
+
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    """Task to indices into the store."""
+    lengths: dict[str, list[int]] = field(default_factory=dict)
+    """Prompt tokens of each."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Why, and how many."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows.values()))
+
+
+def split_of(document_hash: str, *, validation: float, test: float) -> Split:
+    """The split that a document and all its questions are in, from the document's hash alone."""
+    place = int(document_hash[:12], 16) / 16**12
+    if place < test:
+        return "test"
+    return "validation" if place < test + validation else "train"
+
+
+def task_at(store: Store, index: int) -> str:
+    """The task of a row of a store."""
+    row = {name: values[index] for name, values in store.columns.items()}
+    return task_of(
+        row["named_task"],
+        row["source"],
+        document_tokens=row["document_tokens"],
+        answer_tokens=row["answer_tokens"],
+        verbatim=row["verbatim"],
+    )
+
+
+def select(store: Store, settings: LongBlocksConfig, split: Split, *, overhead: int, tasks: Sequence[str]) -> Selection:
+    """Apply filters to a store.
+
+    Args:
+        overhead: tokens of a prompt beside document and question.
+        tasks: that are trained on; none: all.
+    """
+    selection, columns = Selection(), store.columns
+    for index in range(len(store)):
+        row = {name: values[index] for name, values in columns.items()}
+        length = row["document_tokens"] + row["question_tokens"] + overhead
+        task = task_at(store, index)
+        if reason := _reason(row, settings, split, length, task, tasks):
+            selection.left_out[reason] += 1
+            continue
+        selection.rows.setdefault(task, []).append(index)
+        selection.lengths.setdefault(task, []).append(min(length, settings.max_tokens))
+    return selection
+
+
+def _reason(
+    row: dict[str, Any], settings: LongBlocksConfig, split: Split, length: int, task: str, tasks: Sequence[str]
+) -> str:
+    """Why a row is left out; empty if it is not."""
+    if split_of(row["document_hash"], validation=settings.validation, test=settings.test) != split:
+        return "document of another split"
+    if settings.sources is not None and row["source"] not in settings.sources:
+        return "source not asked for"
+    if settings.languages is not None and row["language"] not in settings.languages:
+        return "language not asked for"
+    if tasks and task not in tasks:
+        return "task not asked for"
+    if length < settings.min_tokens:
+        return "shorter than data.longblocks.min_tokens"
+    if length > settings.max_tokens and settings.overlong == "drop":
+        return "longer than data.longblocks.max_tokens"
+    if settings.target.startswith(RESPONSE_PREFIX) and settings.target not in row["targets"]:
+        return f"no {settings.target}"
+    return ""

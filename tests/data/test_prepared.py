@@ -1,0 +1,176 @@
+"""Messy rows in, a store out: every trap handled and counted, splits by document, nothing lost when stopped."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from make_fixture import make
+
+from longctx_rl.data import preparation
+from longctx_rl.data.preparation import Measure, prepare
+from longctx_rl.data.prompts import encode_text
+from longctx_rl.data.reading import Origin, Problems
+from longctx_rl.data.store import Store
+from longctx_rl.policy.loading import load_tokenizer
+
+FIXTURE = Path(__file__).parent / "fixture"
+ROWS = Origin(str(FIXTURE / "rows"))
+TOKENIZER = load_tokenizer("mini-student")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return prepare(ROWS, TOKENIZER, tmp_path_factory.mktemp("cache"))
+
+
+def everything(store: Store) -> list[dict[str, Any]]:
+    return [store.row(index) for index in range(len(store))]
+
+
+def test_the_fixture_is_what_its_script_makes(tmp_path: Path) -> None:
+    make(tmp_path)
+    for folder in ("rows", "books", "chat"):
+        assert {f.name for f in (tmp_path / folder).iterdir()} == {f.name for f in (FIXTURE / folder).iterdir()}
+    for kind in ("rows/a", "rows/b", "books/0", "books/1"):
+        new, old = (pyarrow.parquet.read_table(root / f"{kind}.parquet") for root in (tmp_path, FIXTURE))
+        assert new.equals(old)
+    for kind in ("rows/d", "chat/chat"):
+        assert (tmp_path / f"{kind}.jsonl").read_bytes() == (FIXTURE / f"{kind}.jsonl").read_bytes()
+
+
+def test_every_dropped_row_is_counted_under_its_reason(store: Store) -> None:
+    dropped = Counter({why: 0 for why, _ in store.counts.dropped})
+    for (why, _), count in store.counts.dropped.items():
+        dropped[why] += count
+    assert dropped == {
+        "document is not part of the data set": 6,
+        "empty answer": 2,
+        "empty document": 1,
+        "no question": 1,
+        "no document": 1,
+        "duplicate": 1,
+    }
+    assert store.counts.read == len(store) + dropped.total()
+    assert store.report["lines"] == {"not JSON": 1, "not UTF-8": 1, "not a JSON object": 1}
+    assert list(store.report["files"]) == ["c-broken.parquet"]
+
+
+def test_rows_come_through_unchanged(store: Store) -> None:
+    rows = {row["id"]: row for row in everything(store)}
+    for original in pyarrow.parquet.read_table(FIXTURE / "rows" / "a.parquet").to_pylist():
+        row = rows[original["id"]]
+        assert all(row[name] == original[name] for name in ("document", "question", "answer", "source", "language"))
+        given = {name: text for name, text in original.items() if name.startswith("response_") and text}
+        assert row["responses"] == given and row["targets"] == sorted(given)
+
+
+def test_lengths_are_those_of_the_prompt_and_special_tokens_are_plain_text(store: Store) -> None:
+    special = [row for row in everything(store) if row["spells_special"]]
+    assert [row["id"] for row in special] == ["special"]
+    assert store.counts.noted["documents that spell a special token, read as plain text"] == 1
+    for row in everything(store):
+        assert row["document_tokens"] == len(encode_text(TOKENIZER, row["document"]))
+        assert row["question_tokens"] == len(encode_text(TOKENIZER, f"\n\n{row['question']}"))
+        assert row["answer_tokens"] == len(encode_text(TOKENIZER, row["answer"]))
+    ids = set(encode_text(TOKENIZER, special[0]["document"]))
+    assert not ids & set(TOKENIZER.all_special_ids)
+
+
+def test_books_are_put_back_by_barcode(tmp_path: Path) -> None:
+    store = prepare(ROWS, TOKENIZER, tmp_path, FIXTURE / "books")
+    found = {row["id"]: row["document"] for row in everything(store) if row["source"] == "Institutional-Books-1.0"}
+    assert sorted(found) == ["HV100", "HV101", "HV102"]
+    assert found["HV100"].startswith("The press") and found["HV102"].startswith("Better: ")
+    assert found["HV101"].count("\n") == 1  # pages without text leave no trace
+    assert store.counts.dropped["document is not part of the data set", "Institutional-Books-1.0"] == 3
+
+
+def test_chat_rows(tmp_path: Path) -> None:
+    store = prepare(Origin(str(FIXTURE / "chat")), TOKENIZER, tmp_path)
+    rows = everything(store)
+    assert [(row["question"], row["answer"]) for row in rows[:2]] == [
+        ("What is 0 and 0?", "0"),
+        ("Be brief.\n\nWhat is 1 and 1?", "2"),
+    ]
+    assert len(rows) == 8 and store.counts.dropped == {("no answer", "chat"): 1}
+
+
+def test_a_stopped_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = everything(prepare(ROWS, TOKENIZER, tmp_path / "whole"))
+    monkeypatch.setattr(preparation, "PART_CHARACTERS", 5000)
+    monkeypatch.setattr(preparation, "BATCH_CHARACTERS", 2000)
+    measured: list[str] = []
+    measure = Measure.__call__
+
+    def stopping(self: Measure, rows: Any, counts: Any) -> Any:
+        if len(measured) > 12:
+            raise KeyboardInterrupt
+        measured.extend(row["id"] for row in rows)
+        return measure(self, rows, counts)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Measure, "__call__", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(ROWS, TOKENIZER, tmp_path / "parts")
+    (folder,) = (tmp_path / "parts").iterdir()
+    kept = len(list(folder.glob("part-*.arrow")))
+    assert kept and not (folder / "report.json").exists()
+    again: list[str] = []
+
+    def noting(self: Measure, rows: Any, counts: Any) -> Any:
+        again.extend(row["id"] for row in rows)
+        return measure(self, rows, counts)
+
+    monkeypatch.setattr(Measure, "__call__", noting)
+    store = prepare(ROWS, TOKENIZER, tmp_path / "parts")
+    assert everything(store) == whole
+    assert len(again) < len(whole)  # what lies in parts is not measured twice
+    assert store.counts == prepare(ROWS, TOKENIZER, tmp_path / "whole").counts
+
+
+def test_a_changed_folder_is_prepared_again(tmp_path: Path) -> None:
+    line = json.dumps({"id": "1", "document": "D.", "source": "s", "language": "en", "question": "q", "answer": "D"})
+    file = tmp_path / "data.jsonl"
+    file.write_text(line + "\n")
+    assert len(prepare(Origin(str(file)), TOKENIZER, tmp_path / "cache")) == 1
+    file.write_text(line + "\n" + line.replace('"1"', '"2"').replace("D.", "E. D.") + "\n")
+    assert len(prepare(Origin(str(file)), TOKENIZER, tmp_path / "cache")) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"id": "1", "document": "d", "source": "s", "language": "en", "question": "q"}, "has no column 'answer'"),
+        (
+            {"id": "1", "document": None, "source": "s", "language": "en", "question": "q", "answer": "a"},
+            "no usable row",
+        ),
+        ("not json", "holds no readable row: 1 lines not JSON"),
+    ],
+)
+def test_nothing_to_use_is_one_sentence(tmp_path: Path, content: Any, sentence: str) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text((content if isinstance(content, str) else json.dumps(content)) + "\n")
+    with pytest.raises(ValueError, match=sentence):
+        prepare(Origin(str(file)), TOKENIZER, tmp_path / "cache")
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no \.parquet or \.jsonl file"):
+        list(Origin(str(tmp_path)).rows(Problems()))
+
+
+def test_a_data_set_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    command = (
+        "from longctx_rl.data.reading import Origin, Problems\n"
+        "try:\n    next(Origin('nobody/nothing', 'abc').rows(Problems()))\n"
+        "except ValueError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert "hf download --repo-type dataset nobody/nothing --revision abc" in done.stdout

@@ -18,9 +18,9 @@ LAYERS = (
     {"evals", "recorder", "report"},
     {"data", "rollout", "rewards", "engine", "progress", "process"},
     {"policy", "run_directory", "sandbox"},
-    {"objective", "environment", "stats"},
+    {"objective", "environment", "stats", "endpoint"},
     {"config", "types"},
-    {"strict", "validation", "config_data"},
+    {"strict", "validation", "config_data", "config_reward", "config_build"},
 )
 """From the top. A file imports from its own layer and from those below."""
 

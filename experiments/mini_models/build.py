@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +95,11 @@ def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
     attention.install(model)
     sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=96, batch_tokens=65536)
-    answer_alone = partial(grade, evidence_weight=0.0)
+
     rows = []
     examples = heldout_items(tokenizer, tasks=TASKS, lengths=LENGTHS, items=items, first=FIRST)
     for book, asked in (("open", examples), ("closed", without_document(tokenizer, items))):
-        records: list[ItemRecord] = evaluate(model, sampler, tokenizer, asked, answer_alone, step=0)
+        records: list[ItemRecord] = evaluate(model, sampler, tokenizer, asked, grade, step=0)
         for cell in cells(records):
             score = {key: round(getattr(cell.score, key), 4) for key in ("value", "low", "high")}
             row = {"model": name, "book": book, "task": cell.task, "length": cell.length, "n": cell.n, **score}

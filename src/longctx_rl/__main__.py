@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from longctx_rl import config, launch, process, strict
+from longctx_rl.config_build import BuildConfig
 
 
 def main() -> None:
@@ -75,11 +76,24 @@ def composed(overrides: list[str]) -> config.Config:
     """
     if not any(one.startswith("+algo=") for one in overrides):
         overrides = [*overrides, "+algo=dgrpo"]
+    return config.load(_compose("config", overrides))
+
+
+def composed_build(overrides: list[str]) -> BuildConfig:
+    """The configuration of a data set that is built from documents. Raises ValueError as ``composed`` does."""
+    found = _compose("build", overrides)
+    for key in ("documents", "out"):
+        if OmegaConf.is_missing(found, key):
+            raise ValueError("give both folders: documents=FOLDER out=FOLDER")
+    return strict.convert(BuildConfig, OmegaConf.to_container(found, resolve=True))
+
+
+def _compose(name: str, overrides: list[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
-            return config.load(hydra.compose("config", overrides))
+            return hydra.compose(name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(sentence(error)) from error
+        raise ValueError(sentence(error, BuildConfig if name == "build" else config.Config)) from error
 
 
 def config_directory() -> Path:
@@ -89,12 +103,12 @@ def config_directory() -> Path:
     return checkout if (checkout / "config.yaml").is_file() else package / "conf"
 
 
-def sentence(error: Exception) -> str:
-    """An error of composing, in one line with the fix."""
+def sentence(error: Exception, kind: type = config.Config) -> str:
+    """An error of composing a configuration of this kind, in one line with the fix."""
     text = str(error)
     unknown = re.match(r"Could not override '([^']+)'\.\s+To append to your config", text)
     if unknown:
-        return strict.unknown_key(config.Config, unknown[1])
+        return strict.unknown_key(kind, unknown[1])
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name}: choose one of {', '.join(error.options)}"

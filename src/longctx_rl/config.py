@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from longctx_rl import strict, validation
 from longctx_rl.config_data import DataConfig, TaskConfig
+from longctx_rl.config_reward import RewardConfig
 
 ALGORITHMS = ("sft", "kd", "grpo", "opd", "dgrpo")
 
@@ -92,6 +93,8 @@ class ModelConfig:
     student: str
     """A directory, a Hub id, or the name of a shipped model (mini-student, mini-teacher); so are the next two."""
     teacher: str | None  # loaded only by methods that weigh it
+    teacher_cache: str | None
+    """Folder of teacher signals that were written before; none: the teacher is loaded and asked."""
     tokenizer: str | None  # none: the student's own
     architecture: ArchitectureConfig | None
     """Set: the student starts from random weights of this shape."""
@@ -174,13 +177,6 @@ class RolloutConfig:
     batch_tokens: int  # prompts once, and completions, whose keys and values are held together
     gather_weights: bool
     """ZeRO-3: hold full weights while sampling (fast); false: gather layer by layer (small)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardConfig:
-    name: str
-    evidence_weight: float
-    """Weight of the evidence credit beside the answer, which has weight 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

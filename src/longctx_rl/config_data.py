@@ -46,6 +46,8 @@ class LongBlocksConfig:
     """``answer``, or the response_* column that is imitated."""
     instruction: str
     """Appended to every question."""
+    answer_form: str
+    """Of what is imitated where target is ``answer``, with {answer}."""
     validation: float
     """Share of documents."""
     test: float

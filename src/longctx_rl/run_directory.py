@@ -40,6 +40,11 @@ MAY_CHANGE = (
     "engine.num_nodes",
     "engine.rendezvous",
     "engine.threads",
+    "engine.frozen_weights",
+    "model.teacher_cache",
+    # Where the same data lie; their content is compared.
+    *(f"data.longblocks.{key}" for key in ("path", "cache", "books")),
+    *(f"reward.judge.{key}" for key in ("base_url", "api_key_env", "concurrency", "timeout", "retries", "cache")),
 )
 """What a resumed run may do differently without being another run."""
 

@@ -16,6 +16,7 @@ from longctx_rl.config import Config
 from longctx_rl.data.source import check_lengths
 from longctx_rl.engine import checkpoint, distributed
 from longctx_rl.recorder import Recorder, build_recorder
+from longctx_rl.rewards.judge import JudgeUnavailable
 from longctx_rl.training import summary
 from longctx_rl.training.collect import recorded_groups, rollout_metrics, rollout_sums, sampled_groups
 from longctx_rl.training.parts import Parts, build_parts, peak_gib
@@ -94,7 +95,13 @@ def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, i
     reason = spent(state, config.budget)
     saved_step = state.step if state.step else -1
     while reason is None and not distributed.any_rank(interrupt.asked):
-        train_step(config, parts, state, recorder)
+        try:
+            train_step(config, parts, state, recorder)
+        except JudgeUnavailable as error:
+            if saved_step != state.step:
+                save(config, parts, state)
+            resume = run_directory.resume_command(config)
+            raise ValueError(f"{error}. Step {state.step} is saved; continue with: {resume}") from error
         reason = spent(state, config.budget)
         if reason is None and config.eval.every and state.step % config.eval.every == 0:
             evaluate(config, parts, state, recorder, config.eval.during_items)
@@ -123,7 +130,7 @@ def train_step(config: Config, parts: Parts, state: TrainState, recorder: Record
     sampled = config.algo.source == "policy"
     if sampled:
         groups = sampled_groups(
-            config, parts.engine, parts.sampler, parts.source, parts.tokenizer, mine, state.step, watch
+            config, parts.engine, parts.sampler, parts.source, parts.tokenizer, parts.rewarder, mine, state.step, watch
         )
     else:
         groups = recorded_groups(parts.source, parts.tokenizer, mine)

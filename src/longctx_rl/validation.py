@@ -20,6 +20,11 @@ def _problems(c: "Config") -> Iterator[str]:
     yield from _algo(c.algo)
     if c.algo.weights.kd and c.model.teacher is None:
         yield f"algo.weights.kd={c.algo.weights.kd} needs a teacher: set model.teacher=<directory or Hub id>"
+    if c.model.teacher_cache is not None and c.algo.weights.kd and c.algo.source == "policy":
+        yield (
+            f"model.teacher_cache={c.model.teacher_cache} holds recorded answers, but +algo={c.algo.name} draws its "
+            "tokens anew: set model.teacher_cache=null"
+        )
     if c.model.architecture is not None and c.model.student not in SHIPPED:
         yield (
             f"model.architecture starts from random weights, so model.student={c.model.student} would be left out: "
@@ -186,7 +191,6 @@ def _positive(c: "Config") -> Iterator[str]:
         "eval.first": c.eval.first,
         "logging.rollouts_every": c.logging.rollouts_every,
         "logging.rollouts_kept": c.logging.rollouts_kept,
-        "reward.evidence_weight": c.reward.evidence_weight,
     }.items():
         if value < 0:
             yield f"{key}={value}: set it to 0 or more"

@@ -51,7 +51,6 @@ BAD = {
     "+algo=sft budget.seconds=0": "budget.seconds=0.0: set it above 0, or null for none",
     "+algo=sft 'optim.betas=[2,0.9]'": "optim.betas=[2.0, 0.9]: give two numbers from 0 up to below 1, such as "
     "[0.9, 0.95]",
-    "+algo=sft reward.evidence_weight=-1": "reward.evidence_weight=-1.0: set it to 0 or more",
     "+algo=sft checkpoint.every=-1": "checkpoint.every=-1: set it to 0 or more",
     "+algo=sft eval.during_items=0": "the evaluation split is empty: set eval.items and eval.during_items above 0, "
     "give eval.lengths and eval.tasks, or choose eval=none",

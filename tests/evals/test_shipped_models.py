@@ -1,7 +1,5 @@
 """The shipped weights fit the world that the generators tell of: a change of wording or tokens would show here."""
 
-from functools import partial
-
 import pytest
 
 from longctx_rl.data.prompts import closed_book
@@ -23,11 +21,11 @@ def test_good_at_short_context_and_at_long_if_it_is_the_teacher(name: str, long:
     model, tokenizer = load_model(name), load_tokenizer(name)
     attention.install(model)
     sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=96, batch_tokens=65536)
-    answer_alone = partial(grade, evidence_weight=0.0)
+
     examples = heldout_items(tokenizer, tasks=TASKS, lengths=(256, 1024), items=ITEMS, first=2000)
-    for cell in cells(evaluate(model, sampler, tokenizer, examples, answer_alone, step=0)):
+    for cell in cells(evaluate(model, sampler, tokenizer, examples, grade, step=0)):
         low, high = long if cell.length == 1024 else (0.55, 1.0)
         assert low <= cell.score.value <= high, cell
     blind = [closed_book(example) for example in examples if example.answer != UNANSWERABLE]
-    for cell in cells(evaluate(model, sampler, tokenizer, blind, answer_alone, step=0)):
+    for cell in cells(evaluate(model, sampler, tokenizer, blind, grade, step=0)):
         assert cell.score.value <= 0.05, cell

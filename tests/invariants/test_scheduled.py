@@ -120,7 +120,9 @@ def test_a_step_of_the_shipped_pair(settings: tuple[str, ...], tmp_path: Path) -
     distributed.init(config)
     try:
         parts, watch = build_parts(config), Stopwatch()
-        groups = sampled_groups(config, parts.engine, parts.sampler, parts.source, parts.tokenizer, [0, 1], 0, watch)
+        groups = sampled_groups(
+            config, parts.engine, parts.sampler, parts.source, parts.tokenizer, parts.rewarder, [0, 1], 0, watch
+        )
         spec, denominators = objective_from(config), global_count(groups)
         (packed, expected), (one_by_one, found) = (
             update(

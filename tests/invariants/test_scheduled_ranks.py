@@ -33,7 +33,9 @@ def work(rank: int, port: int, root: str) -> None:
     distributed.init(config)
     parts, watch = build_parts(config), Stopwatch()
     mine = [0, 1, 2][rank::2]
-    groups = sampled_groups(config, parts.engine, parts.sampler, parts.source, parts.tokenizer, mine, 0, watch)
+    groups = sampled_groups(
+        config, parts.engine, parts.sampler, parts.source, parts.tokenizer, parts.rewarder, mine, 0, watch
+    )
     spec, denominators = objective_from(config), global_count(groups)
     found: list[Found] = []
     for scheduled in (False, True, False):

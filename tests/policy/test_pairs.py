@@ -40,6 +40,14 @@ def test_other_tokens(tmp_path: Path) -> None:
         checked(changed(tmp_path / "teacher", "tokenizer.json", swap))
 
 
+def test_the_same_vocabulary_merged_otherwise(tmp_path: Path) -> None:
+    def forget_merges(tokenizer: dict[str, Any]) -> None:
+        tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:100]
+
+    with pytest.raises(ValueError, match=r"have the same vocabulary but cut text differently"):
+        checked(changed(tmp_path / "teacher", "tokenizer.json", forget_merges))
+
+
 def test_another_end_token(tmp_path: Path) -> None:
     def end_differently(settings: dict[str, Any]) -> None:
         settings["eos_token"] = "<|endoftext|>"

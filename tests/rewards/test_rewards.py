@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import longctx_rl.models
+from longctx_rl.config_reward import RewardConfig
 from longctx_rl.data.generators import generate
 from longctx_rl.rewards import final_answer, grade
-from longctx_rl.types import UNANSWERABLE, Evidence, Example
+from longctx_rl.rewards.composed import Answered, Rewarder
+from longctx_rl.types import UNANSWERABLE, Evidence, Example, Reward
 
 STEP = "the mentor of TorVin is KesDal"
 HOP = Example(
@@ -23,6 +25,17 @@ HOP = Example(
 )
 JOURNEY = Example(id="2", document="", question="", answer="KesDal; BelMar; RisNus", task="longform")
 NAMES = ["KesDal", "BelMar", "RisNus", "TorVin", "GevDov"]
+
+
+def weighed(text: str, example: Example, evidence_weight: float) -> Reward:
+    """Graded with credit for evidence."""
+    graders = {"multihop": "exact", "grounding": "exact", "longform": "ordered_list"}
+    weights = {"answer": 1.0, "evidence": evidence_weight}
+    config = RewardConfig(
+        name="test", graders=graders, weights=weights, overlong_tokens=0, normalize_per_task=False, judge=None
+    )
+    (reward,) = Rewarder(config, max_tokens=100)([Answered(text, 1, example)])
+    return reward
 
 
 @pytest.mark.parametrize(
@@ -49,7 +62,7 @@ NAMES = ["KesDal", "BelMar", "RisNus", "TorVin", "GevDov"]
     ],
 )
 def test_only_the_final_answer_counts(text: str, score: float) -> None:
-    assert grade(text, HOP, evidence_weight=0).score == score
+    assert grade(text, HOP).score == score
 
 
 def test_final_answer() -> None:
@@ -59,8 +72,8 @@ def test_final_answer() -> None:
 
 
 def test_format_says_whether_an_answer_was_found() -> None:
-    assert grade("Answer: BelMar", HOP, evidence_weight=0).parts["format"] == 1
-    assert grade("BelMar", HOP, evidence_weight=0).parts["format"] == 0
+    assert grade("Answer: BelMar", HOP).parts["format"] == 1
+    assert grade("BelMar", HOP).parts["format"] == 0
 
 
 @pytest.mark.parametrize(
@@ -78,14 +91,14 @@ def test_format_says_whether_an_answer_was_found() -> None:
     ],
 )
 def test_longform_is_ordered_f1(answer: str, ordered: float, unordered: float) -> None:
-    reward = grade(f"Answer: {answer}", JOURNEY, evidence_weight=0)
+    reward = grade(f"Answer: {answer}", JOURNEY)
     assert reward.score == pytest.approx(ordered)
     assert reward.parts["set_f1"] == pytest.approx(unordered)
 
 
 def test_dumping_all_permutations_scores_low() -> None:
     dump = "; ".join(NAMES * 5)
-    assert grade(f"Answer: {dump}", JOURNEY, evidence_weight=0).score < 0.25
+    assert grade(f"Answer: {dump}", JOURNEY).score < 0.25
 
 
 @pytest.mark.parametrize(
@@ -100,13 +113,13 @@ def test_dumping_all_permutations_scores_low() -> None:
     ],
 )
 def test_evidence_is_f1_of_statements(reasoning: str, evidence: float) -> None:
-    reward = grade(f"{reasoning}\nAnswer: KesDal", HOP, evidence_weight=0.5)
+    reward = weighed(f"{reasoning}\nAnswer: KesDal", HOP, evidence_weight=0.5)
     assert reward.parts["evidence"] == pytest.approx(evidence)
     assert reward.score == pytest.approx((1 + 0.5 * evidence) / 1.5)
 
 
 def test_evidence_in_the_final_line_does_not_count() -> None:
-    assert grade(f"{STEP}. Answer: KesDal", HOP, evidence_weight=1).parts["evidence"] == 0
+    assert weighed(f"{STEP}. Answer: KesDal", HOP, evidence_weight=1).parts["evidence"] == 0
 
 
 @pytest.mark.parametrize(
@@ -124,7 +137,7 @@ def test_evidence_in_the_final_line_does_not_count() -> None:
 def test_where_nothing_answers_that_has_to_be_said(text: str, evidence: float) -> None:
     target = "the mentor of TorVin is not stated.\nAnswer: unknown"
     example = Example(id="3", document="", question="", answer=UNANSWERABLE, task="grounding", response=target)
-    assert grade(text, example, evidence_weight=1).parts["evidence"] == pytest.approx(evidence)
+    assert weighed(text, example, evidence_weight=1).parts["evidence"] == pytest.approx(evidence)
 
 
 @settings(max_examples=50, derandomize=True, deadline=None)
@@ -132,7 +145,7 @@ def test_where_nothing_answers_that_has_to_be_said(text: str, evidence: float) -
 def test_scores_and_parts_are_bounded(pieces: list[str], weight: float) -> None:
     text = "".join(pieces)
     for example in (HOP, JOURNEY):
-        reward = grade(text, example, evidence_weight=weight)
+        reward = weighed(text, example, evidence_weight=weight)
         assert 0 <= reward.score <= 1
         assert all(0 <= part <= 1 for part in reward.parts.values())
 
@@ -142,17 +155,15 @@ def test_recorded_responses_score_full(task: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(Path(longctx_rl.models.__file__).parent / "mini-student")
     for family in range(20):
         (example,) = generate(task, family, split="test", length=256, tokenizer=tokenizer)
-        assert grade(example.target, example, evidence_weight=0.5).score == 1
+        assert weighed(example.target, example, evidence_weight=0.5).score == 1
 
 
 def test_running_text_counts_until_its_first_wrong_letter() -> None:
     example = Example(id="", document="", question="", answer=" KesDal", task="lookup", chat=False)
     for text, score in ((" KesDalDal of", 1.0), (" KesTor", 0.5), (" TorDal", 0.0), ("", 0.0)):
-        assert grade(text, example, evidence_weight=0).score == score
+        assert grade(text, example).score == score
 
 
 def test_bad_arguments_say_what_to_do() -> None:
-    with pytest.raises(ValueError, match="must not be negative"):
-        grade("", HOP, evidence_weight=-1)
     with pytest.raises(ValueError, match="choose one of multihop"):
-        grade("", Example(id="", document="", question="", answer="", task="poetry"), evidence_weight=0)
+        grade("", Example(id="", document="", question="", answer="", task="poetry"))

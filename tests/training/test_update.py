@@ -44,7 +44,9 @@ def test_cosine_of_policy_gradient_and_teacher(ce: float, tmp_path: Path) -> Non
     distributed.init(config)
     try:
         parts, watch = build_parts(config), Stopwatch()
-        groups = sampled_groups(config, parts.engine, parts.sampler, parts.source, parts.tokenizer, [0, 1], 0, watch)
+        groups = sampled_groups(
+            config, parts.engine, parts.sampler, parts.source, parts.tokenizer, parts.rewarder, [0, 1], 0, watch
+        )
         spec, denominators = objective_from(config), global_count(groups)
         rows = prepare(config, parts.engine, parts.anchors, groups, watch)
         assert len(rows) == 2

@@ -1,15 +1,50 @@
-"""``python -m longctx_rl.data``: look at training data before a run.
+"""``python -m longctx_rl.data COMMAND ...``: training data before a run.
 
-    inspect     rows by source, language, task and length; what is dropped and why
-                python -m longctx_rl.data inspect data=longblocks data.longblocks.path=FOLDER
+    inspect         rows by source, language, task and length; what is dropped and why
+                    python -m longctx_rl.data inspect data=longblocks data.longblocks.path=FOLDER
+    build           a data set in LongBlocks' columns from your own documents, written and checked by a model behind any
+                    OpenAI-compatible endpoint; settings and prompts are in conf/build.yaml
+                    python -m longctx_rl.data build documents=FOLDER out=FOLDER writer.model=NAME
+    teacher-cache   ask the teacher once about every recorded answer of a run, so that the run needs no teacher
+                    python -m longctx_rl.data teacher-cache +algo=kd model.teacher_cache=FOLDER budget.steps=200
 
-Everything else is as for ``python -m longctx_rl``. The first look prepares the rows, which a run then finds.
+Everything else of inspect and teacher-cache is as for ``python -m longctx_rl``. What was prepared is found again by a
+run, and by the next command.
 """
 
 import sys
 
 from longctx_rl import process
-from longctx_rl.__main__ import composed
+from longctx_rl.__main__ import composed, composed_build
+
+
+def inspected(overrides: list[str]) -> str:
+    """Tables of what is there."""
+    config = composed(overrides)
+    from longctx_rl.data.inspection import inspect  # transformers loads here, behind every check
+
+    return inspect(config)
+
+
+def built(overrides: list[str]) -> str:
+    """Builds a data set; what came of it."""
+    config = composed_build(overrides)
+    from longctx_rl.data.building.writing import build
+
+    return build(config)
+
+
+def cached(overrides: list[str]) -> str:
+    """Builds the cache; how to use it."""
+    config = composed(overrides)
+    from longctx_rl.training.teacher_cache import build
+
+    if config.model.teacher_cache is None:
+        raise ValueError("give the folder of the cache: model.teacher_cache=FOLDER")
+    return f"{build(config)} holds what the teacher says; train with model.teacher_cache={config.model.teacher_cache}"
+
+
+COMMANDS = {"inspect": inspected, "build": built, "teacher-cache": cached}
 
 
 def main() -> None:
@@ -20,18 +55,18 @@ def main() -> None:
         sys.exit(0 if arguments else process.UNUSABLE)
     command, *overrides = arguments
     try:
-        if command != "inspect":
-            raise ValueError(f"unknown command {command}: choose inspect")
-        config = composed(overrides)
-        from longctx_rl.data.inspection import inspect  # transformers loads here, behind every check
-
-        print(inspect(config))
+        if command not in COMMANDS:
+            raise ValueError(f"unknown command {command}: choose one of {', '.join(COMMANDS)}")
+        print(COMMANDS[command](overrides))
     except ValueError as error:
         process.complain(error)
         sys.exit(process.UNUSABLE)
+    except OSError as error:
+        process.complain(f"{error.filename or 'a file'} cannot be written ({error.strerror}); what is done is kept")
+        sys.exit(process.UNUSABLE)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(process.INTERRUPTED)
+        process.leave(process.INTERRUPTED)  # without waiting for requests that are under way
 
 
 if __name__ == "__main__":

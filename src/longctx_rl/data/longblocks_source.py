@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,29 @@ class LongBlocksSource:
         assert config.data.longblocks is not None
         self.settings, self.tokenizer = config.data.longblocks, tokenizer
         self.stores: dict[str, Store] = {}
-        shares = {task: share for task, share in config.task.mixture.items() if share}
+        self._longest_target = config.rollout.max_new_tokens if config.algo.source == "dataset" else None
+        shares = {task: Fraction(str(share)) for task, share in config.task.mixture.items() if share}
         pools = self._long(shares)
         if self.settings.short is not None:
             pools = self._with_short(pools, self.settings.short)
         batch, steps = config.batch.prompts_per_step, self.settings.bucket_steps
         self.order = TrainingOrder(pools, seed=config.seed, bucket=steps * batch, batch=batch)
 
-    def _long(self, shares: dict[str, float]) -> list[tuple[float, Pool]]:
+    def _long(self, shares: dict[str, Fraction]) -> list[tuple[Fraction, Pool]]:
         rows = self.settings
         self.stores[LONG] = open_store(rows.path, rows.revision, rows.split, rows.streaming, self)
         beside = overhead(self.tokenizer, rows.instruction)
-        chosen = select(self.stores[LONG], rows, "train", overhead=beside, tasks=tuple(shares))
+        chosen = select(
+            self.stores[LONG],
+            rows,
+            "train",
+            overhead=beside,
+            tasks=tuple(shares),
+            longest_target=self._longest_target,
+        )
         _check_not_empty(chosen, rows.path, "loosen data.longblocks or task")
         if not shares:
-            return [(1.0, _pool("any", LONG, chosen, chosen.rows))]
+            return [(Fraction(1), _pool("any", LONG, chosen, chosen.rows))]
         if missing := [task for task in shares if task not in chosen.rows]:
             raise ValueError(
                 f"no row of {rows.path} is left for task {missing[0]}: leave it out with ~task.mixture.{missing[0]}, "
@@ -55,17 +64,30 @@ class LongBlocksSource:
             )
         return [(share, _pool(task, LONG, chosen, [task])) for task, share in shares.items()]
 
-    def _with_short(self, pools: list[tuple[float, Pool]], short: ShortConfig) -> list[tuple[float, Pool]]:
+    def _with_short(self, pools: list[tuple[Fraction, Pool]], short: ShortConfig) -> list[tuple[Fraction, Pool]]:
         self.stores[SHORT] = open_store(short.path, short.revision, short.split, short.streaming, self)
         unfiltered = replace(
             self.settings, sources=None, languages=None, min_tokens=0, target="answer", overlong="drop"
         )
         beside = overhead(self.tokenizer, "")
-        chosen = select(self.stores[SHORT], unfiltered, "train", overhead=beside, tasks=())
+        chosen = select(
+            self.stores[SHORT],
+            unfiltered,
+            "train",
+            overhead=beside,
+            tasks=(),
+            longest_target=self._longest_target,
+        )
         _check_not_empty(chosen, short.path, "choose another data set, or set data.longblocks.short=null")
-        total = sum(share for share, _ in pools)
-        long = [(share / total * (1 - short.share), pool) for share, pool in pools]
-        return [*long, (short.share, _pool(SHORT, SHORT, chosen, chosen.rows))]
+        total, part = sum(share for share, _ in pools), Fraction(str(short.share))
+        long = [(share / total * (1 - part), pool) for share, pool in pools]
+        return [*long, (part, _pool(SHORT, SHORT, chosen, chosen.rows))]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks of all rows that are trained on."""
+        found = {task_at(self.stores[pool.store], row) for pool in self.order.pools for row in pool.rows}
+        return tuple(sorted(found))
 
     def document(self, index: int) -> tuple[Example, ...]:
         """The example at a place of the stream, alone."""
@@ -78,10 +100,11 @@ class LongBlocksSource:
         row = store.row(index)
         target = rows.target if kind == LONG else "answer"
         example = from_row(row | row["responses"] | {"task": task_at(store, index)}, response_column=target)
-        question = example.question
         if kind == LONG and rows.instruction:
-            question = f"{question}\n\n{rows.instruction}"
-        example = replace(example, question=question, family_id=example.family_id or row["document_hash"])
+            example = replace(example, question=f"{example.question}\n\n{rows.instruction}")
+        if kind == LONG and rows.target == "answer":  # what is imitated keeps to the form that is asked for
+            example = replace(example, response=rows.answer_form.format(answer=example.answer))
+        example = replace(example, family_id=example.family_id or row["document_hash"])
         head, tail = encode_prompt(self.tokenizer, replace(example, document=""))
         beside, tokens = len(head) + len(tail), row["document_tokens"]
         if beside + tokens > rows.max_tokens:
@@ -102,7 +125,8 @@ class LongBlocksSource:
     def content_hash(self) -> str:
         """Of all rows that are trained on, and of how they become prompts: equal hashes, equal data."""
         how = replace(self.settings, path="", revision=None, cache="", books=None, streaming=False, short=None)
-        texts = [repr(how), *(store.report["tokenizer"] for store in self.stores.values())]
+        texts = [repr(how), str(self.tokenizer.chat_template)]
+        texts += [store.report["tokenizer"] for store in self.stores.values()]
         for pool in self.order.pools:
             hashes = self.stores[pool.store].columns["row_hash"]
             texts += [pool.name, *(hashes[row] for row in pool.rows)]

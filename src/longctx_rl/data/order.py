@@ -24,13 +24,13 @@ class Interleaving:
         ValueError: a share below half a thousandth of all.
     """
 
-    def __init__(self, shares: Sequence[float]) -> None:
+    def __init__(self, shares: Sequence[float | Fraction]) -> None:
         parts = [Fraction(str(share)) for share in shares]
         parts = [part / sum(parts) for part in parts]
         cycle = math.lcm(*(part.denominator for part in parts))
         self._counts = [round(part * min(cycle, FINEST)) for part in parts]
         if min(self._counts) < 1:
-            raise ValueError(f"a share of {min(shares)} among {list(shares)} is too small to be drawn: leave it out")
+            raise ValueError(f"a share of {float(min(parts)):.2g} is too small to be drawn: leave it out")
         common = math.gcd(*self._counts)
         self._counts = [count // common for count in self._counts]
         total = sum(self._counts)
@@ -79,7 +79,7 @@ class TrainingOrder:
         batch: prompts of a step.
     """
 
-    def __init__(self, pools: Sequence[tuple[float, Pool]], *, seed: int, bucket: int, batch: int) -> None:
+    def __init__(self, pools: Sequence[tuple[float | Fraction, Pool]], *, seed: int, bucket: int, batch: int) -> None:
         self.pools = [pool for _, pool in pools]
         self._interleaving = Interleaving([share for share, _ in pools])
         self._seed, self._batch = seed, batch

@@ -20,8 +20,9 @@ from longctx_rl.data.books import Books
 from longctx_rl.data.reading import CHAT, REQUIRED, Origin, Problems, Row
 from longctx_rl.data.store import REPORT, Counts, Store, digest, part_counts, parts, write_part
 from longctx_rl.data.tasks import place_of
+from longctx_rl.types import Evidence
 
-VERSION = 1
+VERSION = 2
 """Of the rules in this file and ``tasks``: part of a store's name."""
 PART_CHARACTERS = 2**26
 """Text of one part."""
@@ -43,9 +44,10 @@ def prepare(origin: Origin, tokenizer: PreTrainedTokenizerBase, root: Path, book
         ValueError: nothing to read, a missing column, no usable row, a full disk.
         KeyboardInterrupt: parts are kept.
     """
+    origin = origin.pinned()
     name = "-".join(part for part in Path(origin.path).parts[-2:] if part not in "./~")
     version = (origin.path, origin.revision or "", origin.split, _state(Path(origin.path).expanduser()))
-    key = digest(str(VERSION), *version, fingerprint(tokenizer), str(books or ""))[:12]
+    key = digest(str(VERSION), *version, fingerprint(tokenizer), _state(books) if books else "")[:12]
     folder = root.expanduser() / f"{name}-{key}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,8 @@ def prepare(origin: Origin, tokenizer: PreTrainedTokenizerBase, root: Path, book
             if not (folder / REPORT).exists():
                 _write(folder, origin, tokenizer, books)
     except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror}; what is there is kept") from error
+        cause = error.strerror or str(error)
+        raise ValueError(f"{folder} cannot be written ({cause}): free space there, or set a cache elsewhere") from error
     return Store(folder)
 
 
@@ -74,7 +77,7 @@ def _write(folder: Path, origin: Origin, tokenizer: PreTrainedTokenizerBase, boo
     shelf = None
     if books is not None:
         shelf = Books(books, folder / "books.sqlite")
-        shelf.collect(str(row["id"]) for row in origin.rows(Problems()) if not row.get("document"))
+        shelf.collect(str(row.get("id")) for row in origin.rows(Problems()) if not row.get("document"))
     done = parts(folder)
     counts = part_counts(done[-1]) if done else Counts()
     seen = {digest for path in done for digest in _hashes(path)}
@@ -156,24 +159,52 @@ def clean(raw: Row, shelf: Books | None) -> tuple[Row, str]:
     row |= {name: str(row[name] or "") for name in ("id", "source", "language")}
     named = {name: text for name, text in raw.items() if name.startswith(RESPONSE_PREFIX)}
     responses = {name: text for name, text in named.items() if isinstance(text, str) and text.strip()}
-    return row | {
+    row |= {
         "responses": responses,
         "targets": sorted(responses),
         "named_task": raw.get("task") or "",
         "evidence": raw.get("evidence") or "[]",
         "family_id": raw.get("family_id") or "",
-        "document_hash": digest(row["document"]),
-        "row_hash": digest(*(row[name] for name in ("document", "question", "answer")), *map(str, responses.items())),
+    }
+    if reason := _malformed(row):
+        return row, reason
+    texts = (row[name] for name in ("document", "question", "answer"))
+    return row | {
+        "document_hash": digest(row["document"] or row["question"]),
+        "row_hash": digest(*texts, *map(str, responses.items())),
     }, ""
 
 
+def _malformed(row: Row) -> str:
+    """What would break later: columns of another type, text that no encoding has, evidence of another form."""
+    for name in ("named_task", "evidence", "family_id"):
+        if not isinstance(row[name], str):
+            return f"{name.removeprefix('named_')} is not text"
+    try:
+        for text in (*(value for value in row.values() if isinstance(value, str)), *row["responses"].values()):
+            text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "text with half a character"
+    try:
+        [Evidence(**item) for item in json.loads(row["evidence"])]
+    except (TypeError, ValueError):
+        return "evidence of another form"
+    return ""
+
+
 def from_chat(raw: Row) -> Row:
-    """A chat data set's row in LongBlocks' columns: first request and first reply, the system's text before it."""
+    """A chat data set's row in LongBlocks' columns: first request and first reply, the system's text before it.
+
+    What is not of that form is left null.
+    """
     system, request, reply = "", None, None
-    for turn in raw[CHAT] or []:
-        role, content = turn.get("role"), turn.get("content")
+    turns = raw[CHAT] if isinstance(raw[CHAT], list) else []
+    for turn in turns:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        if not isinstance(content, str):
+            continue
         if role == "system" and request is None:
-            system = content or ""
+            system = content
         elif role == "user" and request is None:
             request = content
         elif role == "assistant" and request is not None:
@@ -208,10 +239,18 @@ class Measure:
 
     def __call__(self, rows: Sequence[Row], counts: Counts) -> list[Row]:
         """The rows with their measured columns."""
-        texts = [text for row in rows for text in (row["document"], f"\n\n{row['question']}", row["answer"])]
+        texts = [
+            text
+            for row in rows
+            for text in (
+                *(row["document"], f"\n\n{row['question']}", row["answer"]),
+                *(row["responses"][name] for name in row["targets"]),
+            )
+        ]
         lengths = iter(self.lengths(texts))
         for row in rows:
             row |= {f"{name}_tokens": next(lengths) for name in ("document", "question", "answer")}
+            row["target_tokens"] = [next(lengths) for _ in row["targets"]]
             row["verbatim"] = place_of(row["document"], row["answer"]) is not None
             row["spells_special"] = any(token in row["document"] or token in row["question"] for token in self._special)
             counts.noted["documents that spell a special token, read as plain text"] += row["spells_special"]

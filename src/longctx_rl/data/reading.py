@@ -7,7 +7,7 @@ that are missing altogether are an error.
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,21 @@ class Origin:
     streaming: bool = False
     """Hub only: read row by row over the network instead of downloading first."""
 
+    def pinned(self) -> "Origin":
+        """With the commit that the revision stands for, so that rows of two commits never mix; as it is if local.
+
+        Where the Hub is away, the revision stays as it is.
+        """
+        if Path(self.path).expanduser().exists():
+            return self
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            return replace(self, revision=HfApi().dataset_info(self.path, revision=self.revision).sha)
+        except (OSError, HfHubHTTPError, ValueError):
+            return self
+
     def rows(self, problems: Problems) -> Iterator[Row]:
         """All rows, in an order that never changes.
 
@@ -67,7 +82,9 @@ def _local_rows(path: Path, problems: Problems) -> Iterator[Row]:
             for row in readers[file.suffix](file, problems):
                 yield row
                 count += 1
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the file
+                raise ValueError(f"{file} cannot be read ({error.strerror}): the same command goes on") from error
             cause = (str(error).strip() or type(error).__name__).splitlines()[0]
             problems.files[name] = f"after {count} rows: {cause}" if count else cause
         read += count
@@ -136,4 +153,8 @@ def _hub_rows(origin: Origin) -> Iterator[Row]:
         ) from error
     if names is not None:
         check_columns(list(names), origin.path)
-    yield from found
+    try:
+        yield from found
+    except (OSError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"reading {origin.path} from the Hub broke off ({cause}): the same command goes on") from error

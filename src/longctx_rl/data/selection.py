@@ -48,30 +48,38 @@ def task_at(store: Store, index: int) -> str:
     )
 
 
-def select(store: Store, settings: LongBlocksConfig, split: Split, *, overhead: int, tasks: Sequence[str]) -> Selection:
+def select(
+    store: Store,
+    settings: LongBlocksConfig,
+    split: Split,
+    *,
+    overhead: int,
+    tasks: Sequence[str],
+    longest_target: int | None = None,
+) -> Selection:
     """Apply filters to a store.
 
     Args:
         overhead: tokens of a prompt beside document and question.
         tasks: that are trained on; none: all.
+        longest_target: tokens of what is imitated, if anything is.
     """
     selection, columns = Selection(), store.columns
     for index in range(len(store)):
         row = {name: values[index] for name, values in columns.items()}
-        length = row["document_tokens"] + row["question_tokens"] + overhead
+        beside = row["question_tokens"] + overhead
         task = task_at(store, index)
-        if reason := _reason(row, settings, split, length, task, tasks):
+        reason = _reason(row, settings, split, task, tasks) or _length_reason(row, settings, beside, longest_target)
+        if reason:
             selection.left_out[reason] += 1
             continue
         selection.rows.setdefault(task, []).append(index)
-        selection.lengths.setdefault(task, []).append(min(length, settings.max_tokens))
+        selection.lengths.setdefault(task, []).append(min(row["document_tokens"] + beside, settings.max_tokens))
     return selection
 
 
-def _reason(
-    row: dict[str, Any], settings: LongBlocksConfig, split: Split, length: int, task: str, tasks: Sequence[str]
-) -> str:
-    """Why a row is left out; empty if it is not."""
+def _reason(row: dict[str, Any], settings: LongBlocksConfig, split: Split, task: str, tasks: Sequence[str]) -> str:
+    """Why a row is left out, whatever its length; empty if it is not."""
     if split_of(row["document_hash"], validation=settings.validation, test=settings.test) != split:
         return "document of another split"
     if settings.sources is not None and row["source"] not in settings.sources:
@@ -80,10 +88,22 @@ def _reason(
         return "language not asked for"
     if tasks and task not in tasks:
         return "task not asked for"
-    if length < settings.min_tokens:
-        return "shorter than data.longblocks.min_tokens"
-    if length > settings.max_tokens and settings.overlong == "drop":
-        return "longer than data.longblocks.max_tokens"
     if settings.target.startswith(RESPONSE_PREFIX) and settings.target not in row["targets"]:
         return f"no {settings.target}"
+    return ""
+
+
+def _length_reason(row: dict[str, Any], settings: LongBlocksConfig, beside: int, longest_target: int | None) -> str:
+    length = row["document_tokens"] + beside
+    if length < settings.min_tokens:
+        return "shorter than data.longblocks.min_tokens"
+    if beside >= settings.max_tokens:
+        return "a question longer than data.longblocks.max_tokens"
+    if length > settings.max_tokens and settings.overlong == "drop":
+        return "longer than data.longblocks.max_tokens"
+    if longest_target is not None:
+        named = settings.target in row["targets"]
+        target = row["target_tokens"][row["targets"].index(settings.target)] if named else row["answer_tokens"]
+        if target > longest_target:
+            return "an answer longer than rollout.max_new_tokens"
     return ""

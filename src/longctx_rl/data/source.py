@@ -26,6 +26,10 @@ class TrainingSource(Protocol):
     def describe(self) -> dict[str, Any]:
         """What the stream is made of, for the run's record."""
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that its examples have."""
+
 
 def open_source(config: Config, tokenizer: PreTrainedTokenizerBase) -> TrainingSource:
     """The stream that the configuration asks for. Raises ValueError if it cannot be read or is empty."""

@@ -44,11 +44,12 @@ SCHEMA = pyarrow.schema(
         ("verbatim", pyarrow.bool_()),
         ("spells_special", pyarrow.bool_()),
         ("targets", pyarrow.list_(pyarrow.string())),  # names of the responses
+        ("target_tokens", pyarrow.list_(pyarrow.int32())),
     ]
 )
 SMALL = (
     "source", "language", "named_task", "document_hash", "row_hash",
-    "document_tokens", "question_tokens", "answer_tokens", "verbatim", "targets",
+    "document_tokens", "question_tokens", "answer_tokens", "verbatim", "targets", "target_tokens",
 )  # fmt: skip
 """Columns that are read into memory when a store is opened."""
 

@@ -1,7 +1,6 @@
 """Held-out accuracy: every item answered once and graded."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,11 +91,10 @@ class HeldOut:
         """
         examples = self._examples(items)
         mine = examples[distributed.rank() :: distributed.world_size()]
-        answer_alone = partial(grade, evidence_weight=0.0)
         with engine.full_weights() as policy:
             model = policy.model
             assert isinstance(model, PreTrainedModel)
-            answered = evaluate(model, self.sampler, self.tokenizer, mine, answer_alone, step=step)
+            answered = evaluate(model, self.sampler, self.tokenizer, mine, grade, step=step)
         found = {record.id: record for record in distributed.gather(answered)}
         ordered = [found[example.id] for example in examples]
         if distributed.is_main():

@@ -20,6 +20,13 @@ from longctx_rl.config import ArchitectureConfig, ModelConfig
 transformers_logging.disable_progress_bar()  # a run has one progress line, its own
 UNLOADABLE = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)
 """What transformers raises for files that are missing, cut short, or of something else."""
+PROBES = (
+    "The 3 quick foxes, aren't they?  Two  spaces;\ttab\n\nnew 1234567890.5e-3 CamelCaseName snake_case",
+    "def f(x):\n    return x ** 2  # \u2264 10\n",
+    "Gr\u00fc\u00dfe, \u00e7a va? \u6797\u6d77\u8cb7\u3063\u305f\u3002",
+    "\u0627\u0644\u0628\u0633 \ud55c\uad6d \U0001f980 e\u0301",
+)
+"""Texts that two tokenizers must cut alike: a vocabulary does not say how text is normalised, split and merged."""
 SHIPPED = Path(__file__).parent.parent / "models"
 
 
@@ -105,11 +112,16 @@ def check_pair(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int |
     assert config.teacher is not None
     teacher = load_tokenizer(config.teacher)
     names = f"student {config.student} and teacher {config.teacher}"
+    same = "choose a teacher of the student's family with model.teacher=..."
     if teacher.get_vocab() != tokenizer.get_vocab():
-        raise ValueError(
-            f"{names} have different tokenizers, so their probabilities cannot be compared: "
-            "choose a teacher of the student's family with model.teacher=..."
-        )
+        raise ValueError(f"{names} have different tokenizers, so their probabilities cannot be compared: {same}")
+    for probe in PROBES:
+        ids = [tuple(one(probe, add_special_tokens=False)["input_ids"]) for one in (tokenizer, teacher)]
+        if ids[0] != ids[1]:
+            raise ValueError(
+                f"{names} have the same vocabulary but cut text differently ({probe!r} into {len(ids[0])} and "
+                f"{len(ids[1])} tokens): {same}"
+            )
     if teacher.eos_token_id != tokenizer.eos_token_id:
         raise ValueError(
             f"{names} end their answers with different tokens ({tokenizer.eos_token} and "

@@ -75,7 +75,8 @@ def score_tokens(
             pair = anchor_distributions(logp, signal, temperature)
             divergences.append(divergence_of(anchors[name].divergence, pair, logprobs, signal))
             if name == "kd":
-                diagnostics = _diagnostics(logp, pair, logprobs, targets, signal)
+                known: dict[str, Tensor] = {anchors[name].divergence.direction: divergences[-1].detach()}
+                diagnostics = _diagnostics(logp, pair, logprobs, targets, signal, known)
         return (logprobs, entropy, *divergences, *diagnostics)
 
     signals = [tensor for anchor in anchors.values() for tensor in _per_token(anchor.signal)]
@@ -105,13 +106,18 @@ def _known(anchors: Mapping[str, Anchor]) -> tuple[str, ...]:
 
 @torch.no_grad()
 def _diagnostics(
-    logp: Tensor, pair: tuple[Tensor, Tensor] | None, logprobs: Tensor, targets: Tensor, signal: TeacherSignal
+    logp: Tensor,
+    pair: tuple[Tensor, Tensor] | None,
+    logprobs: Tensor,
+    targets: Tensor,
+    signal: TeacherSignal,
+    known: Mapping[str, Tensor],
 ) -> list[Tensor]:
     """Student against teacher, [t] each, in the order of ``_known``.
 
     With a distribution the two KLs are sums over its outcomes: the vocabulary, or K tokens and the tail. With the drawn
     token alone the reverse KL is k3. In top-k a drawn token that is not listed counts with the tail's whole mass, so
-    ``logprob_gap`` is an upper bound there.
+    ``logprob_gap`` is an upper bound there. ``known``: the divergence that was computed already, by direction.
     """
     logprobs = logprobs.detach()
     if pair is None:
@@ -119,8 +125,8 @@ def _diagnostics(
         gap = signal.logprobs.to(logprobs.dtype) - logprobs
         return [torch.expm1(gap) - gap, gap]
     student, anchor = pair[0].detach(), pair[1]
-    reverse = categorical(student, anchor, Divergence("reverse"))
-    forward = categorical(student, anchor, Divergence("forward"))
+    reverse = known["reverse"] if "reverse" in known else categorical(student, anchor, Divergence("reverse"))
+    forward = known["forward"] if "forward" in known else categorical(student, anchor, Divergence("forward"))
     if isinstance(signal, TopKSignal):
         best = signal.ids[:, 0]
         hit = signal.ids == targets[:, None]

@@ -62,4 +62,5 @@ def shapes(config: Config) -> tuple[Sizes, Sizes | None]:
         )
     else:
         student = Sizes.of(load_config(model.student))
-    return student, Sizes.of(load_config(model.teacher)) if config.needs_teacher and model.teacher else None
+    asked = config.needs_teacher and model.teacher is not None and model.teacher_cache is None
+    return student, Sizes.of(load_config(model.teacher)) if asked and model.teacher else None

@@ -27,23 +27,18 @@ def final_answer(text: str) -> str | None:
     return _clean(lines[-1].rpartition(ANSWER_MARK)[2]) or None
 
 
-def grade(text: str, example: Example, *, evidence_weight: float) -> Reward:
-    """Score of a completion in [0, 1]: ``(answer + evidence_weight * evidence) / (1 + evidence_weight)``.
+def grade(text: str, example: Example) -> Reward:
+    """Score of a completion by its task's exact grader, in [0, 1]: the answer alone counts.
 
     Args:
         text: the completion, special tokens left out.
-        evidence_weight: credit for restating the evidence, relative to the answer's. 0: the answer alone counts.
 
     Raises:
-        ValueError: negative weight, or a task without a grader.
+        ValueError: a task without a grader.
     """
-    if evidence_weight < 0:
-        raise ValueError(f"evidence_weight={evidence_weight} must not be negative: 0 leaves the evidence out")
     if example.task not in GRADERS:
         raise ValueError(f"no grader for task {example.task!r}: choose one of {', '.join(GRADERS)}")
-    reward = GRADERS[example.task](text, example)
-    score = (reward.score + evidence_weight * reward.parts["evidence"]) / (1 + evidence_weight)
-    return Reward(score, reward.parts)
+    return GRADERS[example.task](text, example)
 
 
 def grade_exact(text: str, example: Example) -> Reward:
@@ -78,13 +73,11 @@ GRADERS: dict[str, Grader] = {
     "multihop": grade_exact,
     "grounding": grade_exact,
     "longform": grade_ordered_list,
-    "code": grade_exact,
-    "short": grade_exact,
     "copy": grade_continuation,
     "lookup": grade_continuation,
     "pairs": grade_continuation,
 }
-"""Grader of each task. A grader's score is the answer's; ``grade`` adds the evidence."""
+"""Grader of each generated task. ``composed`` adds evidence and more."""
 
 
 def _reward(answer: float, predicted: str | None, text: str, example: Example, **parts: float) -> Reward:

@@ -1,5 +1,6 @@
 """The groups of one step: drawn from the policy and graded, or read from the data set."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -7,12 +8,13 @@ from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.config import Config
 from longctx_rl.data.source import TrainingSource, prompt_ids, recorded_group
-from longctx_rl.engine import Engine
-from longctx_rl.objective.advantages import group_advantages
-from longctx_rl.rewards import grade
+from longctx_rl.engine import Engine, distributed
+from longctx_rl.objective.advantages import STD_FLOOR, group_advantages
+from longctx_rl.rewards.composed import Answered, Rewarder
+from longctx_rl.rewards.judge import JudgeUnavailable
 from longctx_rl.rollout import Sampler, SampleRequest, sample_seed
 from longctx_rl.training.state import Stopwatch
-from longctx_rl.types import Example, RolloutGroup
+from longctx_rl.types import Reward, RolloutGroup
 
 
 def recorded_groups(
@@ -28,6 +30,7 @@ def sampled_groups(
     sampler: Sampler,
     source: TrainingSource,
     tokenizer: PreTrainedTokenizerBase,
+    rewarder: Rewarder,
     indices: Sequence[int],
     step: int,
     watch: Stopwatch,
@@ -49,30 +52,59 @@ def sampled_groups(
     ]
     with watch("rollout"), engine.full_weights() as policy:
         completions = sampler.sample(policy.model, requests)  # type: ignore[arg-type]
+    groups = [
+        RolloutGroup(example, request.prompt_ids, tuple(replace(one, policy_version=step) for one in group))
+        for example, request, group in zip(examples, requests, completions, strict=True)
+    ]
     with watch("reward"):
-        return [
-            _graded(
-                config,
-                example,
-                RolloutGroup(example, request.prompt_ids, tuple(replace(one, policy_version=step) for one in group)),
-            )
-            for example, request, group in zip(examples, requests, completions, strict=True)
-        ]
+        return graded(config, rewarder, groups)
 
 
-def _graded(config: Config, example: Example, group: RolloutGroup) -> RolloutGroup:
-    rewards = tuple(
-        grade(completion.text, example, evidence_weight=config.reward.evidence_weight)
-        for completion in group.completions
-    )
-    if not config.algo.weights.pg:
-        return replace(group, rewards=rewards)
-    advantages = group_advantages(
-        [reward.score for reward in rewards],
-        baseline=config.algo.baseline,
-        normalize_std=config.algo.normalize_std,
-    )
-    return replace(group, rewards=rewards, advantages=advantages)
+def graded(config: Config, rewarder: Rewarder, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """The groups with rewards, and with advantages if the method reads them. Called by all ranks.
+
+    Raises:
+        JudgeUnavailable: on every rank, if one of them gets no score.
+    """
+    answered = [Answered(one.text, len(one.token_ids), group.example) for group in groups for one in group.completions]
+    failures: list[str] = []
+    rewards: list[Reward] = []
+    try:
+        rewards = rewarder(answered)
+    except JudgeUnavailable as error:
+        failures.append(str(error))
+    if everywhere := distributed.gather(failures):
+        raise JudgeUnavailable(everywhere[0])
+    remaining = iter(rewards)
+    scored = [replace(group, rewards=tuple(next(remaining) for _ in group.completions)) for group in groups]
+    return with_advantages(config, scored) if config.algo.weights.pg else scored
+
+
+def with_advantages(config: Config, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """Groups with the advantages of their rewards. Called by all ranks."""
+    per_task = config.reward.normalize_per_task
+    spread = task_spread(groups) if per_task else {}
+    result = []
+    for group in groups:
+        advantages = group_advantages(
+            [reward.score for reward in group.rewards],
+            baseline=config.algo.baseline,
+            normalize_std=config.algo.normalize_std and not per_task,
+        )
+        scale = spread[group.example.task] + STD_FLOOR if per_task else 1.0
+        result.append(replace(group, advantages=tuple(value / scale for value in advantages)))
+    return result
+
+
+def task_spread(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Unbiased standard deviation of all scores of each task, over all ranks."""
+    mine: dict[str, list[float]] = {}
+    for group in groups:
+        mine.setdefault(group.example.task, []).extend(reward.score for reward in group.rewards)
+    scores: dict[str, list[float]] = {}
+    for task, values in distributed.gather(list(mine.items())):
+        scores.setdefault(task, []).extend(values)
+    return {task: statistics.stdev(values) for task, values in scores.items()}
 
 
 def rollout_sums(groups: Sequence[RolloutGroup]) -> dict[str, float]:

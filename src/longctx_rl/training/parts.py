@@ -22,8 +22,10 @@ from longctx_rl.policy.loading import check_pair, context_length, end_tokens, fr
 from longctx_rl.policy.memory import GIB, Workload, choose, device_memory, workload
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.sizes import shapes
+from longctx_rl.rewards.composed import Rewarder, check_reward
 from longctx_rl.rollout import Sampler
 from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.training.teacher_cache import cached_anchor
 from longctx_rl.training.update import FrozenAnchor, divergence_from
 
 
@@ -38,6 +40,7 @@ class Parts:
     context: int
     source: TrainingSource
     sampler: Sampler
+    rewarder: Rewarder
     heldout: HeldOut
     scheduled: bool
     """Gradients are taken one completion at a time."""
@@ -56,6 +59,8 @@ def build_parts(config: Config) -> Parts:
     tokenizer = load_tokenizer(model.tokenizer or model.student)
     vocabulary = check_pair(model, tokenizer) if config.needs_teacher else None
     source = open_source(config, tokenizer)
+    if config.algo.source == "policy":
+        check_reward(config.reward, source.tasks)
     load, note = plan_memory(config)
     # Random weights would depend on the number of ranks if each made its shard.
     shards = nullcontext() if model.architecture is not None else engines.loading(config)
@@ -64,16 +69,9 @@ def build_parts(config: Config) -> Parts:
     shape, context = ModelShape.of(student), context_length(student)
     eos_ids = end_tokens(student, tokenizer)
     policy = Policy(student, chunk=model.scoring_chunk, vocabulary=vocabulary)
-    frozen: dict[str, FrozenScorer] = {}
     with nullcontext() if load.whole else engines.loading(config):
-        if config.needs_teacher:
-            assert model.teacher is not None
-            teacher = load_model(model.teacher)
-            context = min(context, context_length(teacher))
-            frozen["kd"] = FrozenScorer(teacher, chunk=model.scoring_chunk, vocabulary=vocabulary).freeze()
-        if config.needs_reference:
-            reference = load_student(config, tokenizer)
-            frozen["ref"] = FrozenScorer(reference, chunk=model.scoring_chunk, vocabulary=vocabulary).freeze()
+        frozen = load_frozen(config, tokenizer, vocabulary)
+    context = min(context, *(context_length(scorer.model) for scorer in frozen.values()), context)
     make_trainable(student, checkpointing=model.gradient_checkpointing)
     engine = engines.build(config, policy, config.budget.steps * config.algo.updates_per_rollout)
 
@@ -88,14 +86,19 @@ def build_parts(config: Config) -> Parts:
             synced_gpus=engine.synced_gpus,
         )
 
+    anchors = {name: anchor(config, engine, name, scorer) for name, scorer in frozen.items()}
+    if config.needs_teacher and model.teacher_cache is not None:
+        anchors["kd"], teacher_context = cached_anchor(config, tokenizer, vocabulary)
+        context = min(context, teacher_context)
     return Parts(
         tokenizer=tokenizer,
         engine=engine,
-        anchors={name: anchor(config, engine, name, scorer) for name, scorer in frozen.items()},
+        anchors=anchors,
         shape=shape,
         context=context,
         source=source,
         sampler=sampler(config.rollout.temperature, config.rollout.max_new_tokens),
+        rewarder=Rewarder(config.reward, config.rollout.max_new_tokens),
         heldout=HeldOut(config, tokenizer, sampler(0.0, config.eval.max_new_tokens), Path(config.run_dir)),
         scheduled=load.scheduled,
         memory_note=note,
@@ -125,6 +128,18 @@ def plan_memory(config: Config) -> tuple[Workload, str]:
     if load.ranks > 1 and (config.needs_teacher or config.needs_reference):
         note += f" engine.frozen_weights={'whole' if load.whole else 'sharded'}"
     return load, note
+
+
+def load_frozen(config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> dict[str, FrozenScorer]:
+    """Teacher (``kd``) and reference (``ref``), as far as they are asked."""
+    models: dict[str, PreTrainedModel] = {}
+    if config.needs_teacher and config.model.teacher_cache is None:
+        assert config.model.teacher is not None
+        models["kd"] = load_model(config.model.teacher)
+    if config.needs_reference:
+        models["ref"] = load_student(config, tokenizer)
+    chunk = config.model.scoring_chunk
+    return {name: FrozenScorer(model, chunk=chunk, vocabulary=vocabulary).freeze() for name, model in models.items()}
 
 
 def load_student(config: Config, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -1,0 +1,147 @@
+"""Preparing rows against the tokenizer's own speed, and KD from a cache against KD with the teacher.
+
+    python experiments/bench/data.py [--repeats 5] [--rows 600]
+
+Each measurement is a fresh process; what is compared alternates. Appends one line to results/data.jsonl.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from random import Random
+
+import pyarrow
+import pyarrow.parquet
+
+from longctx_rl.data.generators.wording import CORES
+from longctx_rl.data.preparation import Measure, prepare
+from longctx_rl.data.reading import Origin
+from longctx_rl.policy.loading import load_tokenizer
+from longctx_rl.recorder import read_metrics
+
+RESULTS = Path(__file__).parent / "results" / "data.jsonl"
+CHARACTERS = 40_000
+"""Of a document."""
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """Documents of random words, a file for every 200 of them."""
+    draw = Random(0)
+    words = sorted({word for core in CORES for word in str(core).split()})
+    path.mkdir()
+    for number in range(0, rows, 200):
+        table = []
+        for index in range(number, min(rows, number + 200)):
+            document = " ".join(draw.choices(words, k=CHARACTERS // 6))
+            row = {"id": str(index), "document": f"{index} {document}", "source": "bench", "language": "en"}
+            table.append(row | {"question": f"What is {index}?", "answer": " ".join(draw.choices(words, k=3))})
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), path / f"{number:06}.parquet", row_group_size=50)
+
+
+def tokenizer_alone(path: Path) -> float:
+    """Seconds that the tokenizer needs for the same texts, read beforehand."""
+    measure = Measure(load_tokenizer("mini-student"))
+    texts = [
+        text
+        for file in sorted(path.glob("*.parquet"))
+        for row in pyarrow.parquet.read_table(file).to_pylist()
+        for text in (row["document"], f"\n\n{row['question']}", row["answer"])
+    ]
+    start = time.perf_counter()
+    for first in range(0, len(texts), 300):
+        measure.lengths(texts[first : first + 300])
+    return time.perf_counter() - start
+
+
+def prepared(path: Path) -> tuple[float, float]:
+    """Seconds of a whole preparation, and peak resident memory above the start in MiB."""
+    tokenizer = load_tokenizer("mini-student")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as cache:
+        start = time.perf_counter()
+        prepare(Origin(str(path)), tokenizer, Path(cache))
+        seconds = time.perf_counter() - start
+    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def child(kind: str, path: Path) -> dict[str, float]:
+    """One measurement in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", kind, str(path)], capture_output=True, text=True, check=True
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def kd_step(cache: str, root: Path, name: str) -> float:
+    """Median seconds of a step of KD."""
+    overrides = [
+        "+algo=kd", "engine=local", "eval=none", "logging=none", "budget.steps=12", "checkpoint.every=0",
+        f"runs_root={root}", f"experiment_name={name}", f"model.teacher_cache={cache}",
+    ]  # fmt: skip
+    subprocess.run([sys.executable, "-m", "longctx_rl", *overrides], check=True, stdout=subprocess.DEVNULL)
+    (metrics,) = root.glob(f"{name}/*/metrics.jsonl")
+    rows = [row for row in read_metrics(metrics) if "perf/step_seconds" in row]
+    return statistics.median(row["perf/step_seconds"] for row in rows[2:])  # type: ignore[type-var]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=600)
+    parser.add_argument("--child", nargs=2)
+    options = parser.parse_args()
+    if options.child:
+        kind, path = options.child
+        if kind == "tokenizer":
+            print(json.dumps({"seconds": tokenizer_alone(Path(path))}))
+        else:
+            seconds, mib = prepared(Path(path))
+            print(json.dumps({"seconds": seconds, "mib": mib}))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for size in (1, 2):
+            write_rows(root / f"rows{size}", size * options.rows)
+        found: dict[str, list[dict[str, float]]] = {"tokenizer": [], "prepare": [], "prepare twice as many": []}
+        for repeat in range(options.repeats):
+            for kind, values in found.items():
+                values.append(child(kind.split()[0], root / ("rows2" if "twice" in kind else "rows1")))
+                print(repeat, kind, values[-1], flush=True)
+        cache = root / "cache"
+        command = [sys.executable, "-m", "longctx_rl.data", "teacher-cache", "+algo=kd", "engine=local"]
+        subprocess.run([*command, f"model.teacher_cache={cache}", "budget.steps=12"], check=True)
+        steps: dict[str, list[float]] = {"null": [], str(cache): []}
+        for repeat in range(options.repeats):
+            for number, (where, seconds) in enumerate(steps.items()):
+                seconds.append(kd_step(where, root, f"kd-{repeat}-{number}"))
+                print(repeat, "cache" if number else "teacher", seconds[-1], flush=True)
+        live, cached = steps["null"], steps[str(cache)]
+    seconds = {kind: [round(one["seconds"], 3) for one in values] for kind, values in found.items()}
+    memory = {kind: [round(one["mib"]) for one in values] for kind, values in found.items() if "mib" in values[0]}
+    row = {
+        "date": date.today().isoformat(),
+        "command": f"python experiments/bench/data.py --repeats {options.repeats} --rows {options.rows}",
+        "seconds": seconds,
+        "share_of_tokenizer_speed": round(
+            statistics.median(a / b for a, b in zip(seconds["tokenizer"], seconds["prepare"], strict=True)), 3
+        ),
+        "peak_mib": memory,
+        "kd_step_seconds": {"teacher": [round(x, 4) for x in live], "cache": [round(x, 4) for x in cached]},
+        "kd_step_teacher_over_cache": round(statistics.median(a / b for a, b in zip(live, cached, strict=True)), 3),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""LongBlocks from one's own documents: read, ask, check, write."""

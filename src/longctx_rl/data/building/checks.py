@@ -1,0 +1,84 @@
+"""What a written question must withstand, each check a reason to reject it."""
+
+import json
+import re
+from dataclasses import dataclass
+
+from longctx_rl.data.tasks import place_of
+from longctx_rl.rewards.text import contains, same, token_f1, words
+
+SAME_QUESTION = 0.8
+"""Share of common words from which two questions about one document are the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a model proposes."""
+
+    question: str
+    answer: str
+    evidence: tuple[str, ...]
+    language: str
+    """Code, as the model says; empty if it says none."""
+
+
+class Rejected(Exception):
+    """The reason is the message."""
+
+
+def parse(reply: str) -> Written:
+    """The JSON object of a reply. Raises Rejected if there is none of the right form."""
+    start, end = reply.find("{"), reply.rfind("}")
+    try:
+        found = json.loads(reply[start : end + 1]) if 0 <= start < end else None
+    except json.JSONDecodeError as error:
+        raise Rejected("the reply is not JSON") from error
+    if not isinstance(found, dict):
+        raise Rejected("the reply holds no JSON object")
+    question, answer, evidence = (found.get(name) for name in ("question", "answer", "evidence"))
+    if not isinstance(question, str) or not isinstance(answer, str) or not isinstance(evidence, list):
+        raise Rejected("question, answer or evidence is missing")
+    if not words(question) or not words(answer):
+        raise Rejected("question or answer is empty")
+    quotes = tuple(quote for quote in evidence if isinstance(quote, str) and words(quote))
+    if not quotes:
+        raise Rejected("there is no evidence")
+    language = found.get("language")
+    code = language.lower() if isinstance(language, str) and re.fullmatch(r"[A-Za-z]{2,3}", language) else ""
+    return Written(question.strip(), answer.strip(), quotes, code)
+
+
+def check_evidence(written: Written, document: str, task: str) -> list[tuple[int, int]]:
+    """Where the evidence stands in the document, in the document's order.
+
+    Raises:
+        Rejected: a quote that is not there; one place only where several are needed; an answer that the question gives
+            away, or, of a grounding question, that is not in its evidence.
+    """
+    places = []
+    for quote in written.evidence:
+        place = place_of(document, quote)
+        if place is None:
+            raise Rejected("the evidence is not in the document")
+        places.append(place)
+    places.sort()
+    apart = [place for number, place in enumerate(places) if number == 0 or place[0] >= places[number - 1][1]]
+    if task != "grounding" and len(apart) < 2:
+        raise Rejected("the evidence is one place, but the task needs several")
+    if task != "longform" and contains(written.question, written.answer):
+        raise Rejected("the question holds its answer")
+    if task == "grounding" and not any(place_of(quote, written.answer) for quote in written.evidence):
+        raise Rejected("the answer is not in its evidence")
+    return places
+
+
+def check_closed_book(written: Written, guess: str, task: str) -> None:
+    """Reject a question that is answered without the document."""
+    known = token_f1(guess, written.answer) > 0.6 if task == "longform" else contains(guess, written.answer)
+    if known:
+        raise Rejected("it is answered without the document")
+
+
+def is_repeated(question: str, answer: str, others: list[tuple[str, str]]) -> bool:
+    """Another question about the same document has nearly the same words and the same answer."""
+    return any(same(answer, other) and token_f1(question, asked) >= SAME_QUESTION for asked, other in others)

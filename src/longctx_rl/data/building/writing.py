@@ -1,0 +1,174 @@
+"""The built data set as files: rows, card, report, and what was rejected."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from tqdm import tqdm
+
+from longctx_rl.config_build import BuildConfig
+from longctx_rl.data.building.pipeline import STAGES, Builder, balanced, rows_of, without_repeats
+from longctx_rl.data.reading import REQUIRED
+from longctx_rl.endpoint import EndpointFailed
+
+MILLION = 1e6
+OTHER_PROMPTS = ("closed_book", "supported", "response")
+
+
+def build(config: BuildConfig) -> str:
+    """Build the data set; a summary for people.
+
+    Raises:
+        ValueError: no usable document, an endpoint that fails, no question that withstands the checks.
+        KeyboardInterrupt: replies are kept.
+    """
+    check_build(config)
+    out = Path(config.out).expanduser()
+    out.mkdir(parents=True, exist_ok=True)
+    builder = Builder(config)
+    rows, rejected = [], []
+    stages: Counter[str] = Counter()
+    spent: Counter[str] = Counter()
+    total = len(builder.plan())
+    for outcome in tqdm(rows_of(builder), desc="questions", total=total, unit="", disable=None):
+        stages += outcome.stages
+        spent += outcome.spent
+        rejected += outcome.rejected
+        if outcome.row is not None:
+            rows.append(outcome.row)
+    written = rows
+    rows = without_repeats(written)
+    stages["not repeated"] = len(rows)
+    rejected += _dropped(written, rows, "the question repeats another")
+    unbalanced = rows
+    rows = balanced(unbalanced, config.seed) if config.balance else unbalanced
+    stages["balanced"] = len(rows)
+    rejected += _dropped(unbalanced, rows, "too many of its task and length")
+    if config.responder is not None and builder.responder is not None:
+        name = f"response_{config.responder.model.rpartition('/')[2]}"
+        try:
+            answered = builder.responder.each(builder.respond, rows)
+        except EndpointFailed as error:
+            raise ValueError(f"{error}. All replies so far are kept: the same command goes on from there") from error
+        for row, (text, tokens) in zip(rows, answered, strict=True):
+            row[name] = text
+            spent += tokens
+    report = {
+        "documents": len(builder.documents),
+        "left_out": builder.left_out,
+        "asked_for": total,
+        "stages": {stage: stages[stage] for stage in STAGES},
+        "rejected": dict(Counter(one["reason"] for one in rejected).most_common()),
+        "spent": dict(spent),
+        "dollars": round(
+            (spent["prompt_tokens"] * config.price_in + spent["completion_tokens"] * config.price_out) / MILLION, 4
+        ),
+        "rows": dict(Counter(row["task"] for row in rows)),
+    }
+    _write(out / "rejected.ndjson", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rejected))
+    _write(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    if not rows:
+        reasons = ", ".join(f"{count} {why}" for why, count in Counter(one["reason"] for one in rejected).most_common())
+        raise ValueError(f"no question withstood the checks ({reasons}): see {out / 'rejected.ndjson'}")
+    _write_rows(out / "data.parquet", rows)
+    _write(out / "README.md", card(config, report, rows))
+    return summary(report, out)
+
+
+def check_build(config: BuildConfig) -> None:
+    """Raise ValueError for the first setting that cannot work."""
+    for task, count in config.tasks.items():
+        if task not in config.prompts.question:
+            raise ValueError(f"tasks.{task} has no prompt: add prompts.question.{task}, or leave it out")
+        if count < 0:
+            raise ValueError(f"tasks.{task}={count}: set it to 0 or more")
+    for name, least in (("passages", 1), ("passage_characters", 100), ("attempts", 1), ("minimum_characters", 1)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name}={getattr(config, name)}: set it to {least} or more")
+    if not 0 <= config.minimum_distance < 1:
+        raise ValueError(f"minimum_distance={config.minimum_distance}: set it from 0 to below 1")
+    prompts = config.prompts
+    known = {"passages", "language", "question", "answer", "document"}
+    for name, text in (*prompts.question.items(), *((key, getattr(prompts, key)) for key in OTHER_PROMPTS)):
+        try:
+            text.format(**dict.fromkeys(known, ""))
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"prompts: {name} has a brace that is no field ({error}): write {{{{ for a brace that is meant"
+            ) from error
+
+
+def _dropped(before: list[dict[str, Any]], after: list[dict[str, Any]], reason: str) -> list[dict[str, str]]:
+    kept = {row["id"] for row in after}
+    return [
+        {"document": row["family_id"], "task": row["task"], "reason": reason, "reply": row["question"]}
+        for row in before
+        if row["id"] not in kept
+    ]
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    columns = [*REQUIRED, *sorted({name for row in rows for name in row} - set(REQUIRED))]
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in columns])
+    temporary = path.with_suffix(".tmp")
+    table = pyarrow.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows], schema=schema)
+    pyarrow.parquet.write_table(table, temporary, row_group_size=64)
+    temporary.replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def card(config: BuildConfig, report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The data-set card, in the Hub's form."""
+    languages = sorted({row["language"] for row in rows if len(row["language"]) == 2})
+    listed = "".join(f"\n- {code}" for code in languages) or " []"
+    stages = "\n".join(f"| {stage} | {count} |" for stage, count in report["stages"].items())
+    tasks = "\n".join(f"| {task} | {count} |" for task, count in sorted(report["rows"].items()))
+    return f"""---
+language:{listed}
+task_categories:
+- question-answering
+configs:
+- config_name: default
+  data_files: data.parquet
+---
+# Long-context questions about {config.source}
+
+{len(rows)} questions about {len({row["family_id"] for row in rows})} documents, in LongBlocks' columns with `task`,
+`evidence` (JSON: quotes and their depth in the document) and `family_id` beside them. Written, probed without the
+document and judged by {config.writer.model}.
+
+| task | questions |
+|---|---|
+{tasks}
+
+| stage | replies that passed it |
+|---|---|
+{stages}
+
+Train on it: `python -m longctx_rl +algo=dgrpo data=longblocks data.longblocks.path=<this folder>/data.parquet`. The
+license is that of the documents.
+"""
+
+
+def summary(report: dict[str, Any], out: Path) -> str:
+    """A few lines for the terminal."""
+    lines = [f"{report['documents']} documents, {report['asked_for']} questions asked for"]
+    lines += [f"  {stage:<34}{count:>7,}" for stage, count in report["stages"].items()]
+    if report["rejected"]:
+        lines += ["rejected", *(f"  {why:<60}{count:>7,}" for why, count in report["rejected"].items())]
+    if report["left_out"]:
+        lines.append(f"{len(report['left_out'])} files left out, see {out / 'report.json'}")
+    spent = report["spent"]
+    lines.append(
+        f"{spent.get('asked', 0):,} requests, {spent.get('replies', 0) - spent.get('asked', 0):,} replies from disk, "
+        f"{spent.get('prompt_tokens', 0):,} + {spent.get('completion_tokens', 0):,} tokens, ${report['dollars']}"
+    )
+    return "\n".join([*lines, f"{sum(report['rows'].values())} rows in {out / 'data.parquet'}"])

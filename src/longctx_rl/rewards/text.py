@@ -1,0 +1,168 @@
+"""Grading free text by rules: what to compare, and how, so that no cheat of the usual kinds scores.
+
+An answer is compared token by token: a word, a number, or one character of a script that has no spaces. Case, width,
+punctuation and English articles do not count. What is left of nothing is nothing, and nothing is never right.
+"""
+
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+import regex
+
+ARTICLES = frozenset({"a", "an", "the"})
+YES_NO = frozenset({"yes", "no", "noanswer"})
+ALTERNATIVES = frozenset({"or", "and", "either", "und", "oder", "et", "ou", "y", "o", "e", "或", "和"})
+"""Words that list answers. So do the signs in ``LISTING``."""
+LISTING = regex.compile(r"[/;|&,:\n、，。]|\.\s+\S|\s-\s")  # noqa: RUF001
+FUNCTION_WORDS = frozenset(
+    [
+        *("it", "is", "was", "were", "are", "be", "been", "of", "in", "on", "at", "by", "to", "from", "for", "with"),
+        *("that", "this", "he", "she", "they", "his", "her", "its", "their", "as"),
+        *(
+            "der",
+            "die",
+            "das",
+            "von",
+            "im",
+            "ist",
+            "war",
+            "de",
+            "la",
+            "le",
+            "les",
+            "el",
+            "los",
+            "du",
+            "des",
+            "em",
+            "da",
+        ),
+    ]
+)
+"""Words that say nothing of their own around an answer."""
+NEGATIONS = frozenset({"not", "no", "never", "nor", "neither", "nicht", "kein", "keine", "non", "não", "nunca", "pas"})
+MATCH_FACTOR, MATCH_SURPLUS, CONTENT_SURPLUS = 3, 5, 1
+_TOKEN = regex.compile(
+    r"(?<![\w)\]])-?\d+(?:\.\d+)?"  # a number with its sign is one token: 11 is not in 2011, nor 3 in 3.14
+    r"|\d+(?:\.\d+)?"
+    r"|[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}]\p{M}*"  # no spaces between words
+    r"|\p{L}[\p{L}\p{M}]*"
+)
+
+
+def words(text: str) -> list[str]:
+    """Tokens that count, in order; articles only where there is nothing else."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = regex.sub(r"(?<=\d),(?=\d{3}\b)", "", text)  # 1,000
+    tokens = _TOKEN.findall(text)
+    return [token for token in tokens if token not in ARTICLES] or tokens
+
+
+def contains(text: str, part: str) -> bool:
+    """The words of ``part`` stand in ``text``, whole and in order."""
+    found, wanted = words(text), words(part)
+    windows = (found[start : start + len(wanted)] for start in range(len(found) - len(wanted) + 1))
+    return bool(wanted) and any(window == wanted for window in windows)
+
+
+def same(predicted: str, reference: str) -> bool:
+    """The same words; where the reference has none, such as ``**``, the same text."""
+    found, wanted = words(predicted), words(reference)
+    return found == wanted if wanted else predicted.strip() == reference.strip() != ""
+
+
+def match(predicted: str, reference: str) -> float:
+    """1 if the reference stands in the answer as whole words, and the answer says next to nothing else.
+
+    One way: an answer that is a part of the reference is not right. At most three times the reference's tokens and
+    five more, of which at most one is neither of the reference nor a function word; no other number, no negation; no
+    more alternatives ("A or B", "A, B") than the reference itself has.
+    """
+    if same(predicted, reference):
+        return 1.0
+    found, wanted = words(predicted), words(reference)
+    if not contains(predicted, reference) or len(found) > MATCH_FACTOR * len(wanted) + MATCH_SURPLUS:
+        return 0.0
+    if _alternatives(predicted, found) > _alternatives(reference, wanted):
+        return 0.0
+    surplus = Counter(found) - Counter(wanted)
+    content = sum(count for token, count in surplus.items() if token not in FUNCTION_WORDS)
+    numbers = any(token[-1].isdigit() for token in surplus) and any(token[-1].isdigit() for token in wanted)
+    return float(content <= CONTENT_SURPLUS and not numbers and not (YES_NO | NEGATIONS) & set(surplus))
+
+
+def _alternatives(text: str, tokens: Sequence[str]) -> int:
+    without_numbers = regex.sub(r"(?<=\d)[,/:.](?=\d)", "", text.strip())
+    return len(LISTING.findall(without_numbers)) + sum(token in ALTERNATIVES for token in tokens)
+
+
+def token_f1(predicted: str, reference: str) -> float:
+    """F1 of the tokens, each as often as it occurs (SQuAD); where one side is yes or no, both must be."""
+    found, wanted = words(predicted), words(reference)
+    if found != wanted and any(len(side) == 1 and side[0] in YES_NO for side in (found, wanted)):
+        return 0.0
+    common = (Counter(found) & Counter(wanted)).total()
+    return 2 * common / (len(found) + len(wanted)) if common else 0.0
+
+
+def set_f1(predicted: str, reference: str) -> float:
+    """F1 of the items between semicolons, commas or line breaks, in any order; repeated items count against."""
+    found, wanted = (
+        [tuple(words(item)) for item in regex.split(r"[;,、，\n]", text) if words(item)]  # noqa: RUF001
+        for text in (predicted, reference)
+    )
+    common = len(set(found) & set(wanted))
+    return 2 * common / (len(found) + len(set(wanted))) if common else 0.0
+
+
+def choice(predicted: str, reference: str) -> float:
+    """1 if the answer is the reference's letter and nothing else: ``B``, ``(B)``, ``B.``, ``option B``."""
+    found = regex.fullmatch(r"(?:option\s+)?\(?([A-Za-z])\)?[.:]?", predicted.strip(), regex.IGNORECASE)
+    wanted = regex.match(r"\(?([A-Za-z])\b", reference.strip())
+    return float(found is not None and wanted is not None and found[1].upper() == wanted[1].upper())
+
+
+def rouge_l(predicted: str, reference: str) -> float:
+    """F1 of the longest common subsequence of tokens (Lin, 2004). Words in the right order can be had without sense."""
+    found, wanted = words(predicted), words(reference)
+    common = longest_common_subsequence(found, wanted)
+    return 2 * common / (len(found) + len(wanted)) if common else 0.0
+
+
+def longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
+    """Its length, a row of the table at a time as the bits of one number (Hyyrö, 2004)."""
+    where: dict[str, int] = {}
+    for place, item in enumerate(left):
+        where[item] = where.get(item, 0) | 1 << place
+    row = whole = (1 << len(left)) - 1
+    for item in right:
+        hits = row & where.get(item, 0)
+        row = ((row + hits) | (row - hits)) & whole
+    return len(left) - row.bit_count()
+
+
+MATH_CHARACTERS = 200
+EXPLODES = regex.compile(r"!|\^\s*\{?\s*\(?[\w\\]*\s*\^|\*\*[^+]*\*\*|(?:\^|\*\*)\s*\{?\s*\(?\d{3,}|\d{40,}")
+"""Factorials, powers of powers and huge exponents: short to write, endless to compute."""
+MATH_SECONDS = 3
+
+
+def mathematical(predicted: str, reference: str) -> float:
+    """1 if both are the same number or expression, by ``math-verify``. What is long or would explode is not parsed.
+
+    Raises:
+        ValueError: math-verify is not installed.
+    """
+    if len(predicted) > MATH_CHARACTERS or not words(predicted) or EXPLODES.search(predicted):
+        return 0.0
+    try:
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise ValueError("the grader math needs math-verify: pip install 'longctx-rl[rewards]'") from error
+    # Its time limits are alarms, which only the main thread may set.
+    limit = MATH_SECONDS if threading.current_thread() is threading.main_thread() else None
+    wanted = parse(f"${reference}$", parsing_timeout=limit) or parse(reference, parsing_timeout=limit)
+    found = parse(f"${predicted}$", parsing_timeout=limit) or parse(predicted, parsing_timeout=limit)
+    return float(bool(wanted and found) and verify(wanted, found, timeout_seconds=limit))

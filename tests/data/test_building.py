@@ -1,0 +1,310 @@
+"""Documents in, checked questions out: against a scripted endpoint that is good, broken, slow, or lies."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from longctx_rl.__main__ import composed_build
+from longctx_rl.data.building.checks import Rejected, check_evidence, is_repeated, parse
+from longctx_rl.data.building.documents import read_documents, read_text
+from longctx_rl.data.building.passages import choose_passages, split
+from longctx_rl.data.building.pipeline import balanced
+from longctx_rl.data.building.writing import build
+from openai_server import Reply, Server, serving
+
+FACTS = [f"In the year {1600 + i} the guild of town {i} chose Master{i} as its head." for i in range(60)]
+DOCUMENT = "\n\n".join(f"{fact} Little else is told of that year, and the roads were bad." for fact in FACTS)
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "guilds.txt").write_text(DOCUMENT, encoding="utf-8")
+    return folder
+
+
+def overrides(documents: Path, out: Path, server: Server | str, *more: str) -> list[str]:
+    url = server if isinstance(server, str) else server.url
+    return [
+        f"documents={documents}", f"out={out}", f"writer.base_url={url}", "writer.model=scripted", "writer.retries=1",
+        "writer.timeout=5", "writer.concurrency=2", "passage_characters=400", *more,
+    ]  # fmt: skip
+
+
+def proposal(prompt: str) -> dict[str, Any]:
+    """A question about the first facts of two passages."""
+    found = [fact for fact in FACTS if fact in prompt]
+    first, last = found[0], found[-1]
+    name = last.split("chose ")[1].split(" ")[0]
+    year = first.split("year ")[1].split(" ")[0]
+    return {
+        "question": f"Who headed the guild of town {FACTS.index(last)}, which chose after the one of {year} did?",
+        "answer": name,
+        "evidence": [first, last],
+    }
+
+
+def good(number: int, prompt: str) -> Reply:
+    """A writer that keeps to the passages, knows nothing, and says yes."""
+    if "Reply with one JSON object" in prompt:
+        return Reply("Here it is:\n```json\n" + json.dumps(proposal(prompt)) + "\n```")
+    return Reply("yes" if "Reply with one word" in prompt else "unknown")
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    table: list[dict[str, Any]] = pyarrow.parquet.read_table(out / "data.parquet").to_pylist()
+    return table
+
+
+def report(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return found
+
+
+def test_a_data_set_is_built_that_a_run_can_train_on(documents: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with serving(good) as server:
+        printed = build(composed_build(overrides(documents, out, server, "price_in=1000", "price_out=2000")))
+        asked = len(server.requests)
+        build(composed_build(overrides(documents, out, server)))
+        assert len(server.requests) == asked  # everything is on disk
+    found = rows(out)
+    assert len(found) == report(out)["stages"]["balanced"] >= 3 and f"{len(found)} rows in" in printed
+    for row in found:
+        evidence = json.loads(row["evidence"])
+        assert all(item["text"] in DOCUMENT and 0 <= item["depth"] < 1 for item in evidence)
+        assert row["answer"] in evidence[-1]["text"] and row["document"] == DOCUMENT
+    first = report(out)
+    assert first["spent"]["replies"] >= asked and first["spent"].get("asked", 0) == 0
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlanguage:") and "| supported |" in card
+    command = [sys.executable, "-m", "longctx_rl.data", "inspect", "data=longblocks", "task=any"]
+    command += [f"data.longblocks.path={out / 'data.parquet'}", f"data.longblocks.cache={tmp_path / 'cache'}"]
+    command += ["data.longblocks.short=null", "data.longblocks.test=0", "data.longblocks.validation=0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "multihop" in done.stdout, done.stderr
+
+
+def test_a_teacher_s_responses_become_a_column(documents: Path, tmp_path: Path) -> None:
+    responder = "{base_url: URL, model: lab/teacher-9B, api_key_env: K, max_tokens: 50, no_thinking: false, "
+    responder += "concurrency: 2, timeout: 5.0, retries: 0, cache: " + str(tmp_path / "teacher.sqlite") + "}"
+
+    def script(number: int, prompt: str) -> Reply:
+        return Reply("From the whole document.") if DOCUMENT in prompt else good(number, prompt)
+
+    with serving(script) as server:
+        more = f"responder={responder.replace('URL', repr(server.url))}"
+        build(composed_build(overrides(documents, tmp_path / "out", server, more)))
+    assert {row["response_teacher-9B"] for row in rows(tmp_path / "out")} == {"From the whole document."}
+
+
+def answering(**changes: Any) -> Callable[[int, str], Reply]:
+    """The good writer, with parts of its proposal changed."""
+
+    def script(number: int, prompt: str) -> Reply:
+        if "Reply with one JSON object" not in prompt:
+            return good(number, prompt)
+        return Reply(json.dumps(proposal(prompt) | changes))
+
+    return script
+
+
+def closed_book(number: int, prompt: str) -> Reply:
+    """Knows the answers without the document."""
+    if prompt.startswith("Answer in a few words"):
+        return Reply(f"I believe it was Master{prompt.split('town ')[1].split(',')[0]}, or so they say, head of it.")
+    return good(number, prompt)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (lambda n, p: Reply("I would rather not."), "the reply holds no JSON object"),
+        (lambda n, p: Reply('{"question": "Who?", '), "the reply holds no JSON object"),
+        (lambda n, p: Reply('{"question": "Who?" "answer"}'), "the reply is not JSON"),
+        (lambda n, p: Reply('{"question": "Who?"}'), "question, answer or evidence is missing"),
+        (lambda n, p: Reply(good(n, p).text, finish_reason="length"), "the reply was cut off: raise writer.max_tokens"),
+        (answering(question=" ?"), "question or answer is empty"),
+        (answering(evidence=[]), "there is no evidence"),
+        (answering(evidence=["The guild chose nobody.", FACTS[0]]), "the evidence is not in the document"),
+        (answering(evidence=[FACTS[0], FACTS[0]]), "the evidence is one place, but the task needs several"),
+        (
+            answering(
+                question="Is it true, as everybody said at the time and for long after, that Master1 was the head?",
+                answer="Master1",
+                evidence=FACTS[:2],
+            ),
+            "the question holds its answer",
+        ),
+        (
+            answering(evidence=[FACTS[0], FACTS[0].partition(" Master")[0]]),
+            "the evidence is one place, but the task needs several",
+        ),
+        (lambda n, p: Reply(status=400), "the endpoint refuses the request"),
+        (
+            lambda n, p: Reply("hm", finish_reason="length") if p.startswith("Answer in a few") else good(n, p),
+            "the closed-book reply was cut off: raise writer.max_tokens",
+        ),
+        (closed_book, "it is answered without the document"),
+        (lambda n, p: Reply("no") if "one word" in p else good(n, p), "the judge finds the answer not supported"),
+        (lambda n, p: Reply("well") if "one word" in p else good(n, p), "the judge said neither yes nor no"),
+    ],
+)
+def test_each_flaw_is_rejected_by_name(
+    documents: Path, tmp_path: Path, script: Callable[[int, str], Reply], reason: str
+) -> None:
+    out = tmp_path / "out"
+    with serving(script) as server:
+        settings = overrides(documents, out, server, "tasks.grounding=0", "tasks.longform=0", "attempts=2")
+        with pytest.raises(ValueError, match="no question withstood the checks"):
+            build(composed_build(settings))
+    assert report(out)["rejected"] == {reason: 4}
+    assert all(json.loads(line)["reason"] == reason for line in (out / "rejected.ndjson").read_text().splitlines())
+
+
+def test_a_build_whose_endpoint_dies_goes_on_without_asking_twice(documents: Path, tmp_path: Path) -> None:
+    out, alive = tmp_path / "out", [True]
+
+    def script(number: int, prompt: str) -> Reply:
+        alive[0] = alive[0] and number < 5
+        return good(number, prompt) if alive[0] else Reply(status=500)
+
+    with serving(script) as server:
+        settings = overrides(documents, out, server, "writer.retries=0", "writer.concurrency=1")
+        with pytest.raises(ValueError, match="All replies so far are kept: the same command goes on"):
+            build(composed_build(settings))
+    with serving(good) as server:
+        settings = overrides(documents, out, server, "writer.concurrency=1")
+        build(composed_build(settings))
+        again = len(server.requests)
+    with serving(good) as server:
+        build(composed_build(overrides(documents, tmp_path / "other", server, "writer.concurrency=1")))
+        assert again == len(server.requests) - 5
+
+
+def test_passing_errors_lose_nothing(documents: Path, tmp_path: Path) -> None:
+    def script(number: int, prompt: str) -> Reply:
+        return Reply(status=429) if number % 4 == 1 else good(number, prompt)
+
+    with serving(script) as server:
+        build(composed_build(overrides(documents, tmp_path / "out", server, "writer.retries=3")))
+    assert len(rows(tmp_path / "out")) >= 3
+
+
+def test_ctrl_c_is_one_line(documents: Path, tmp_path: Path) -> None:
+    with serving(lambda n, p: Reply(good(n, p).text, seconds=0.3)) as server:
+        command = [sys.executable, "-m", "longctx_rl.data", "build", *overrides(documents, tmp_path / "out", server)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not server.requests and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130 and "the same command goes on" in stderr and "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "give both folders: documents=FOLDER out=FOLDER"),
+        (["documents=/nowhere", "out=OUT"], "is not a folder"),
+        (["documents=EMPTY", "out=OUT"], "holds no usable document"),
+        (["documents=EMPTY", "out=OUT", "writer.speed=1"], "writer.speed"),
+        (["documents=EMPTY", "out=OUT", "attempts=many"], "attempts=many"),
+        (["documents=EMPTY", "out=OUT", "attempts=0"], "attempts=0: set it to 1 or more"),
+        (["documents=EMPTY", "out=OUT", "+tasks.code=1"], "tasks.code has no prompt"),
+        (["documents=EMPTY", "out=OUT", "prompts.response='{x}'"], "has a brace that is no field"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"OUT": str(tmp_path / "out"), "EMPTY": str(tmp_path / "empty")}
+    for name, place in places.items():
+        arguments = [argument.replace(name, place) for argument in arguments]
+    command = [sys.executable, "-m", "longctx_rl.data", "build", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_files_become_text(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        "<head><title>T</title></head><p>One &amp; two</p><script>x()</script><p>three</p>"
+    )
+    (tmp_path / "b.py").write_text("def f():\n    return 1\n")
+    (tmp_path / "c.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "d.bin").write_bytes(b"\0\1")
+    (tmp_path / "e.txt").write_bytes(b"a\0b")
+    (tmp_path / "f.pdf").write_bytes(b"%PDF-1.4 nothing")
+    assert read_text(tmp_path / "a.html") == "One & two\nthree"
+    documents, left_out = read_documents(tmp_path, 1)
+    assert [(one.name, one.programming_language) for one in documents] == [("a.html", None), ("b.py", "Python")]
+    assert left_out["c.txt"] == "not UTF-8" and left_out["e.txt"] == "not text"
+    assert left_out["d.bin"] == "not a kind of file that is read" and "not a readable pdf" in left_out["f.pdf"]
+
+
+def test_a_pdf_becomes_text(tmp_path: Path) -> None:
+    """A page drawn by hand: one line of Helvetica."""
+    stream = b"BT /F1 12 Tf 20 100 Td (The bell is kept by TorVin.) Tj ET"
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 200] /Contents 4 0 R "
+        b"/Resources << /Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >> >>",
+        b"<< /Length " + str(len(stream)).encode() + b" >>\nstream\n" + stream + b"\nendstream",
+    ]
+    content, offsets = b"%PDF-1.4\n", []
+    for number, body in enumerate(objects, 1):
+        offsets.append(len(content))
+        content += f"{number} 0 obj\n".encode() + body + b"\nendobj\n"
+    table = b"".join(f"{offset:010} 00000 n \n".encode() for offset in offsets)
+    start = len(content)
+    content += b"xref\n0 5\n0000000000 65535 f \n" + table
+    content += b"trailer << /Size 5 /Root 1 0 R >>\nstartxref\n" + str(start).encode() + b"\n%%EOF\n"
+    (tmp_path / "a.pdf").write_bytes(content)
+    assert read_text(tmp_path / "a.pdf") == "The bell is kept by TorVin."
+
+
+def test_passages_lie_apart_and_cover_the_text() -> None:
+    pieces = split(DOCUMENT, 400)
+    assert "".join("".join(piece.split()) for _, piece in pieces) == "".join(DOCUMENT.split())
+    assert all(len(piece) <= 400 and DOCUMENT[start:].lstrip().startswith(piece) for start, piece in pieces)
+    for seed in range(20):
+        chosen = choose_passages(DOCUMENT, count=3, characters=400, minimum_distance=0.15, draw=Random(seed))
+        starts = [start for start, _ in chosen]
+        assert len(chosen) >= 2 and starts == sorted(starts)
+        for (a, piece), (b, _) in itertools.pairwise(chosen):
+            assert b - (a + len(piece)) >= 0.15 * len(DOCUMENT)
+
+
+def test_grounding_answers_stand_in_their_evidence() -> None:
+    reply = {"question": "Who headed the guild of town 3?", "answer": "Master3", "evidence": [FACTS[3]]}
+    assert check_evidence(parse(json.dumps(reply)), DOCUMENT, "grounding")
+    with pytest.raises(Rejected, match="the answer is not in its evidence"):
+        check_evidence(parse(json.dumps(reply | {"evidence": [FACTS[4]]})), DOCUMENT, "grounding")
+
+
+def test_repeated_questions() -> None:
+    asked = [("who headed a guild in 1603", "Master3")]
+    assert is_repeated("Who headed the guild in 1603?", "master3.", asked)
+    assert not is_repeated("Who headed the guild in 1604?", "Master4", asked)
+    assert not is_repeated("Which town's guild chose first?", "Master3", asked)
+
+
+def test_balance_keeps_at_most_three_times_the_rarest() -> None:
+    many = [{"task": "multihop", "document": "x" * 100, "n": i} for i in range(20)]
+    few = [{"task": "grounding", "document": "x" * 100, "n": i} for i in range(2)]
+    kept = balanced([*many, *few], seed=0)
+    assert [row["task"] for row in kept].count("multihop") == 20 and len(kept) == 22  # three times 11
+    kept = balanced([*many, *few, *({**row, "task": "longform"} for row in few)], seed=0)
+    assert [row["task"] for row in kept].count("multihop") == 6 and len(kept) == 10
+    assert [row["n"] for row in kept if row["task"] == "multihop"] == sorted(row["n"] for row in kept[:6])

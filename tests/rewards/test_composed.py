@@ -1,0 +1,136 @@
+"""Parts, weights and graders as the configuration says, and a run whose judge goes away."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longctx_rl.config_reward import RewardConfig
+from longctx_rl.rewards.composed import Answered, Rewarder, check_reward, long_answer, overlong, repetition
+from longctx_rl.types import Evidence, Example
+from openai_server import Reply, serving
+
+STEP = "the mentor of TorVin is KesDal"
+HOP = Example(
+    id="1", document="", question="?", answer="KesDal", task="multihop", evidence=(Evidence(f"{STEP}.", STEP, 0.5),)
+)
+
+
+def config(graders: dict[str, str] | None = None, **weights: float) -> RewardConfig:
+    return RewardConfig(
+        name="test",
+        graders=graders or {"other": "match"},
+        weights=weights or {"answer": 1.0},
+        overlong_tokens=20,
+        normalize_per_task=False,
+        judge=None,
+    )
+
+
+def score(settings: RewardConfig, text: str, tokens: int = 10, example: Example = HOP) -> float:
+    (reward,) = Rewarder(settings, max_tokens=100)([Answered(text, tokens, example)])
+    return reward.score
+
+
+def test_longrlvr_s_reward_is_three_weights() -> None:
+    """r = answer + eta F + (1 - eta) answer F, at eta = 0.1; divided by 2, its maximum."""
+    settings = config(answer=1.0, evidence=0.1, grounded=0.9)
+    assert score(settings, f"{STEP}.\nAnswer: KesDal") == pytest.approx(1.0)
+    assert score(settings, "Answer: KesDal") == pytest.approx(0.5)
+    assert score(settings, f"{STEP}.\nAnswer: BelMar") == pytest.approx(0.05)
+
+
+def test_penalties_are_subtracted_undivided() -> None:
+    settings = config(answer=1.0, overlong=0.5)
+    assert score(settings, "Answer: KesDal", tokens=80) == 1.0
+    assert score(settings, "Answer: KesDal", tokens=90) == pytest.approx(0.75)
+    assert score(settings, "Answer: KesDal", tokens=100) == pytest.approx(0.5)
+    assert score(config(answer=1.0, repetition=1.0), "one two three four five six seven eight " * 9) < -0.8
+
+
+@pytest.mark.parametrize(("tokens", "penalty"), [(0, 0), (80, 0), (85, -0.25), (100, -1), (200, -1)])
+def test_overlong(tokens: int, penalty: float) -> None:
+    assert overlong(tokens, 100, 20) == pytest.approx(penalty)
+
+
+def test_repetition_of_nothing() -> None:
+    assert repetition("") == 0.0 == repetition("a b c")
+
+
+def test_format_is_a_part() -> None:
+    settings = config(answer=1.0, format=1.0)
+    assert score(settings, "Answer: BelMar") == 0.5 and score(settings, "BelMar") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("grader", "text", "answer", "expected"),
+    [
+        ("exact", "Answer: kesdal", "KesDal", 0),
+        ("match", "Answer: kesdal", "KesDal", 1),
+        ("match", "kesdal", "KesDal", 0),
+        ("token_f1", "Answer: red", "red house", 2 / 3),
+        ("set_f1", "Answer: b; a", "a; b", 1),
+        ("choice", "The options are A, B, C.\nAnswer: B", "B", 1),
+        ("choice", "Answer: B\nAnswer: A, B, C, D", "B", 0),
+        ("math", "Answer: 1/2", "0.5", 1),
+        ("rouge_l", "<think>no</think>\nAnswer: one two\nthree four", "one two three four", 1),
+    ],
+)
+def test_graders(grader: str, text: str, answer: str, expected: float) -> None:
+    example = Example(id="1", document="", question="?", answer=answer, task="any")
+    assert score(config({"other": grader}), text, example=example) == pytest.approx(expected)
+
+
+def test_long_answers() -> None:
+    assert long_answer("<think>x</think> a\nAnswer: b\nc") == "b\nc"
+    assert long_answer("a\nb") == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (config({"other": "magic"}), r"reward\.graders\.other=magic: choose one of exact, "),
+        (config({"other": "judge"}), r"reward\.judge is null: choose reward=judge"),
+        (config({"code": "match"}), "no grader for task multihop"),
+        (config(answer=1.0, style=1.0), r"unknown key reward\.weights\.style"),
+        (config(answer=1.0, overlong=-1.0), r"reward\.weights\.overlong=-1\.0: set it to 0 or more"),
+        (config(answer=0.0, overlong=1.0), r"set reward\.weights\.answer=1"),
+    ],
+)
+def test_bad_configurations(settings: RewardConfig, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        check_reward(settings, ["multihop"])
+
+
+def test_a_run_whose_judge_goes_away_is_saved_and_continues(tmp_path: Path) -> None:
+    """Two steps of 2 prompts with 2 completions each; the judge fails in the second."""
+    command = [
+        sys.executable, "-m", "longctx_rl", "+algo=grpo", "+experiment=smoke", "eval=none", "logging=none",
+        "engine=local", "reward=judge", "reward.judge.retries=0", f"reward.judge.cache={tmp_path / 'judge.sqlite'}",
+        "rollout.max_new_tokens=8", "optim.max_skipped=99", f"runs_root={tmp_path / 'runs'}", "budget.steps=3",
+        "algo.group_size=2",
+    ]  # fmt: skip
+    dead = [False]
+
+    def script(number: int, prompt: str) -> Reply:
+        # Steps have the same number of prompts; the second one's first question finds the judge gone.
+        dead[0] = dead[0] or len(asked) > 3
+        asked.append(prompt)
+        return Reply(status=500) if dead[0] and not mended else Reply("yes" if number % 2 else "no")
+
+    asked: list[str] = []
+    mended = False
+    with serving(script) as server:
+        command.append(f"reward.judge.base_url={server.url}")
+        stopped = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert stopped.returncode == 2, stopped.stderr
+        assert "failed (" in stopped.stderr and "is saved; continue with: " in stopped.stderr
+        (metrics,) = tmp_path.rglob("metrics.jsonl")
+        before = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+        mended = True
+        again = subprocess.run([*command, "resume=true"], capture_output=True, text=True, check=False)
+        assert again.returncode == 0, again.stderr
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert before and steps[: len(before)] == before and steps[-1] == 3 and len(set(steps)) == len(steps)

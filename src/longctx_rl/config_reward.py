@@ -42,6 +42,8 @@ class RewardConfig:
     """Task to what its answer is graded by; ``other`` is for tasks without a line of their own."""
     weights: dict[str, float]
     """Part to weight. The score is the weighted sum, divided by the weights of what is no penalty."""
+    evidence_beta: float
+    """Of the evidence's F-beta: above 1, what is left out counts more than what is said too much."""
     overlong_tokens: int
     """Tokens before rollout.max_new_tokens over which the penalty rises to 1."""
     normalize_per_task: bool

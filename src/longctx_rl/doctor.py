@@ -19,7 +19,7 @@ from longctx_rl.__main__ import composed
 from longctx_rl.config import Config
 from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
 from longctx_rl.policy.memory import GIB, MARGIN, Estimate, Workload, choose, device_memory, estimate, workload
-from longctx_rl.policy.sizes import shapes
+from longctx_rl.policy.sizes import Sizes, shapes
 
 OWN = ("context", "devices", "memory")
 
@@ -57,7 +57,7 @@ def diagnose(arguments: list[str]) -> bool:
         print(f"fits: {found.peak / GIB:.1f} GiB of {memory:.1f} on each of {load.ranks}")
         return True
     print(f"does not fit: {found.peak / GIB:.1f} GiB, with a margin {MARGIN * found.peak / GIB:.1f}, of {memory:.1f}")
-    for names, changed in changes(load):
+    for names, changed in changes(student, teacher, load):
         peak = estimate(student, teacher, changed).peak
         if peak * MARGIN <= memory * GIB:
             print(f"would fit with {' '.join(names)}: {peak / GIB:.1f} GiB on each of {changed.ranks}")
@@ -79,8 +79,8 @@ def number(own: dict[str, str], name: str, default: float | None) -> float:
     return value
 
 
-def changes(load: Workload) -> Iterator[tuple[list[str], Workload]]:
-    """Settings to change, each kept when the next is tried: the cheapest in time first."""
+def changes(student: Sizes, teacher: Sizes | None, load: Workload) -> Iterator[tuple[list[str], Workload]]:
+    """Settings to change, each kept, if it saves anything, when the next is tried: the cheapest in time first."""
     names: list[str] = []
     steps: list[tuple[str, Workload]] = []
     if load.row_tokens > load.group_tokens and load.prompts > 1:
@@ -106,7 +106,10 @@ def changes(load: Workload) -> Iterator[tuple[list[str], Workload]]:
     for name, changed in steps:
         different = {field: getattr(changed, field) for field in load.__slots__}
         different = {field: value for field, value in different.items() if value != getattr(load, field)}
-        current = replace(current, **different)
+        candidate = replace(current, **different)
+        if estimate(student, teacher, candidate).peak >= estimate(student, teacher, current).peak:
+            continue
+        current = candidate
         names = [*(one for one in names if one.partition("=")[0] != name.partition("=")[0]), name]
         yield names, current
 

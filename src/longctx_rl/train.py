@@ -61,7 +61,8 @@ def run(config: Config) -> None:
             resume_step=state.step if state else None,
             evaluated=state is not None and state.evaluated_step == state.step,
         )
-        recorder.say(parts.memory_note)
+        for note in parts.notes:
+            recorder.say(note)
         try:
             distributed.on_main(lambda: run_directory.record_data(Path(config.run_dir), parts.source.describe()))
             train(config, parts, state or TrainState(), recorder, interrupt)

@@ -1,6 +1,7 @@
 """Messy rows in, a store out: every trap handled and counted, splits by document, nothing lost when stopped."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,7 +15,7 @@ from make_fixture import make
 from longctx_rl.data import preparation
 from longctx_rl.data.preparation import Measure, prepare
 from longctx_rl.data.prompts import encode_text
-from longctx_rl.data.reading import Origin, Problems
+from longctx_rl.data.reading import Origin, Problems, _hub_rows
 from longctx_rl.data.store import Store
 from longctx_rl.policy.loading import load_tokenizer
 
@@ -163,6 +164,59 @@ def test_nothing_to_use_is_one_sentence(tmp_path: Path, content: Any, sentence: 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no \.parquet or \.jsonl file"):
         list(Origin(str(tmp_path)).rows(Problems()))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_hub_s_reader_gives_the_same_rows(tmp_path: Path, streaming: bool) -> None:
+    """Through ``datasets``, as for a Hub id, on a folder that it can read itself."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for name in ("a", "b"):
+        shutil.copy(FIXTURE / "rows" / f"{name}.parquet", folder)
+    found = list(_hub_rows(Origin(str(folder), streaming=streaming)))
+    assert found == list(Origin(str(folder)).rows(Problems())) and len(found) > 30
+
+
+def test_malformed_rows_are_dropped_by_reason(tmp_path: Path) -> None:
+    good = {"id": "1", "document": "D d.", "source": "s", "language": "en", "question": "q", "answer": "D"}
+    rows = [
+        good,
+        good | {"document": "half \ud83d"},
+        good | {"task": 3},
+        good | {"evidence": [1]},
+        good | {"evidence": "[{}]"},
+        good | {"family_id": 7},
+        good | {"answer": 5},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = prepare(Origin(str(file)), TOKENIZER, tmp_path / "cache")
+    assert len(store) == 1
+    assert {why for why, _ in store.counts.dropped} == {
+        "text with half a character", "task is not text", "evidence is not text", "evidence of another form",
+        "family_id is not text", "no answer",
+    }  # fmt: skip
+
+
+def test_messages_of_another_form_are_dropped(tmp_path: Path) -> None:
+    def turns(*contents: Any) -> dict[str, Any]:
+        roles = ("user", "assistant")
+        return {"messages": [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]}
+
+    rows = [turns("q", "a"), {"messages": "[]"}, {"messages": ["q", "a"]}, turns(["q"], "a"), turns("q", {"a": 1})]
+    file = tmp_path / "chat.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = prepare(Origin(str(file)), TOKENIZER, tmp_path / "cache")
+    assert len(store) == 1 and store.counts.dropped.total() == 4
+
+
+def test_books_that_came_later_are_found(tmp_path: Path) -> None:
+    shelf = tmp_path / "books"
+    shelf.mkdir()
+    shutil.copy(FIXTURE / "books" / "0.parquet", shelf)
+    assert len(prepare(ROWS, TOKENIZER, tmp_path / "cache", shelf)) == len(prepare(ROWS, TOKENIZER, tmp_path)) + 2
+    shutil.copy(FIXTURE / "books" / "1.parquet", shelf)
+    assert len(prepare(ROWS, TOKENIZER, tmp_path / "cache", shelf)) == len(prepare(ROWS, TOKENIZER, tmp_path)) + 3
 
 
 def test_a_data_set_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,16 @@ def test_a_teacher_is_whole_on_every_rank_where_it_fits(models: list[str], capsy
     assert "engine.frozen_weights=sharded" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_advice_leaves_out_what_saves_nothing(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """One completion at a time holds the prompt's states in float32: with activations recomputed it needs more."""
+    run = [*models, "context=131072", "rollout.max_new_tokens=2048", "batch.micro_batch_tokens=1", "memory=80"]
+    assert doctor.diagnose([*run, "devices=4", "rollout.batch_tokens=1"])
+    capsys.readouterr()
+    assert not doctor.diagnose([*run, "devices=2"])
+    advice = capsys.readouterr().out.splitlines()[-1]
+    assert "devices=4" in advice and "scheduled" not in advice
+
+
 def test_more_than_any_setting_can_save(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert not doctor.diagnose([*models, "context=40000000", "devices=1", "memory=8"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("nothing that can be set makes it fit")

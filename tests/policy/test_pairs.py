@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from config.composing import composed
-from longctx_rl.policy.loading import SHIPPED, check_pair, load_tokenizer
+from longctx_rl.policy.loading import SHIPPED, check_pair, load_tokenizer, pair_note
 
 
 def changed(folder: Path, file: str, change: Callable[[dict[str, Any]], None]) -> str:
@@ -64,3 +64,14 @@ def test_padded_vocabularies(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"padded to 1024 and 1088: set model\.slice_vocabulary=true"):
         checked(teacher)
     assert checked(teacher, "model.slice_vocabulary=true") == 1024
+
+
+def test_another_chat_template_is_said(tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(SHIPPED / "mini-teacher", teacher)
+    config = composed("+algo=opd", f"model.teacher={teacher}").model
+    tokenizer = load_tokenizer(config.student)
+    assert pair_note(config, tokenizer) is None
+    template = teacher / "chat_template.jinja"
+    template.write_text(template.read_text().replace("\n", " "))
+    assert "is not the student's" in (pair_note(config, tokenizer) or "")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def config(graders: dict[str, str] | None = None, **weights: float) -> RewardCon
         name="test",
         graders=graders or {"other": "match"},
         weights=weights or {"answer": 1.0},
+        evidence_beta=1.0,
         overlong_tokens=20,
         normalize_per_task=False,
         judge=None,
@@ -40,6 +42,15 @@ def test_longrlvr_s_reward_is_three_weights() -> None:
     assert score(settings, f"{STEP}.\nAnswer: KesDal") == pytest.approx(1.0)
     assert score(settings, "Answer: KesDal") == pytest.approx(0.5)
     assert score(settings, f"{STEP}.\nAnswer: BelMar") == pytest.approx(0.05)
+
+
+def test_beta_weighs_what_is_left_out() -> None:
+    """One of two facts, and nothing else: precision 1, recall 1/2."""
+    two = replace(HOP, evidence=(*HOP.evidence, Evidence("", "the rival of TorVin is BelMar", 0.7)))
+    for beta in (0.5, 1.0, 2.0):
+        settings = replace(config(answer=1.0, evidence=1.0), evidence_beta=beta)
+        expected = (1 + beta**2) * 0.5 / (beta**2 + 0.5)
+        assert score(settings, f"{STEP}.\nAnswer: BelMar", example=two) == pytest.approx(expected / 2)
 
 
 def test_penalties_are_subtracted_undivided() -> None:

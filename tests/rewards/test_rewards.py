@@ -32,7 +32,13 @@ def weighed(text: str, example: Example, evidence_weight: float) -> Reward:
     graders = {"multihop": "exact", "grounding": "exact", "longform": "ordered_list"}
     weights = {"answer": 1.0, "evidence": evidence_weight}
     config = RewardConfig(
-        name="test", graders=graders, weights=weights, overlong_tokens=0, normalize_per_task=False, judge=None
+        name="test",
+        graders=graders,
+        weights=weights,
+        evidence_beta=1.0,
+        overlong_tokens=0,
+        normalize_per_task=False,
+        judge=None,
     )
     (reward,) = Rewarder(config, max_tokens=100)([Answered(text, 1, example)])
     return reward

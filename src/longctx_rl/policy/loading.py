@@ -138,6 +138,18 @@ def check_pair(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int |
     return len(tokenizer)
 
 
+def pair_note(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What a teacher may have been taught differently, though its tokens are the student's; None if nothing."""
+    assert config.teacher is not None
+    template = getattr(load_tokenizer(config.teacher), "chat_template", None)
+    if template is None or template == getattr(tokenizer, "chat_template", None):
+        return None
+    return (
+        f"the chat template of teacher {config.teacher} is not the student's, in which both read the prompts: its "
+        "judgement may suffer; model.tokenizer=<teacher> takes the teacher's template for both"
+    )
+
+
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Tokens that end a completion: the tokenizer's own, then what the model's generation settings add to it.
 

@@ -7,7 +7,7 @@ else, or among others, earns nothing. Running text (``copy``, ``lookup``) has no
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
-from longctx_rl.rewards.evidence import evidence_f1
+from longctx_rl.rewards.evidence import evidence_score
 from longctx_rl.types import Example, Reward
 
 ANSWER_MARK = "Answer:"
@@ -82,7 +82,7 @@ GRADERS: dict[str, Grader] = {
 
 def _reward(answer: float, predicted: str | None, text: str, example: Example, **parts: float) -> Reward:
     found = float(predicted is not None)
-    return Reward(answer, {"answer": answer, "format": found, "evidence": evidence_f1(text, example), **parts})
+    return Reward(answer, {"answer": answer, "format": found, "evidence": evidence_score(text, example), **parts})
 
 
 def _clean(answer: str) -> str:

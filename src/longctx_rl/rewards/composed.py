@@ -2,7 +2,7 @@
 
     score = sum of weight * part / sum of the weights that are no penalty's
 
-Parts: ``answer`` in [0, 1] by the task's grader; ``evidence`` in [0, 1], F1 of the restated evidence; ``grounded``,
+Parts: ``answer`` in [0, 1] by the task's grader; ``evidence`` in [0, 1], F-beta of the restated evidence; ``grounded``,
 answer times evidence (with weights 1, eta and 1 - eta of answer, evidence and grounded this is LongRLVR's reward, arXiv
 2603.02146); ``format``, whether a final answer was found; ``unclear``, the judge said neither yes nor no, which counts
 as not right and has no weight; the penalties ``overlong`` (DAPO's soft one, arXiv 2503.14476) and ``repetition``, in
@@ -16,7 +16,7 @@ from longctx_rl.config_reward import PENALTIES, RewardConfig
 from longctx_rl.rewards import text as rules
 from longctx_rl.rewards.answers import ANSWER_MARK, Grader, final_answer, grade_continuation, grade_exact
 from longctx_rl.rewards.answers import grade_ordered_list as ordered_list
-from longctx_rl.rewards.evidence import evidence_f1
+from longctx_rl.rewards.evidence import evidence_score
 from longctx_rl.rewards.judge import Judge, Question
 from longctx_rl.types import Example, Reward
 
@@ -92,7 +92,7 @@ class Rewarder:
             parts["answer"] = FINAL[name](final or "", example.answer)
         elif name in LONG:
             parts["answer"] = LONG[name](long_answer(one.text), example.answer)
-        parts["evidence"] = evidence_f1(one.text, example)
+        parts["evidence"] = evidence_score(one.text, example, self._config.evidence_beta)
         weights = self._config.weights
         if weights.get("overlong"):
             parts["overlong"] = overlong(one.tokens, self._max_tokens, self._config.overlong_tokens)
@@ -141,6 +141,8 @@ def check_reward(config: RewardConfig, tasks: Sequence[str]) -> None:
             raise ValueError(
                 f"reward.weights.{part}={weight}: set it to 0 or more; penalties are negative without a sign"
             )
+    if config.evidence_beta <= 0:
+        raise ValueError(f"reward.evidence_beta={config.evidence_beta}: set it above 0")
     if config.weights.get("overlong") and not config.overlong_tokens > 0:
         raise ValueError("reward.weights.overlong needs reward.overlong_tokens above 0, such as 512")
     if not sum(weight for name, weight in config.weights.items() if name not in PENALTIES):

@@ -18,7 +18,15 @@ from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
 from longctx_rl.evals.heldout import HeldOut
 from longctx_rl.policy.flops import ModelShape
 from longctx_rl.policy.frozen import FrozenScorer
-from longctx_rl.policy.loading import check_pair, context_length, end_tokens, fresh_model, load_model, load_tokenizer
+from longctx_rl.policy.loading import (
+    check_pair,
+    context_length,
+    end_tokens,
+    fresh_model,
+    load_model,
+    load_tokenizer,
+    pair_note,
+)
 from longctx_rl.policy.memory import GIB, Workload, choose, device_memory, workload
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.sizes import shapes
@@ -44,8 +52,8 @@ class Parts:
     heldout: HeldOut
     scheduled: bool
     """Gradients are taken one completion at a time."""
-    memory_note: str
-    """Why, in one line."""
+    notes: tuple[str, ...]
+    """What a person should know of this run, a line each: how memory is used, how teacher and student differ."""
 
 
 def build_parts(config: Config) -> Parts:
@@ -62,6 +70,7 @@ def build_parts(config: Config) -> Parts:
     if config.algo.source == "policy":
         check_reward(config.reward, source.tasks)
     load, note = plan_memory(config)
+    notes = tuple(filter(None, (note, pair_note(model, tokenizer) if config.needs_teacher else None)))
     # Random weights would depend on the number of ranks if each made its shard.
     shards = nullcontext() if model.architecture is not None else engines.loading(config)
     with shards:
@@ -101,7 +110,7 @@ def build_parts(config: Config) -> Parts:
         rewarder=Rewarder(config.reward, config.rollout.max_new_tokens),
         heldout=HeldOut(config, tokenizer, sampler(0.0, config.eval.max_new_tokens), Path(config.run_dir)),
         scheduled=load.scheduled,
-        memory_note=note,
+        notes=notes,
     )
 
 

@@ -88,8 +88,8 @@ def kd_step(cache: str, root: Path, name: str) -> float:
     ]  # fmt: skip
     subprocess.run([sys.executable, "-m", "longctx_rl", *overrides], check=True, stdout=subprocess.DEVNULL)
     (metrics,) = root.glob(f"{name}/*/metrics.jsonl")
-    rows = [row for row in read_metrics(metrics) if "perf/step_seconds" in row]
-    return statistics.median(row["perf/step_seconds"] for row in rows[2:])  # type: ignore[type-var]
+    found = (row.get("perf/step_seconds") for row in read_metrics(metrics))
+    return statistics.median([seconds for seconds in found if seconds is not None][2:])
 
 
 def main() -> None:

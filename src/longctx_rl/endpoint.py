@@ -131,10 +131,6 @@ class Endpoint:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for slow replies
 
-    def close(self) -> None:
-        self._replies.close()
-        self._client.close()
-
     def _explained(self, error: Exception) -> str:
         config, openai = self._config, self._openai
         where = f"{config.model} at {config.base_url}"

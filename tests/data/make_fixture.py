@@ -26,7 +26,7 @@ BOOK = "Institutional-Books-1.0"
 LANGUAGES = {
     "pt": ("O moinho de Vale Frio foi vendido a Joana Sá em 1871. ", "A quem foi vendido o moinho?", "Joana Sá"),
     "de": ("Die Brücke über die Alm wurde 1904 von Ruth Kern gebaut. ", "Wer baute die Brücke?", "Ruth Kern"),
-    "zh": ("林海在一九二零年买下了北山的茶园。", "谁买下了茶园？", "林海"),  # noqa: RUF001
+    "zh": ("林海在一九二零年买下了北山的茶园。", "谁买下了茶园\uff1f", "林海"),
     "ja": ("青木は一九三五年に港の灯台を建てた。", "灯台を建てたのは誰か。", "青木"),
     "ar": ("اشترت ليلى البستان في عام ١٩١٢. ", "من اشترى البستان؟", "ليلى"),
     "fi": ("Saaren kirkon rakensi Eino Lahti vuonna 1888. ", "Kuka rakensi kirkon?", "Eino Lahti"),

@@ -8,6 +8,8 @@ import pytest
 from transformers import Qwen3Config
 
 from longctx_rl import doctor
+from longctx_rl.__main__ import composed
+from longctx_rl.training import parts
 
 
 @pytest.fixture
@@ -69,6 +71,13 @@ def test_advice_leaves_out_what_saves_nothing(models: list[str], capsys: pytest.
     assert not doctor.diagnose([*run, "devices=2"])
     advice = capsys.readouterr().out.splitlines()[-1]
     assert "devices=4" in advice and "scheduled" not in advice
+
+
+def test_a_run_that_may_not_fit_says_so_before_it_loads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = composed(["+algo=dgrpo"])
+    assert "may not fit" not in parts.plan_memory(config)[1]
+    monkeypatch.setattr(parts, "device_memory", lambda _: 1e6)
+    assert "that may not fit: python -m longctx_rl.doctor" in parts.plan_memory(config)[1]
 
 
 def test_more_than_any_setting_can_save(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:

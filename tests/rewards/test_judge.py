@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -105,10 +106,10 @@ def test_errors_that_pass_are_asked_again(settings: JudgeConfig, reply: Reply) -
     ids=["key", "model", "rate", "error", "slow", "unclear"],
 )
 def test_a_judge_that_fails_gives_no_score(
-    settings: JudgeConfig, script: Callable[[int, str], Reply], changes: dict[str, float], sentence: str
+    settings: JudgeConfig, script: Callable[[int, str], Reply], changes: dict[str, Any], sentence: str
 ) -> None:
     with serving(script) as server:
-        judge = Judge(replace(settings, base_url=server.url, **changes))  # type: ignore[arg-type]
+        judge = Judge(replace(settings, base_url=server.url, **changes))
         with pytest.raises(JudgeUnavailable, match=sentence):
             judge.scores(ASKED)
 

@@ -17,6 +17,7 @@ from longctx_rl.policy.loading import load_tokenizer, locate
 from longctx_rl.policy.teacher_cache import CachedScorer, TeacherCache, group_key, weights_fingerprint
 from longctx_rl.training import teacher_cache
 from longctx_rl.training.collect import recorded_groups
+from longctx_rl.types import TeacherSignal
 
 SETTINGS = [
     "+algo=kd", "+experiment=smoke", "eval=none", "logging=none", "engine=local", "budget.steps=3",
@@ -58,11 +59,11 @@ def test_a_killed_build_keeps_what_it_has_and_goes_on(tmp_path: Path, monkeypatc
     whole = build(tmp_path / "whole")
     add, added = TeacherCache.add, [0]
 
-    def stopping(self: TeacherCache, key: str, signal: object) -> None:
+    def stopping(self: TeacherCache, key: str, signal: TeacherSignal) -> None:
         if added[0] == 4:
             raise KeyboardInterrupt
         added[0] += 1
-        add(self, key, signal)  # type: ignore[arg-type]
+        add(self, key, signal)
 
     with monkeypatch.context() as stopped:
         stopped.setattr(TeacherCache, "add", stopping)

@@ -17,9 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.data import books as institutional
 from longctx_rl.data.books import Books
+from longctx_rl.data.longblocks import RESPONSE_PREFIX
 from longctx_rl.data.reading import CHAT, REQUIRED, Origin, Problems, Row
 from longctx_rl.data.store import REPORT, Counts, Store, digest, part_counts, parts, write_part
 from longctx_rl.data.tasks import place_of
+from longctx_rl.run_directory import write_text
 from longctx_rl.types import Evidence
 
 VERSION = 2
@@ -28,7 +30,6 @@ PART_CHARACTERS = 2**26
 """Text of one part."""
 BATCH_CHARACTERS = 2**22
 """Text that is tokenised together, on all cores."""
-RESPONSE_PREFIX = "response_"
 ANSWER_END = "</think>"
 """What stands before it, in a chat data set's replies, is reasoning."""
 
@@ -105,9 +106,7 @@ def _write(folder: Path, origin: Origin, tokenizer: PreTrainedTokenizerBase, boo
         "files": problems.files,
         "lines": dict(problems.lines),
     }
-    temporary = folder / f"{REPORT}.tmp"
-    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / REPORT)
+    write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
 
 
 def _hashes(path: Path) -> list[str]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from longctx_rl.policy.flops import ModelShape
 from longctx_rl.policy.frozen import SignalKind
 from longctx_rl.policy.loading import locate
+from longctx_rl.run_directory import write_text
 from longctx_rl.types import GroupSpan, HiddenSignal, PackedGroups, SampledSignal, TeacherSignal, TopKSignal
 
 ALIGNMENT = 64
@@ -145,11 +146,11 @@ class TeacherCache:
             if head is not None:
                 save_file({"head": head.contiguous().cpu()}, folder / "head.safetensors")
             facts = {"identity": asdict(identity), "shape": asdict(shape), "context": context, "width": width}
-            _replace(folder / "identity.json", json.dumps(facts, indent=2) + "\n")
+            write_text(folder / "identity.json", json.dumps(facts, indent=2) + "\n")
         cache = cls(folder)
         end = max((start + cache._entry_bytes(tokens) for start, tokens in cache._entries.values()), default=0)
         lines = [json.dumps([key, *entry]) + "\n" for key, entry in cache._entries.items()]
-        _replace(folder / "index.jsonl", "".join(lines))
+        write_text(folder / "index.jsonl", "".join(lines))
         data = (folder / "signals.bin").open("ab")
         data.truncate(end)
         data.seek(0, 2)
@@ -230,12 +231,6 @@ class TeacherCache:
     def _entry_bytes(self, tokens: int) -> int:
         size = sum(tokens * width * dtype.itemsize for dtype, width in self._columns())
         return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 class CachedScorer(nn.Module):

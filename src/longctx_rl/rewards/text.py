@@ -15,7 +15,7 @@ ARTICLES = frozenset({"a", "an", "the"})
 YES_NO = frozenset({"yes", "no", "noanswer"})
 ALTERNATIVES = frozenset({"or", "and", "either", "und", "oder", "et", "ou", "y", "o", "e", "或", "和"})
 """Words that list answers. So do the signs in ``LISTING``."""
-LISTING = regex.compile(r"[/;|&,:\n、，。]|\.\s+\S|\s-\s")  # noqa: RUF001
+LISTING = regex.compile(r"[/;|&,:\n\u3001\u3002\uff0c]|\.\s+\S|\s-\s")
 FUNCTION_WORDS = frozenset(
     [
         *("it", "is", "was", "were", "are", "be", "been", "of", "in", "on", "at", "by", "to", "from", "for", "with"),
@@ -110,7 +110,7 @@ def token_f1(predicted: str, reference: str) -> float:
 def set_f1(predicted: str, reference: str) -> float:
     """F1 of the items between semicolons, commas or line breaks, in any order; repeated items count against."""
     found, wanted = (
-        [tuple(words(item)) for item in regex.split(r"[;,、，\n]", text) if words(item)]  # noqa: RUF001
+        [tuple(words(item)) for item in regex.split(r"[;,\u3001\uff0c\n]", text) if words(item)]
         for text in (predicted, reference)
     )
     common = len(set(found) & set(wanted))

@@ -27,7 +27,7 @@ from longctx_rl.policy.loading import (
     load_tokenizer,
     pair_note,
 )
-from longctx_rl.policy.memory import GIB, Workload, choose, device_memory, workload
+from longctx_rl.policy.memory import GIB, MARGIN, Workload, choose, device_memory, workload
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.sizes import shapes
 from longctx_rl.rewards.composed import Rewarder, check_reward
@@ -136,6 +136,8 @@ def plan_memory(config: Config) -> tuple[Workload, str]:
     )
     if load.ranks > 1 and (config.needs_teacher or config.needs_reference):
         note += f" engine.frozen_weights={'whole' if load.whole else 'sharded'}"
+    if found.peak * MARGIN > memory:
+        note += "; that may not fit: python -m longctx_rl.doctor with the run's settings says what to change"
     return load, note
 
 

@@ -38,7 +38,7 @@ def split(text: str, characters: int) -> list[tuple[int, str]]:
         if end < len(text):
             window = text[start + characters // 2 : end]
             cut = max((found.end() for found in re.finditer(r"\n\s*\n|\n", window)), default=0)
-            cut = cut or max((found.end() for found in re.finditer(r"[.!?]\s|[。！？]", window)), default=0)  # noqa: RUF001
+            cut = cut or max((found.end() for found in re.finditer(r"[.!?]\s|[\u3002\uff01\uff1f]", window)), default=0)
             cut = cut or window.rfind(" ") + 1
             end = start + characters // 2 + cut if cut else end
         if text[start:end].strip():

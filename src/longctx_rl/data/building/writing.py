@@ -13,6 +13,7 @@ from longctx_rl.config_build import BuildConfig
 from longctx_rl.data.building.pipeline import STAGES, Builder, balanced, rows_of, without_repeats
 from longctx_rl.data.reading import REQUIRED
 from longctx_rl.endpoint import EndpointFailed
+from longctx_rl.run_directory import write_text
 
 MILLION = 1e6
 OTHER_PROMPTS = ("closed_book", "supported", "response")
@@ -68,13 +69,13 @@ def build(config: BuildConfig) -> str:
         ),
         "rows": dict(Counter(row["task"] for row in rows)),
     }
-    _write(out / "rejected.ndjson", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rejected))
-    _write(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_text(out / "rejected.ndjson", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rejected))
+    write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if not rows:
         reasons = ", ".join(f"{count} {why}" for why, count in Counter(one["reason"] for one in rejected).most_common())
         raise ValueError(f"no question withstood the checks ({reasons}): see {out / 'rejected.ndjson'}")
     _write_rows(out / "data.parquet", rows)
-    _write(out / "README.md", card(config, report, rows))
+    write_text(out / "README.md", card(config, report, rows))
     return summary(report, out)
 
 
@@ -116,12 +117,6 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     temporary = path.with_suffix(".tmp")
     table = pyarrow.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows], schema=schema)
     pyarrow.parquet.write_table(table, temporary, row_group_size=64)
-    temporary.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from longctx_rl.policy.group_attention import group_attention
+from longctx_rl.policy.last_layer import is_last_layer, narrow_last_layer
 from longctx_rl.policy.prompt_states import PromptPass
 from longctx_rl.policy.shared_prompts import attend, prompts_of
 from longctx_rl.types import GroupSpan
@@ -65,14 +66,6 @@ def packed_attention(
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[arg-type]
 
 
-def is_last_layer(module: nn.Module) -> bool:
-    """Whether this attention is of the last layer, after which tokens no longer meet."""
-    layer, config = module.layer_idx, module.config
-    assert isinstance(layer, int) and isinstance(config, PreTrainedConfig)
-    count: int = config.num_hidden_layers
-    return layer == count - 1
-
-
 def install(model: PreTrainedModel) -> None:
     """Make ``model`` attend through this file.
 
@@ -98,6 +91,7 @@ def install(model: PreTrainedModel) -> None:
             f"{name} has {', '.join(other) or 'recurrent'} layers, through which siblings would see each other: "
             "choose a model with full attention in every layer"
         )
+    narrow_last_layer(model)
     model.set_attn_implementation(NAME)
 
 

@@ -6,7 +6,7 @@ PYTHON  := $(VENV)/bin/python
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test lint format mini-models clean
+.PHONY: help demo smoke test lint format mini-models vllm-proof clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ smoke: $(VENV)/.installed ## Two steps of each method, in seconds
 
 mini-models: $(VENV)/.installed ## Train the shipped mini models again from random weights, about 1 hour on 2 cores
 	$(PYTHON) experiments/mini_models/build.py $(ARGS)
+
+vllm-proof: $(VENV)/.installed-dev ## Build data and judge answers against a real vLLM server, 10 minutes
+	$(PYTHON) experiments/vllm/prove.py $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run the tests (ARGS="-k name")
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
@@ -44,6 +47,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@
 
+# Generated code is tested inside bubblewrap where that can be had.
 $(VENV)/.installed-dev: $(VENV)/.installed
+	@command -v bwrap >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y bubblewrap >/dev/null; } || echo 'bubblewrap is not installed, so its tests are skipped: apt install bubblewrap'
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "longctx_rl"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
-    {"doctor"},
+    {"doctor", "evaluate"},
     {"__main__"},
     {"launch"},
     {"train"},
@@ -20,7 +20,7 @@ LAYERS = (
     {"policy", "run_directory", "sandbox"},
     {"objective", "environment", "stats", "endpoint"},
     {"config", "types"},
-    {"strict", "validation", "config_data", "config_reward", "config_build"},
+    {"strict", "validation", "config_data", "config_reward", "config_build", "config_eval"},
 )
 """From the top. A file imports from its own layer and from those below."""
 

@@ -20,10 +20,11 @@ from random import Random
 import pyarrow
 import pyarrow.parquet
 
+from longctx_rl.config import ArchitectureConfig
 from longctx_rl.data.generators.wording import CORES
 from longctx_rl.data.preparation import Measure, prepare
 from longctx_rl.data.reading import Origin
-from longctx_rl.policy.loading import load_tokenizer
+from longctx_rl.policy.loading import fresh_model, load_tokenizer
 from longctx_rl.recorder import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "data.jsonl"
@@ -80,16 +81,56 @@ def child(kind: str, path: Path) -> dict[str, float]:
     return found
 
 
-def kd_step(cache: str, root: Path, name: str) -> float:
+def large_teacher(path: Path) -> Path:
+    """Random weights, twenty times the mini student's: about the paper's ratio of teacher to student."""
+    tokenizer = load_tokenizer("mini-student")
+    shape = ArchitectureConfig(
+        hidden_size=256, intermediate_size=768, num_layers=6, num_heads=8, num_kv_heads=8, head_dim=32,
+        max_length=4096, rope_theta=10000.0, initializer_range=0.02,
+    )  # fmt: skip
+    fresh_model(shape, tokenizer, seed=0).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def kd_step(teacher: str, cache: str, root: Path, name: str) -> float:
     """Median seconds of a step of KD."""
     overrides = [
         "+algo=kd", "engine=local", "eval=none", "logging=none", "budget.steps=12", "checkpoint.every=0",
-        f"runs_root={root}", f"experiment_name={name}", f"model.teacher_cache={cache}",
+        f"runs_root={root}", f"experiment_name={name}", f"model.teacher={teacher}", f"model.teacher_cache={cache}",
     ]  # fmt: skip
     subprocess.run([sys.executable, "-m", "longctx_rl", *overrides], check=True, stdout=subprocess.DEVNULL)
     (metrics,) = root.glob(f"{name}/*/metrics.jsonl")
     found = (row.get("perf/step_seconds") for row in read_metrics(metrics))
     return statistics.median([seconds for seconds in found if seconds is not None][2:])
+
+
+def kd_against_cache(root: Path, repeats: int) -> dict[str, object]:
+    """Seconds of KD's step with each teacher and with its cache, in turns."""
+    teachers = {"mini-teacher": "mini-teacher", "20 x student": str(large_teacher(root / "teacher"))}
+    steps: dict[str, list[float]] = {}
+    for name, teacher in teachers.items():
+        command = [sys.executable, "-m", "longctx_rl.data", "teacher-cache", "+algo=kd", "engine=local"]
+        cache = root / f"cache-{name.replace(' ', '-')}"
+        subprocess.run(
+            [*command, f"model.teacher={teacher}", f"model.teacher_cache={cache}", "budget.steps=12"], check=True
+        )
+    for repeat in range(repeats):
+        for name, teacher in teachers.items():
+            for where in ("null", str(root / f"cache-{name.replace(' ', '-')}")):
+                kind = f"{name}, {'live' if where == 'null' else 'cached'}"
+                found = kd_step(
+                    teacher, where, root, f"kd-{repeat}-{len(steps)}-{kind.replace(', ', '-').replace(' ', '-')}"
+                )
+                steps.setdefault(kind, []).append(round(found, 4))
+                print(repeat, kind, steps[kind][-1], flush=True)
+    ratios = {
+        name: round(
+            statistics.median(a / b for a, b in zip(steps[f"{name}, live"], steps[f"{name}, cached"], strict=True)), 3
+        )
+        for name in teachers
+    }
+    return {"kd_step_seconds": steps, "kd_step_live_over_cached": ratios}
 
 
 def main() -> None:
@@ -115,15 +156,7 @@ def main() -> None:
             for kind, values in found.items():
                 values.append(child(kind.split()[0], root / ("rows2" if "twice" in kind else "rows1")))
                 print(repeat, kind, values[-1], flush=True)
-        cache = root / "cache"
-        command = [sys.executable, "-m", "longctx_rl.data", "teacher-cache", "+algo=kd", "engine=local"]
-        subprocess.run([*command, f"model.teacher_cache={cache}", "budget.steps=12"], check=True)
-        steps: dict[str, list[float]] = {"null": [], str(cache): []}
-        for repeat in range(options.repeats):
-            for number, (where, seconds) in enumerate(steps.items()):
-                seconds.append(kd_step(where, root, f"kd-{repeat}-{number}"))
-                print(repeat, "cache" if number else "teacher", seconds[-1], flush=True)
-        live, cached = steps["null"], steps[str(cache)]
+        kd = kd_against_cache(root, options.repeats)
     seconds = {kind: [round(one["seconds"], 3) for one in values] for kind, values in found.items()}
     memory = {kind: [round(one["mib"]) for one in values] for kind, values in found.items() if "mib" in values[0]}
     row = {
@@ -134,9 +167,7 @@ def main() -> None:
             statistics.median(a / b for a, b in zip(seconds["tokenizer"], seconds["prepare"], strict=True)), 3
         ),
         "peak_mib": memory,
-        "kd_step_seconds": {"teacher": [round(x, 4) for x in live], "cache": [round(x, 4) for x in cached]},
-        "kd_step_teacher_over_cache": round(statistics.median(a / b for a, b in zip(live, cached, strict=True)), 3),
-    }
+    } | kd
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

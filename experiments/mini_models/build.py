@@ -22,15 +22,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import longctx_rl.models
 from longctx_rl import config as configuration
 from longctx_rl.data.prompts import closed_book
-from longctx_rl.data.source import heldout_items
-from longctx_rl.evals.heldout import evaluate
+from longctx_rl.evals.evaluation import answer
 from longctx_rl.evals.records import ItemRecord
+from longctx_rl.evals.suites import Item, Plan, items_of
 from longctx_rl.evals.summary import cells
 from longctx_rl.policy import attention
 from longctx_rl.recorder import read_metrics
-from longctx_rl.rewards import grade
+from longctx_rl.rewards.code import ExactGrader
 from longctx_rl.rollout.hf import HFSampler
-from longctx_rl.types import UNANSWERABLE, Example
+from longctx_rl.types import UNANSWERABLE
 
 HERE = Path(__file__).parent
 SHIPPED = Path(longctx_rl.models.__file__).parent
@@ -97,9 +97,9 @@ def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
     sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=96, batch_tokens=65536)
 
     rows = []
-    examples = heldout_items(tokenizer, tasks=TASKS, lengths=LENGTHS, items=items, first=FIRST)
-    for book, asked in (("open", examples), ("closed", without_document(tokenizer, items))):
-        records: list[ItemRecord] = evaluate(model, sampler, tokenizer, asked, grade, step=0)
+    asked_for = items_of("heldout", Plan(TASKS, LENGTHS, items, FIRST), tokenizer)
+    for book, asked in (("open", asked_for), ("closed", without_document(tokenizer, items))):
+        records: list[ItemRecord] = answer(model, sampler, tokenizer, asked, ExactGrader(), step=0)
         for cell in cells(records):
             score = {key: round(getattr(cell.score, key), 4) for key in ("value", "low", "high")}
             row = {"model": name, "book": book, "task": cell.task, "length": cell.length, "n": cell.n, **score}
@@ -108,12 +108,13 @@ def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
     return rows
 
 
-def without_document(tokenizer: PreTrainedTokenizerBase, items: int) -> list[Example]:
+def without_document(tokenizer: PreTrainedTokenizerBase, items: int) -> list[Item]:
     """``items`` questions of each task whose answer is not "unknown", and no document."""
     chosen = []
     for task in TASKS:
-        examples = heldout_items(tokenizer, tasks=(task,), lengths=(SHORT,), items=2 * items, first=FIRST)
-        chosen += [closed_book(example) for example in examples if example.answer != UNANSWERABLE][:items]
+        found = items_of("heldout", Plan((task,), (SHORT,), 2 * items, FIRST), tokenizer)
+        known = [item for item in found if item.example.answer != UNANSWERABLE]
+        chosen += [Item(item.label, closed_book(item.example)) for item in known[:items]]
     return chosen
 
 

@@ -18,8 +18,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from longctx_rl import config, launch, process, strict
+from longctx_rl import config, launch, process, strict, validation
 from longctx_rl.config_build import BuildConfig
+from longctx_rl.config_eval import EvaluateConfig
+
+KINDS: dict[str, type] = {"config": config.Config, "build": BuildConfig, "evaluate": EvaluateConfig}
+"""Top file of conf/ to what it becomes."""
 
 
 def main() -> None:
@@ -88,12 +92,24 @@ def composed_build(overrides: list[str]) -> BuildConfig:
     return strict.convert(BuildConfig, OmegaConf.to_container(found, resolve=True))
 
 
+def composed_evaluate(overrides: list[str]) -> EvaluateConfig:
+    """The configuration of an evaluation. Raises ValueError as ``composed`` does."""
+    found = _compose("evaluate", overrides)
+    if OmegaConf.is_missing(found, "checkpoint"):
+        raise ValueError("give a checkpoint: checkpoint=FOLDER, such as the export/ of a run")
+    if OmegaConf.is_missing(found, "out"):
+        raise ValueError("give a folder for the results: out=FOLDER")
+    checked = strict.convert(EvaluateConfig, OmegaConf.to_container(found, resolve=True))
+    validation.check_evaluate(checked)
+    return checked
+
+
 def _compose(name: str, overrides: list[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
             return hydra.compose(name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(sentence(error, BuildConfig if name == "build" else config.Config)) from error
+        raise ValueError(sentence(error, KINDS[name])) from error
 
 
 def config_directory() -> Path:

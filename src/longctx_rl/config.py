@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from longctx_rl import strict, validation
 from longctx_rl.config_data import DataConfig, TaskConfig
+from longctx_rl.config_eval import EvalConfig
 from longctx_rl.config_reward import RewardConfig
 
 ALGORITHMS = ("sft", "kd", "grpo", "opd", "dgrpo")
@@ -180,23 +181,6 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvalConfig:
-    name: str
-    every: int
-    """Steps between evaluations during training; 0: none."""
-    at_start: bool
-    at_end: bool
-    items: int
-    """Items per task and length."""
-    during_items: int
-    """Items per task and length of evaluations during training."""
-    first: int  # number of the first held-out family
-    lengths: tuple[int, ...]
-    tasks: tuple[str, ...]
-    max_new_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LoggingConfig:
     name: str
     mode: Literal["offline", "online", "disabled"]
@@ -233,6 +217,8 @@ class Config:
     budget: BudgetConfig
     batch: BatchConfig
     checkpoint: CheckpointConfig
+    sandbox: Literal["auto", "bwrap", "rlimit"]
+    """Isolation of generated code that is graded by running it."""
     seed: int
     experiment_name: str
     runs_root: str

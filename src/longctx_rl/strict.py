@@ -49,14 +49,17 @@ def unknown_key(cls: type, key: str) -> str:
     """What is wrong with a dotted key that ``cls`` does not have, and what was probably meant."""
     path, kind = "", typing.cast(Any, cls)
     for part in key.split("."):
+        if typing.get_origin(kind) is dict:  # any name, then what stands under it
+            path, kind = _join(path, part), typing.get_args(kind)[1]
+            continue
+        if not dataclasses.is_dataclass(kind):
+            return f"unknown key {key}: {path} is a single value"
         fields = {field.name: field for field in dataclasses.fields(kind)}
         if part not in fields:
             return f"unknown key {key}: {_hint(path, part, fields)}"
         path, kind = _join(path, part), typing.get_type_hints(kind)[part]
-        options = [option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)]
-        kind = options[0] if options else kind
-        if not dataclasses.is_dataclass(kind):
-            return f"unknown key {key}: {path} is a single value"
+        if typing.get_origin(kind) in (typing.Union, types.UnionType):
+            kind = next((option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)), kind)
     return f"unknown key {key}"
 
 

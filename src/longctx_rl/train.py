@@ -54,7 +54,7 @@ def run(config: Config) -> None:
         check_lengths(config, parts.context)
         interrupt.training = True
         state = restore(config, parts)
-        parts.heldout.drop_after(state.step if state else -1)
+        parts.evaluation.drop_after(state.step if state else -1)
         recorder = build_recorder(
             config,
             Path(config.run_dir),
@@ -90,37 +90,46 @@ def restore(config: Config, parts: Parts) -> TrainState | None:
 
 
 def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> None:
-    """Steps until a budget is spent, with evaluations and checkpoints between them."""
+    """Steps until a budget is spent, with evaluations and checkpoints between them, then what a run leaves behind."""
+    try:
+        reason = steps(config, parts, state, recorder, interrupt)
+        if reason is None:
+            resume = run_directory.resume_command(config)
+            recorder.say(f"interrupted after step {state.step}; continue with:\n  {resume}")
+            raise SystemExit(process.INTERRUPTED)
+        if config.eval.at_end and (state.evaluated_step, state.evaluated_items) != (state.step, config.eval.items):
+            evaluate(config, parts, state, recorder, config.eval.items)
+    except JudgeUnavailable as error:
+        if state.saved_step != state.step:
+            save(config, parts, state)
+        resume = run_directory.resume_command(config)
+        raise ValueError(f"{error}. Step {state.step} is saved; continue with: {resume}") from error
+    export = Path(config.run_dir) / "export"
+    parts.engine.export(export, parts.tokenizer)
+    if distributed.is_main():
+        recorder.say(summary.render(config, parts.evaluation, state, reason))
+
+
+def steps(config: Config, parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> str | None:
+    """Train and save; returns the budget that is spent, or None if the run is to stop before that."""
     if state.step == 0 and config.eval.at_start and state.evaluated_step < 0:
         evaluate(config, parts, state, recorder, config.eval.items)
+    every = config.eval.every
     reason = spent(state, config.budget)
-    saved_step = state.step if state.step else -1
-    while reason is None and not distributed.any_rank(interrupt.asked):
-        try:
-            train_step(config, parts, state, recorder)
-        except JudgeUnavailable as error:
-            if saved_step != state.step:
-                save(config, parts, state)
-            resume = run_directory.resume_command(config)
-            raise ValueError(f"{error}. Step {state.step} is saved; continue with: {resume}") from error
+    if reason is None and state.step and every and state.step % every == 0 and state.evaluated_step != state.step:
+        evaluate(config, parts, state, recorder, config.eval.during_items)  # which had stopped the run
         reason = spent(state, config.budget)
-        if reason is None and config.eval.every and state.step % config.eval.every == 0:
+    while reason is None and not distributed.any_rank(interrupt.asked):
+        train_step(config, parts, state, recorder)
+        reason = spent(state, config.budget)
+        if reason is None and every and state.step % every == 0:
             evaluate(config, parts, state, recorder, config.eval.during_items)
             reason = spent(state, config.budget)
         if config.checkpoint.every and state.step % config.checkpoint.every == 0:
             save(config, parts, state)
-            saved_step = state.step
-    if saved_step != state.step:
+    if state.saved_step != state.step:
         save(config, parts, state)
-    if reason is None:
-        recorder.say(f"interrupted after step {state.step}; continue with:\n  {run_directory.resume_command(config)}")
-        raise SystemExit(process.INTERRUPTED)
-    if config.eval.at_end and (state.evaluated_step, state.evaluated_items) != (state.step, config.eval.items):
-        evaluate(config, parts, state, recorder, config.eval.items)
-    export = Path(config.run_dir) / "export"
-    parts.engine.export(export, parts.tokenizer)
-    if distributed.is_main():
-        recorder.say(summary.render(config, parts.heldout, state, reason))
+    return reason
 
 
 def train_step(config: Config, parts: Parts, state: TrainState, recorder: Recorder) -> None:
@@ -182,16 +191,17 @@ def evaluate(config: Config, parts: Parts, state: TrainState, recorder: Recorder
     A run that was stopped after an evaluation, before the next checkpoint, finds the answers there.
     """
     start = time.perf_counter()
-    metrics = parts.heldout.kept(state.step, items)
+    metrics = parts.evaluation.kept(state.step, items)
     if metrics is None:
-        recorder.say(f"evaluating {parts.heldout.size(items)} held-out items at step {state.step}")
-        metrics = parts.heldout.evaluate(parts.engine, state.step, items)
+        recorder.say(f"evaluating {parts.evaluation.size(items)} items at step {state.step}")
+        metrics = parts.evaluation.evaluate(parts.engine, state.step, items)
     state.evaluated, state.evaluated_step, state.evaluated_items = metrics, state.step, items
     recorder.log(state.step, {"progress/step": state.step, "time/eval": time.perf_counter() - start} | metrics)
 
 
 def save(config: Config, parts: Parts, state: TrainState) -> None:
     """Write a checkpoint of the current step."""
+    state.saved_step = state.step
     trainer_state = state.as_dict() | {"rng": checkpoint.rng_states()}
     checkpoint.save_checkpoint(
         Path(config.run_dir), state.step, parts.engine.save, trainer_state, config.checkpoint.keep

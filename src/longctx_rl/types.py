@@ -39,6 +39,22 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class CodeTask:
+    """What grading by execution needs: the function to write, what it may import, and a solution."""
+
+    entry: str
+    """Name of the function."""
+    parameters: tuple[str, ...]
+    """Its parameters: ``x`` and ``y`` are drawn as integers, ``values`` as lists of them."""
+    reference: str
+    """A solution that stands by itself. Its results are the expected values."""
+    helpers: tuple[str, ...] = ()
+    """Functions that a solution has to call."""
+    modules: tuple[tuple[str, str], ...] = ()
+    """What the code can import: name and source."""
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One question about one document: LongBlocks' columns, and what exact grading needs beside them.
 
@@ -64,6 +80,8 @@ class Example:
     """Items that differ only in context length share it; statistics keep them together."""
     length: int = 0
     """Nominal prompt length in tokens; 0 if it was not set."""
+    code: CodeTask | None = None
+    """Graded by running it: the answer is code."""
     chat: bool = True
     """Rendered through the chat template (True) or as plain running text (False)."""
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from longctx_rl.config import AlgoConfig, Config, DivergenceConfig
+    from longctx_rl.config_eval import EvalConfig, EvaluateConfig
 
 SHIPPED = ("mini-student", "mini-teacher")
 SAMPLED_ESTIMATORS = ("k1", "k2", "k3")
@@ -13,6 +14,21 @@ SAMPLED_ESTIMATORS = ("k1", "k2", "k3")
 def check(config: "Config") -> None:
     """Raise ValueError for the first impossible combination."""
     for problem in _problems(config):
+        raise ValueError(problem)
+
+
+def check_evaluate(config: "EvaluateConfig") -> None:
+    """Raise ValueError for the first thing that cannot be evaluated."""
+    if not config.eval.suites or config.eval.name == "none":
+        raise ValueError(f"eval={config.eval.name} asks nothing: choose eval=all, or a suite")
+    for key, value in (
+        ("eval.items", config.eval.items),
+        ("rollout.batch_tokens", config.rollout.batch_tokens),
+        ("threads", config.threads if config.threads is not None else 1),
+    ):
+        if value < 1:
+            raise ValueError(f"{key}={value}: set it above 0")
+    for problem in _suites(config.eval):
         raise ValueError(problem)
 
 
@@ -57,14 +73,15 @@ def _problems(c: "Config") -> Iterator[str]:
     if not c.data.lengths:
         yield "data.lengths is empty: give at least one prompt length, such as data.lengths=[256]"
     evaluated = [c.eval.items] * (c.eval.at_start or c.eval.at_end) + [c.eval.during_items] * bool(c.eval.every)
-    if evaluated and not (min(evaluated) > 0 and c.eval.lengths and c.eval.tasks):
+    if evaluated and not (min(evaluated) > 0 and c.eval.suites):
         yield (
             "the evaluation split is empty: set eval.items and eval.during_items above 0, "
-            "give eval.lengths and eval.tasks, or choose eval=none"
+            "give eval.suites, or choose eval=none"
         )
     if c.data.longblocks is not None:
         yield from _longblocks(c)
     yield from _positive(c)
+    yield from _suites(c.eval)
 
 
 def _algo(a: "AlgoConfig") -> Iterator[str]:
@@ -144,6 +161,23 @@ def _longblocks(c: "Config") -> Iterator[str]:
         yield "data.questions_per_document is for generated data: set it to 1 with data=longblocks"
 
 
+def _suites(config: "EvalConfig") -> Iterator[str]:
+    if config.first < 0:
+        yield f"eval.first={config.first}: set it to 0 or more"
+    for name, suite in config.suites.items():
+        key = f"eval.suites.{name}"
+        if not suite.labels or not suite.lengths:
+            yield f"{key} asks nothing: give labels and lengths, or leave the suite out with ~{key}"
+        if len(set(suite.labels)) < len(suite.labels) or len(set(suite.lengths)) < len(suite.lengths):
+            yield f"{key} asks something twice: give each label and each length once"
+        if min(suite.lengths, default=0) < 0:
+            yield f"{key}.lengths={list(suite.lengths)}: set them to 0 or more"
+        if suite.max_new_tokens < 1:
+            yield f"{key}.max_new_tokens={suite.max_new_tokens}: set it above 0"
+        if suite.level not in (0, 1, 2):
+            yield f"{key}.level={suite.level}: choose 0, 1 or 2"
+
+
 def _positive(c: "Config") -> Iterator[str]:
     values = {
         "engine.num_processes": c.engine.num_processes,
@@ -158,7 +192,6 @@ def _positive(c: "Config") -> Iterator[str]:
         "optim.max_grad_norm": c.optim.max_grad_norm,
         "optim.max_skipped": c.optim.max_skipped,
         "optim.eps": c.optim.eps,
-        "eval.max_new_tokens": c.eval.max_new_tokens,
         "checkpoint.keep": c.checkpoint.keep,
     }
     limits = {
@@ -180,7 +213,6 @@ def _positive(c: "Config") -> Iterator[str]:
             yield f"{key}={limit}: set it above 0, or null for none"
     for key, value in {
         "data.lengths": min(c.data.lengths, default=0),
-        "eval.lengths": min(c.eval.lengths, default=0),
         "optim.lr": c.optim.lr,
         "optim.warmup_steps": c.optim.warmup_steps,
         "optim.weight_decay": c.optim.weight_decay,
@@ -188,7 +220,6 @@ def _positive(c: "Config") -> Iterator[str]:
         "budget.steps": c.budget.steps,
         "checkpoint.every": c.checkpoint.every,
         "eval.every": c.eval.every,
-        "eval.first": c.eval.first,
         "logging.rollouts_every": c.logging.rollouts_every,
         "logging.rollouts_kept": c.logging.rollouts_kept,
     }.items():

@@ -23,7 +23,13 @@ BAD = {
     "+algo=sft optim.lrr=1": "unknown key optim.lrr: did you mean optim.lr?",
     "+algo=dgrpo algo.weights.beta=1": "unknown key algo.weights.beta: choose from ce, pg, kd, ref",
     "+algo=sft +exp=t1": "unknown key exp=t1: choose from algo, model, task, data, engine, rollout, reward, eval, "
-    "logging, optim, budget, batch, checkpoint, seed, experiment_name, runs_root, run_dir, resume",
+    "logging, optim, budget, batch, checkpoint, sandbox, seed, experiment_name, runs_root, run_dir, resume",
+    "+algo=sft sandbox=none": "sandbox=none: choose one of auto, bwrap, rlimit",
+    "+algo=sft eval.suites.heldout.lenghts=[256]": "unknown key eval.suites.heldout.lenghts: "
+    "did you mean eval.suites.heldout.lengths?",
+    "+algo=sft eval.suites.heldout.labels=[]": "eval.suites.heldout asks nothing: give labels and lengths, "
+    "or leave the suite out with ~eval.suites.heldout",
+    "+algo=sft eval=code eval.suites.code.level=3": "eval.suites.code.level=3: choose 0, 1 or 2",
     "+algo=sft seed=x": "seed=x: expected a whole number",
     "+algo=sft optim.lr=abc": "optim.lr=abc: expected a number",
     "+algo=sft resume=3": "resume=3: expected true or false",
@@ -53,9 +59,9 @@ BAD = {
     "[0.9, 0.95]",
     "+algo=sft checkpoint.every=-1": "checkpoint.every=-1: set it to 0 or more",
     "+algo=sft eval.during_items=0": "the evaluation split is empty: set eval.items and eval.during_items above 0, "
-    "give eval.lengths and eval.tasks, or choose eval=none",
+    "give eval.suites, or choose eval=none",
     "+algo=sft eval.items=0": "the evaluation split is empty: set eval.items and eval.during_items above 0, "
-    "give eval.lengths and eval.tasks, or choose eval=none",
+    "give eval.suites, or choose eval=none",
 }
 
 

@@ -144,7 +144,7 @@ def test_documents_use_names_and_wordings_of_their_split(task: str, family: int)
             text = f"{example.document} {example.question} {example.target}"
             neighbours = set(re.findall(r"(?=([A-Z][a-z]{2}[A-Z][a-z]{2}))", text))
             assert not neighbours & set(names({"train": "test", "test": "train"}[split]))
-            if task != "copy":
+            if task not in ("copy", "code", "longreason"):
                 assert set(NAME.findall(text)) <= set(names(split))
                 kept[split] |= {NAME.sub("X", sentence) for sentence in sentences(example.document)[1:]}
     assert not kept["train"] & kept["test"]

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longctx_rl.data.generators import generate
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.evals import records, summary
-from longctx_rl.evals.heldout import evaluate
+from longctx_rl.evals.evaluation import answer
 from longctx_rl.evals.records import ItemRecord
+from longctx_rl.evals.suites import Item
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.rollout import SampleRequest
 from longctx_rl.stats import wilson
@@ -118,11 +119,11 @@ def test_evaluate_grades_each_item_and_shares_documents() -> None:
     items += generate("grounding", 1, split="test", length=256, tokenizer=tokenizer)
     oracle = Oracle(tokenizer, items)
 
-    def right(text: str, example: Example) -> Reward:
-        return Reward(float(text == example.target), {"answer": 1.0})
+    def right(answered: Sequence[tuple[str, Example]]) -> list[Reward]:
+        return [Reward(float(text == example.target), {"answer": 1.0}) for text, example in answered]
 
     model: PreTrainedModel = None  # type: ignore[assignment]
-    found = evaluate(model, oracle, tokenizer, items, right, step=7)
+    found = answer(model, oracle, tokenizer, [Item(one.task, one) for one in items], right, step=7)
     assert [(one.step, one.id, one.score, one.truncated) for one in found] == [
         (7, item.id, float(number % 2), number == 0) for number, item in enumerate(items)
     ]

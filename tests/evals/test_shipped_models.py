@@ -3,12 +3,12 @@
 import pytest
 
 from longctx_rl.data.prompts import closed_book
-from longctx_rl.data.source import heldout_items
-from longctx_rl.evals.heldout import evaluate
+from longctx_rl.evals.evaluation import answer
+from longctx_rl.evals.suites import Item, Plan, items_of
 from longctx_rl.evals.summary import cells
 from longctx_rl.policy import attention
 from longctx_rl.policy.loading import load_model, load_tokenizer
-from longctx_rl.rewards import grade
+from longctx_rl.rewards.code import ExactGrader
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.types import UNANSWERABLE
 
@@ -22,10 +22,10 @@ def test_good_at_short_context_and_at_long_if_it_is_the_teacher(name: str, long:
     attention.install(model)
     sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=96, batch_tokens=65536)
 
-    examples = heldout_items(tokenizer, tasks=TASKS, lengths=(256, 1024), items=ITEMS, first=2000)
-    for cell in cells(evaluate(model, sampler, tokenizer, examples, grade, step=0)):
+    items = items_of("heldout", Plan(TASKS, (256, 1024), ITEMS, 2000), tokenizer)
+    for cell in cells(answer(model, sampler, tokenizer, items, ExactGrader(), step=0)):
         low, high = long if cell.length == 1024 else (0.55, 1.0)
         assert low <= cell.score.value <= high, cell
-    blind = [closed_book(example) for example in examples if example.answer != UNANSWERABLE]
-    for cell in cells(evaluate(model, sampler, tokenizer, blind, grade, step=0)):
+    blind = [Item(one.label, closed_book(one.example)) for one in items if one.example.answer != UNANSWERABLE]
+    for cell in cells(answer(model, sampler, tokenizer, blind, ExactGrader(), step=0)):
         assert cell.score.value <= 0.05, cell

@@ -1,4 +1,4 @@
-"""Where training and held-out examples come from, and how recorded answers become groups."""
+"""Where training examples come from, and how recorded answers become groups."""
 
 import random
 from collections.abc import Sequence
@@ -84,29 +84,12 @@ def recorded_group(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Exampl
     return RolloutGroup(examples[0], shared, completions)
 
 
-def heldout_items(
-    tokenizer: PreTrainedTokenizerBase, *, tasks: Sequence[str], lengths: Sequence[int], items: int, first: int = 0
-) -> list[Example]:
-    """Held-out examples: families first ... first + items - 1 of each task, rendered at every length."""
-    return [
-        example
-        for task in tasks
-        for length in lengths
-        for family in range(first, first + items)
-        for example in generate(task, family, split="test", length=length, tokenizer=tokenizer)
-    ]
-
-
 def check_tasks(config: Config) -> None:
     """Refuse tasks that no generator makes, and no row of a data set counts as."""
-    trained = GENERATORS if config.data.longblocks is None else TASKS
-    for key, tasks, known in (
-        ("task.mixture", config.task.mixture, trained),
-        ("eval.tasks", config.eval.tasks, GENERATORS),
-    ):
-        for task in tasks:
-            if task not in known:
-                raise ValueError(f"{key}={task} does not exist: choose from {', '.join(known)}")
+    known = GENERATORS if config.data.longblocks is None else TASKS
+    for task in config.task.mixture:
+        if task not in known:
+            raise ValueError(f"task.mixture={task} does not exist: choose from {', '.join(known)}")
 
 
 def check_lengths(config: Config, context: int) -> None:
@@ -114,7 +97,8 @@ def check_lengths(config: Config, context: int) -> None:
     training = "data.lengths" if config.data.longblocks is None else "data.longblocks.max_tokens"
     needs = {training: config.data.longest + config.rollout.max_new_tokens}
     if config.eval.at_start or config.eval.at_end or config.eval.every:
-        needs["eval.lengths"] = max(config.eval.lengths) + config.eval.max_new_tokens
+        for name, suite in config.eval.suites.items():
+            needs[f"eval.suites.{name}.lengths"] = max(suite.lengths, default=0) + suite.max_new_tokens
     for key, need in needs.items():
         if need > context:
             raise ValueError(

@@ -145,6 +145,19 @@ def any_rank(flag: bool) -> bool:
     return any(gather([flag]))
 
 
+def together(work: Callable[[], T], failure: type[Exception]) -> T:
+    """This rank's result of ``work``; if it raised ``failure`` on any rank, that is raised on every rank."""
+    found: list[T] = []
+    problems: list[str] = []
+    try:
+        found.append(work())
+    except failure as error:
+        problems.append(str(error))
+    if everywhere := gather(problems):
+        raise failure(everywhere[0])
+    return found[0]
+
+
 def on_main(action: Callable[[], None]) -> None:
     """Run ``action`` on the main rank while the others wait. Its OSError or ValueError is raised on every rank."""
     problem: OSError | ValueError | None = None

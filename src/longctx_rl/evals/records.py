@@ -1,9 +1,10 @@
 """One line per evaluated item: ``evals/<suite>.jsonl`` of a run."""
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,16 @@ class ItemRecord:
     """The score's components."""
     truncated: bool
     """The answer met the token limit."""
+    tokens: int = 0
+    """Of the answer."""
+    prompt_hash: str = ""
+    depth: float | None = None
+    """Where the first piece of evidence lies, as a share of the document; None: there is none."""
+
+
+def prompt_hash(ids: Sequence[int]) -> str:
+    """A short hash of a prompt's tokens: equal hashes, equal prompts."""
+    return hashlib.blake2b(json.dumps(list(ids)).encode(), digest_size=8).hexdigest()
 
 
 def append(path: Path, records: Iterable[ItemRecord]) -> None:
@@ -67,5 +78,5 @@ def drop_after(path: Path, step: int) -> None:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    return lines
+    *lines, _ = path.read_bytes().split(b"\n")  # a crash can leave half a letter
+    return [line.decode("utf-8") for line in lines]

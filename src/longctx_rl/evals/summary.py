@@ -55,6 +55,15 @@ def metrics(records: Sequence[ItemRecord], suite: str = "heldout") -> dict[str, 
     return result
 
 
+def table(records: Sequence[ItemRecord]) -> str:
+    """One row per cell as aligned plain text, in percent with 95 % intervals; ``cut``: answers at the token limit."""
+    rows = [("task", "length", "n", "score", "cut")]
+    for cell in cells(records):
+        length = str(cell.length) if cell.length else "-"
+        rows.append((cell.task, length, str(cell.n), _percent(cell.score), f"{100 * cell.truncated:.0f}"))
+    return _aligned(rows)
+
+
 def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str:
     """The table of before and after as aligned plain text: one row per cell and one over all items, in percent.
 

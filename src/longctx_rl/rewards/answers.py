@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 from longctx_rl.rewards.evidence import evidence_score
+from longctx_rl.rewards.ruler import recall, strict
 from longctx_rl.types import Example, Reward
 
 ANSWER_MARK = "Answer:"
@@ -69,15 +70,24 @@ def grade_continuation(text: str, example: Example) -> Reward:
     return Reward(score, {"answer": score, "format": 1.0, "evidence": 0.0})
 
 
+def grade_ruler(text: str, example: Example) -> Reward:
+    """F1 of all that looks like an answer, so that dumping the text does not help; ``recall`` is RULER's own score."""
+    wanted = example.answer.split("; ")
+    score = strict(text, wanted, example.question)
+    return _reward(score, text or None, text, example, recall=recall(text, wanted))
+
+
 GRADERS: dict[str, Grader] = {
     "multihop": grade_exact,
     "grounding": grade_exact,
     "longform": grade_ordered_list,
+    "longreason": grade_exact,
+    "ruler": grade_ruler,
     "copy": grade_continuation,
     "lookup": grade_continuation,
     "pairs": grade_continuation,
 }
-"""Grader of each generated task. ``composed`` adds evidence and more."""
+"""Grader of each generated task but ``code``, which is run. ``composed`` adds evidence and more."""
 
 
 def _reward(answer: float, predicted: str | None, text: str, example: Example, **parts: float) -> Reward:

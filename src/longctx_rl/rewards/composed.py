@@ -5,7 +5,8 @@
 Parts: ``answer`` in [0, 1] by the task's grader; ``evidence`` in [0, 1], F-beta of the restated evidence; ``grounded``,
 answer times evidence (with weights 1, eta and 1 - eta of answer, evidence and grounded this is LongRLVR's reward, arXiv
 2603.02146); ``format``, whether a final answer was found; ``unclear``, the judge said neither yes nor no, which counts
-as not right and has no weight; the penalties ``overlong`` (DAPO's soft one, arXiv 2503.14476) and ``repetition``, in
+as not right and has no weight; of code ``passed``, ``recall``, ``hallucinated`` and ``suspicious``, see code.py, which
+have none either; the penalties ``overlong`` (DAPO's soft one, arXiv 2503.14476) and ``repetition``, in
 [-1, 0].
 """
 
@@ -16,11 +17,12 @@ from longctx_rl.config_reward import PENALTIES, RewardConfig
 from longctx_rl.rewards import text as rules
 from longctx_rl.rewards.answers import ANSWER_MARK, Grader, final_answer, grade_continuation, grade_exact
 from longctx_rl.rewards.answers import grade_ordered_list as ordered_list
+from longctx_rl.rewards.code import CodeGrader
 from longctx_rl.rewards.evidence import evidence_score
 from longctx_rl.rewards.judge import Judge, Question
 from longctx_rl.types import Example, Reward
 
-JUDGE = "judge"
+JUDGE, EXECUTION = "judge", "execution"
 WHOLE: dict[str, Grader] = {"exact": grade_exact, "ordered_list": ordered_list, "continuation": grade_continuation}
 """Graders of a whole completion."""
 FINAL: dict[str, Callable[[str, str], float]] = {
@@ -33,7 +35,7 @@ FINAL: dict[str, Callable[[str, str], float]] = {
 """Graders of the final answer against the reference."""
 LONG: dict[str, Callable[[str, str], float]] = {"rouge_l": rules.rouge_l}
 """Graders of an answer of several lines: all that follows the last ``Answer:``, or everything."""
-GRADER_NAMES = (*WHOLE, *FINAL, *LONG, JUDGE)
+GRADER_NAMES = (*WHOLE, *FINAL, *LONG, JUDGE, EXECUTION)
 PARTS = ("answer", "evidence", "grounded", "format", *PENALTIES)
 REPEATED_WORDS = 8
 """Length of the word sequences whose repetition counts."""
@@ -53,17 +55,18 @@ class Rewarder:
 
     Args:
         max_tokens: the sampler's limit, for the penalty on length.
+        code: runs answers that are code; None: no task's are.
     """
 
-    def __init__(self, config: RewardConfig, max_tokens: int) -> None:
-        self._config, self._max_tokens = config, max_tokens
+    def __init__(self, config: RewardConfig, max_tokens: int, code: CodeGrader | None = None) -> None:
+        self._config, self._max_tokens, self._code = config, max_tokens, code
         self._judge = Judge(config.judge) if config.judge is not None else None
 
     def __call__(self, answered: Sequence[Answered]) -> list[Reward]:
         """Scores with their parts.
 
         Raises:
-            JudgeUnavailable: no score can be had from the judge.
+            JudgeUnavailable: no score can be had from the judge, or no code can be run.
         """
         rewards = [self._by_rule(one) for one in answered]
         waiting = [index for index, one in enumerate(answered) if self._grader(one.example) == JUDGE]
@@ -76,6 +79,12 @@ class Rewarder:
             for index, score in zip(waiting, self._judge.scores(asked), strict=True):
                 unclear = {"unclear": float(score is None)}
                 rewards[index] = {**rewards[index], **unclear, "answer": score or 0.0}
+        running = [index for index, one in enumerate(answered) if self._grader(one.example) == EXECUTION]
+        if running:
+            assert self._code is not None
+            found = self._code([(answered[index].text, answered[index].example) for index in running])
+            for index, reward in zip(running, found, strict=True):
+                rewards[index] = {**rewards[index], **reward.parts}
         return [self._weighed(parts) for parts in rewards]
 
     def _grader(self, example: Example) -> str:

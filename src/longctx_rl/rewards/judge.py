@@ -28,7 +28,7 @@ MARKS = re.compile(r"\[(?:question|reference|answer|end)\]", re.IGNORECASE)
 
 
 class JudgeUnavailable(Exception):
-    """The endpoint cannot be used. Nothing that it was asked has a score."""
+    """What grades cannot be used: the endpoint, or the sandbox. Nothing that it was asked has a score."""
 
 
 @dataclass(frozen=True, slots=True)

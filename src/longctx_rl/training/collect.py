@@ -67,14 +67,7 @@ def graded(config: Config, rewarder: Rewarder, groups: Sequence[RolloutGroup]) -
         JudgeUnavailable: on every rank, if one of them gets no score.
     """
     answered = [Answered(one.text, len(one.token_ids), group.example) for group in groups for one in group.completions]
-    failures: list[str] = []
-    rewards: list[Reward] = []
-    try:
-        rewards = rewarder(answered)
-    except JudgeUnavailable as error:
-        failures.append(str(error))
-    if everywhere := distributed.gather(failures):
-        raise JudgeUnavailable(everywhere[0])
+    rewards: list[Reward] = distributed.together(lambda: rewarder(answered), JudgeUnavailable)
     remaining = iter(rewards)
     scored = [replace(group, rewards=tuple(next(remaining) for _ in group.completions)) for group in groups]
     return with_advantages(config, scored) if config.algo.weights.pg else scored

@@ -15,7 +15,8 @@ from longctx_rl.config import Config
 from longctx_rl.data.source import TrainingSource, check_tasks, open_source
 from longctx_rl.engine import Engine, distributed
 from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
-from longctx_rl.evals.heldout import HeldOut
+from longctx_rl.evals.evaluation import Evaluation
+from longctx_rl.evals.suites import check_suite
 from longctx_rl.policy.flops import ModelShape
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.loading import (
@@ -30,7 +31,8 @@ from longctx_rl.policy.loading import (
 from longctx_rl.policy.memory import GIB, MARGIN, Workload, choose, device_memory, workload
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.sizes import shapes
-from longctx_rl.rewards.composed import Rewarder, check_reward
+from longctx_rl.rewards.code import CodeGrader
+from longctx_rl.rewards.composed import EXECUTION, Rewarder, check_reward
 from longctx_rl.rollout import Sampler
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.training.teacher_cache import cached_anchor
@@ -49,7 +51,7 @@ class Parts:
     source: TrainingSource
     sampler: Sampler
     rewarder: Rewarder
-    heldout: HeldOut
+    evaluation: Evaluation
     scheduled: bool
     """Gradients are taken one completion at a time."""
     notes: tuple[str, ...]
@@ -63,6 +65,8 @@ def build_parts(config: Config) -> Parts:
         ValueError: models that cannot be loaded or compared.
     """
     check_tasks(config)
+    for name, suite in config.eval.suites.items():
+        check_suite(name, suite.labels)
     model = config.model
     tokenizer = load_tokenizer(model.tokenizer or model.student)
     vocabulary = check_pair(model, tokenizer) if config.needs_teacher else None
@@ -95,6 +99,7 @@ def build_parts(config: Config) -> Parts:
             synced_gpus=engine.synced_gpus,
         )
 
+    code = code_grader(config, source)
     anchors = {name: anchor(config, engine, name, scorer) for name, scorer in frozen.items()}
     if config.needs_teacher and model.teacher_cache is not None:
         anchors["kd"], teacher_context = cached_anchor(config, tokenizer, vocabulary)
@@ -107,11 +112,21 @@ def build_parts(config: Config) -> Parts:
         context=context,
         source=source,
         sampler=sampler(config.rollout.temperature, config.rollout.max_new_tokens),
-        rewarder=Rewarder(config.reward, config.rollout.max_new_tokens),
-        heldout=HeldOut(config, tokenizer, sampler(0.0, config.eval.max_new_tokens), Path(config.run_dir)),
+        rewarder=Rewarder(config.reward, config.rollout.max_new_tokens, code),
+        evaluation=Evaluation(config.eval, tokenizer, lambda limit: sampler(0.0, limit), Path(config.run_dir), code),
         scheduled=load.scheduled,
         notes=notes,
     )
+
+
+def code_grader(config: Config, source: TrainingSource) -> CodeGrader | None:
+    """What runs answers that are code, if any task's are. Raises ValueError if that cannot be done here."""
+    graders = config.reward.graders
+    trained = config.algo.source == "policy" and any(
+        graders.get(task, graders.get("other")) == EXECUTION for task in source.tasks
+    )
+    asked = bool(config.eval.every) or config.eval.at_start or config.eval.at_end
+    return CodeGrader(config.sandbox) if trained or (asked and "code" in config.eval.suites) else None
 
 
 def make_trainable(student: PreTrainedModel, *, checkpointing: bool) -> None:

@@ -27,6 +27,8 @@ class TrainState:
     evaluated_step: int = -1
     evaluated_items: int = 0
     """When the latest evaluation was, and its items per task and length."""
+    saved_step: int = -1
+    """When the latest checkpoint was written."""
 
     def metrics(self) -> dict[str, float]:
         names = ("prompts", "sampled_tokens", "trained_tokens", "teacher_tokens", "flops", "wall_seconds")

@@ -4,14 +4,14 @@ import shlex
 from pathlib import Path
 
 from longctx_rl.config import ALGORITHMS, Config
-from longctx_rl.evals.heldout import HeldOut
+from longctx_rl.evals.evaluation import Evaluation
 from longctx_rl.training.state import TrainState
 
 
-def render(config: Config, heldout: HeldOut, state: TrainState, reason: str) -> str:
+def render(config: Config, evaluation: Evaluation, state: TrainState, reason: str) -> str:
     """The closing text of a run, for the terminal and log.txt."""
     lines = [f"finished after {state.step} steps: {reason}", ""]
-    table = heldout.before_after(state.step)
+    table = evaluation.before_after(state.step)
     if table:
         lines += [table, ""]
     lines += [

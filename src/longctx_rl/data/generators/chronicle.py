@@ -7,6 +7,7 @@ from functools import lru_cache
 from itertools import islice
 from operator import itemgetter
 from random import Random
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +17,7 @@ from longctx_rl.data.generators.world import Core, Ledger, Narrator, Query, Unit
 from longctx_rl.data.prompts import encode_prompt, encode_text
 from longctx_rl.types import Evidence, Example
 
+Unit_ = TypeVar("Unit_")
 PlacedUnit = list[tuple[float, int, Statement]]
 """A unit's statements with their places: share of the document, tie-break, statement."""
 
@@ -26,7 +28,7 @@ LENGTH_TOLERANCE = 0.02
 _LOOKAHEAD = 24
 """Filler units among which the last ones are chosen by their length."""
 _MAX_TOKENS = 64
-"""The last units are chosen once less than this is left; more than any unit takes."""
+"""More than any of the chronicle's units takes."""
 _ATTEMPTS_PER_QUESTION = 8
 
 
@@ -121,7 +123,7 @@ def tell(
     placed = [_place(rng, unit) for unit in units]
     if request.length:
         budget = request.length - _tokens_before_filler(request, units, question, chat)
-        placed += fit_units((_place(rng, unit) for unit in stream), budget, token_counter(request.tokenizer))
+        placed += fit_units((_place(rng, unit) for unit in stream), budget, token_counter(request.tokenizer).unit)
     return [statement for _, _, statement in sorted((spot for unit in placed for spot in unit), key=itemgetter(0, 1))]
 
 
@@ -154,17 +156,22 @@ def _tokens_before_filler(request: Request, units: Sequence[Unit], question: str
     return used
 
 
-def fit_units(stream: Iterator[PlacedUnit], budget: int, counter: TokenCounter) -> Iterator[PlacedUnit]:
-    """Units from the stream that take ``budget`` tokens: all in turn, and the last few chosen for the best fit."""
-    while budget > _MAX_TOKENS:
+def fit_units(
+    stream: Iterator[Unit_], budget: int, cost_of: Callable[[Unit_], int], *, most: int = _MAX_TOKENS
+) -> Iterator[Unit_]:
+    """Units from the stream that take ``budget`` tokens: all in turn, and the last few chosen for the best fit.
+
+    ``most``: the last ones are chosen once less than this is left; more than any unit takes.
+    """
+    while budget > most:
         unit = next(stream)
-        budget -= counter.unit(unit)
+        budget -= cost_of(unit)
         yield unit
-    best: dict[int, tuple[PlacedUnit, ...]] = {0: ()}
+    best: dict[int, tuple[Unit_, ...]] = {0: ()}
     for unit in islice(stream, _LOOKAHEAD):
         if budget in best:
             break
-        cost = counter.unit(unit)
+        cost = cost_of(unit)
         for total, units in list(best.items()):
             if total < budget:
                 best.setdefault(total + cost, (*units, unit))

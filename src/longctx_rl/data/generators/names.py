@@ -10,6 +10,9 @@ Split = Literal["train", "test"]
 TEST_SHARE = 0.2
 """Share of all names that only the test split may use."""
 
+MAX_DRAWS = 256
+"""Of a name of two syllables, before a longer one is taken."""
+
 _ONSETS = "BDFGHJKLMNPRSTVZ"
 _VOWELS = "aeiou"
 _CODAS = "lnrsmdkv"
@@ -59,13 +62,25 @@ class Cast:
         self._blocked.update(syllables(name))
 
     def new(self, rng: Random) -> str:
-        """A name that has not been handed out and has no blocked syllable."""
+        """A name that has not been handed out and has no blocked syllable; of three syllables once most are taken.
+
+        Raises:
+            ValueError: there is none.
+        """
         pool = names(self._split)
-        while True:
+        for _ in range(MAX_DRAWS):
             name = rng.choice(pool)
             if self._is_free(name, ()):
                 self._used.add(name)
                 return name
+        for _ in range(16 * MAX_DRAWS):
+            name, last = rng.choice(pool), rng.choice(SYLLABLES)
+            longer = name + last
+            known = last in self._blocked or longer in self._used or split_of(name[3:] + last) != self._split
+            if not known and self._is_free(name, (), taken=True):
+                self._used.add(longer)
+                return longer
+        raise ValueError("the mini world has no more names: choose a shorter context length")
 
     def protagonist(self, rng: Random) -> str:
         """A new name whose syllables are blocked from then on."""
@@ -83,7 +98,7 @@ class Cast:
                 return other
         return self.new(rng)
 
-    def _is_free(self, name: str, allowed: tuple[str, ...]) -> bool:
-        if name in self._used:
+    def _is_free(self, name: str, allowed: tuple[str, ...], *, taken: bool = False) -> bool:
+        if name in self._used and not taken:
             return False
         return all(part in allowed or part not in self._blocked for part in syllables(name))

@@ -120,6 +120,14 @@ def filler(
         yield (fact,)
 
 
+def essay(rng: Random, split: Split) -> Iterator[str]:
+    """Running text about nothing that is asked, without end: chronicles, one after the other."""
+    while True:
+        stream = filler(Narrator(rng, Cast(split), split))
+        for _ in range(1000):
+            yield " ".join(one.sentence for one in next(stream))
+
+
 def _person(narrator: Narrator, people: list[str], relations: dict[str, set[str]]) -> str:
     """A known person, or a new one whose name is often a near-duplicate of a known one's."""
     rng = narrator.rng

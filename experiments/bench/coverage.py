@@ -1,0 +1,80 @@
+"""What intervals cover, and how often no effect is called one, in simulated studies: three runs, 500 families.
+
+    python experiments/bench/coverage.py [--studies 2000]
+
+Item scores are 0 or 1, with logits of family difficulty (sd 1.5), of how the run turned out (sd as given), and of the
+two together (sd 0.5). Appends a line to results/coverage.jsonl.
+"""
+
+import argparse
+import json
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from longctx_rl.stats import contrast, hierarchical_bootstrap, holm
+
+RESULTS = Path(__file__).parent / "results" / "coverage.jsonl"
+RUNS, FAMILIES, METHODS, EFFECT = 3, 500, 5, 0.3
+
+
+def study(rng: np.random.Generator, spread: float, effects: list[float]) -> list[np.ndarray]:
+    """[S, F] scores of each method."""
+    hard = rng.normal(0.0, 1.5, FAMILIES)
+    arms = []
+    for effect in effects:
+        logits = effect + hard + rng.normal(0.0, spread, (RUNS, 1)) + rng.normal(0.0, 0.5, (RUNS, FAMILIES))
+        arms.append((rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(float))
+    return arms
+
+
+def truth(spread: float) -> float:
+    draws = np.random.default_rng(99).normal(0.0, (1.5**2 + 0.5**2 + spread**2) ** 0.5, 4_000_000)
+    return float((1 / (1 + np.exp(-(EFFECT + draws)))).mean() - (1 / (1 + np.exp(-draws))).mean())
+
+
+def covered(spread: float, studies: int) -> dict[str, float]:
+    """Shares of studies whose interval holds the true difference, and that find any among five equal methods."""
+    rng, value = np.random.default_rng(1), truth(spread)
+    hits = {"contrast": 0, "hierarchical_bootstrap": 0}
+    few = min(studies, 400)
+    width = 0.0
+    for index in range(studies):
+        better, base = study(rng, spread, [EFFECT, 0.0])
+        ours = contrast([better, -base]).estimate
+        hits["contrast"] += ours.low <= value <= ours.high
+        width += (ours.high - ours.low) / studies
+        if index < few:
+            plain = hierarchical_bootstrap(
+                lambda arms: float(arms[0].mean() - arms[1].mean()), [better, base], seed=index, resamples=400
+            )
+            hits["hierarchical_bootstrap"] += plain.low <= value <= plain.high
+    found = 0
+    for _ in range(studies):
+        arms = study(rng, spread, [0.0] * METHODS)
+        found += min(holm([contrast([a, -b]).p_value for i, a in enumerate(arms) for b in arms[:i]])) <= 0.05
+    return {
+        "contrast": round(hits["contrast"] / studies, 4),
+        "mean_width": round(width, 4),
+        "hierarchical_bootstrap": round(hits["hierarchical_bootstrap"] / few, 4),
+        "any_of_ten_comparisons_under_no_effect": round(found / studies, 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=2000)
+    options = parser.parse_args()
+    row = {
+        "date": date.today().isoformat(),
+        "command": f"python experiments/bench/coverage.py --studies {options.studies}",
+        "by_spread_of_runs": {str(spread): covered(spread, options.studies) for spread in (0.0, 0.1, 0.3, 0.5)},
+    }
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Attacks the judge with random code and random replies: nothing may pass, hang, crash it, or harm honest code beside
+it.
+
+    python experiments/fuzz/judge.py --minutes 60 [--seed 0]
+
+Candidates are lines of the known exploits in random order and number, random bytes and random JSON written to random
+files, and mutilated honest code; replies are random bytes and JSON for the trusted side's reader. Appends a line to
+results.jsonl.
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections import Counter
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from longctx_rl.sandbox.judge import Submission, compare  # noqa: E402
+from longctx_rl.sandbox.pool import GRACE, Outcome, Sandbox, read  # noqa: E402
+from sandbox.exploits import EXPLOITS, HONEST  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results.jsonl"
+SECONDS = 0.5
+BATCH = 16
+LINES = [line for code in EXPLOITS.values() for line in code.splitlines() if line.strip()]
+
+
+def json_value(draw: random.Random, depth: int = 0) -> Any:
+    """Something that may look like an answer."""
+    kind = draw.randrange(9 if depth < 4 else 6)
+    if kind < 6:
+        return draw.choice([None, True, False, 0, 1, -1, 2, 1e308, float("nan"), "", "value", "x" * 50, 10**30])
+    if kind == 6:
+        return [json_value(draw, depth + 1) for _ in range(draw.randrange(4))]
+    keys = ["outputs", "value", "error", "tuple", "set", "dict", "passed", "score", "x"]
+    return {draw.choice(keys): json_value(draw, depth + 1) for _ in range(draw.randrange(3))}
+
+
+def payload(draw: random.Random) -> bytes:
+    """Bytes for a reply: noise, JSON, or cut JSON."""
+    if draw.random() < 0.3:
+        return draw.randbytes(draw.randrange(200))
+    results = [{draw.choice(["value", "error"]): json_value(draw)} for _ in range(draw.choice([0, 1, 4, 5]))]
+    text = json.dumps(draw.choice([{"outputs": results}, json_value(draw)])).encode()
+    return text[: draw.randrange(len(text) + 1)] if draw.random() < 0.3 else text
+
+
+def candidate(draw: random.Random) -> str:
+    """Code that should not pass."""
+    kind = draw.randrange(4)
+    if kind == 0:
+        lines = draw.sample(LINES, draw.randint(1, 12))
+        return "\n".join(lines)
+    if kind == 1:
+        indented = "\n".join(f"    {line.strip()}" for line in draw.sample(LINES, draw.randint(1, 6)))
+        return f"import os, sys, gc, json, signal\ndef double(x):\n{indented}\n    return None"
+    if kind == 2:
+        writes = "\n".join(
+            f"try:\n    os.write({draw.randrange(12)}, {payload(draw)!r})\nexcept OSError: pass"
+            for _ in range(draw.randint(1, 4))
+        )
+        return f"import os\n{writes}\n" + draw.choice(["os._exit(0)", "def double(x): return None", ""])
+    code = list(draw.choice([HONEST.replace("2 * x", "3 * x"), *EXPLOITS.values()]))
+    for _ in range(draw.randint(1, 6)):
+        code[draw.randrange(len(code))] = chr(draw.choice([10, 32, 58, 0, 0xD800, 0x202E, *range(33, 127)]))
+    return "".join(code)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backend", default="auto")
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    statuses: Counter[str] = Counter()
+    candidates = replies = 0
+    slowest = 0.0
+    start = time.monotonic()
+    with Sandbox(options.backend, workers=2, seconds=SECONDS) as sandbox:
+        while time.monotonic() - start < 60 * options.minutes:
+            inputs = [[draw.randrange(3, 10**9)] for _ in range(5)]
+            codes = [candidate(draw) for _ in range(BATCH)]
+            work = [Submission(code, "double", inputs, [2 * x for (x,) in inputs]) for code in [*codes, HONEST]]
+            begin = time.monotonic()
+            outcomes = sandbox.run([one.call() for one in work])
+            slowest = max(slowest, time.monotonic() - begin)
+            grades = [compare(one, outcome) for one, outcome in zip(work, outcomes, strict=True)]
+            for one, found in zip(work[:-1], grades[:-1], strict=True):
+                if found.right and "2 * x" not in one.code:
+                    raise SystemExit(f"passed:\n{one.code}")
+                statuses[found.status] += 1
+            if not grades[-1].right:
+                raise SystemExit(f"honest code failed ({outcomes[-1]}) beside:\n" + "\n---\n".join(codes))
+            candidates += BATCH
+            for _ in range(200):
+                outcome = read(draw.choice([b"", b"O", b"T", b"L", b"D", b"x"]) + payload(draw), 5)
+                assert isinstance(outcome, Outcome) and len(outcome.results) in (0, 5)
+                assert not compare(work[-1], outcome).right
+                replies += 1
+        limit = (SECONDS + GRACE) * 2 * (BATCH + 1)
+        assert slowest < limit, f"a batch took {slowest:.1f} s of at most {limit:.1f}"
+        backend = sandbox.backend
+    row = {
+        "date": date.today().isoformat(),
+        "command": f"python experiments/fuzz/judge.py --minutes {options.minutes:g} --seed {options.seed}",
+        "backend": backend,
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "candidates": candidates,
+        "replies": replies,
+        "passed": 0,
+        "slowest_batch_seconds": round(slowest, 2),
+        "statuses": dict(statuses.most_common()),
+    }
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Code that needs buried helpers: the same small task with its helpers at hand, far away, or among look-alikes.
+
+The paired design: a family fixes helpers, task and inputs; a condition says what else is in the prompt.
+
+    closed      no definitions: what can be guessed
+    short       the definitions and the task: coding skill, the denominator
+    pad         definitions, then prose up to the length: length alone
+    pad_near    prose, then definitions next to the task: length without distance
+    bury        definitions among other modules: length and search
+    hard        as bury, with look-alikes of each needed helper: interference
+
+Modes: ``call``, the helpers can be imported; ``inline``, they cannot, so their behaviour has to be reproduced.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE, Request, fit_units
+from longctx_rl.data.generators.code_tasks import ENTRY, KINDS, Kind, Task
+from longctx_rl.data.generators.helpers import Author, Module
+from longctx_rl.data.generators.names import Cast
+from longctx_rl.data.generators.world import essay
+from longctx_rl.data.prompts import encode_prompt, encode_text
+from longctx_rl.types import CodeTask, Evidence, Example
+
+Condition = Literal["closed", "short", "pad", "pad_near", "bury", "hard"]
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+Mode = Literal["call", "inline"]
+SOURCE = "LongBlocks-mini"
+DECOYS = 16
+"""Modules that can be imported and are shown nowhere, so that trying all of them is no way to the right one."""
+MOST_TOKENS = {0: 96, 1: 512, 2: 512}
+"""More than any module of a level takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a family is presented."""
+
+    condition: Condition = "bury"
+    mode: Mode = "call"
+    level: int = 0
+
+
+def generate_code(request: Request, setting: Setting | None = None) -> tuple[Example, ...]:
+    """One document and a task about it; with ``request.questions``, further tasks about other helpers of the document.
+
+    A length of 0 leaves distractors and prose out.
+
+    Raises:
+        ValueError: the length is too short for the family, or too long for the names there are.
+    """
+    setting = setting or Setting()
+    cast = Cast(request.split)
+    author = Author(request.rng("code"), cast, request.split, setting.level)
+    kind = author.rng.choice(KINDS[setting.level])
+    needed = [author.protagonist(parameters) for parameters in kind.helpers]
+    fixed = [Module(helper.module, (helper,)) for helper in needed]
+    resembling = [module for helper in needed for module in author.resembling(helper)]
+    task = kind.about(needed)
+    shown = {"closed": [], "hard": fixed + resembling}.get(setting.condition, fixed)
+    document, others = _document(request, setting, cast, task, shown)
+    tasks = [task, *_more_tasks(request, setting, others)]
+    decoys = [Author(request.rng("decoys"), cast, request.split, setting.level).module() for _ in range(DECOYS)]
+    modules = sorted([*fixed, *resembling, *others, *decoys], key=lambda module: module.name)
+    return tuple(_example(request, setting, one, document, modules, index) for index, one in enumerate(tasks))
+
+
+def _document(
+    request: Request, setting: Setting, cast: Cast, task: Task, shown: list[Module]
+) -> tuple[str, list[Module]]:
+    """The text before the task, and the modules in it that nobody asked for."""
+    places = request.rng("places")
+    placed = [(places.random(), module.text) for module in shown]
+    others: list[Module] = []
+    if request.length and setting.condition not in ("closed", "short"):
+        frame = _example(request, setting, task, "", [], 0)
+        used = sum(map(len, encode_prompt(request.tokenizer, frame)))
+        used += sum(_tokens(request, text) for _, text in placed)
+        if used > request.length * (1 + LENGTH_TOLERANCE):
+            raise ValueError(f"{request.family_id} takes {used} tokens before filler: raise length={request.length}")
+        budget = request.length - used
+        if setting.condition in ("pad", "pad_near"):
+            prose = (f"{text}\n" for text in essay(request.rng("prose"), request.split))
+            place = 1.0 if setting.condition == "pad" else -1.0
+            placed += [(place, text) for text in fit_units(prose, budget, lambda text: _tokens(request, text))]
+        else:
+            author = Author(request.rng("distractors"), cast, request.split, setting.level)
+            most = MOST_TOKENS[setting.level]
+            others = list(fit_units(author.modules(), budget, lambda one: _tokens(request, one.text), most=most))
+            placed += [(places.random(), module.text) for module in others]
+    placed.sort(key=lambda one: one[0])
+    return "".join(text for _, text in placed).rstrip("\n"), others
+
+
+def _more_tasks(request: Request, setting: Setting, modules: Sequence[Module]) -> Iterator[Task]:
+    """Tasks about other helpers of the document, none of which was asked for before."""
+    rng = request.rng(f"tasks/{request.length}")
+    free = [helper for module in modules for helper in module.helpers]
+    rng.shuffle(free)
+    for _ in range(request.questions - 1):
+        kind: Kind = rng.choice(KINDS[setting.level])
+        chosen = []
+        for parameters in kind.helpers:
+            found = next((one for one in free if one.parameters == parameters and one not in chosen), None)
+            if found is None:
+                return
+            chosen.append(found)
+        free = [one for one in free if one not in chosen]
+        yield kind.about(chosen)
+
+
+def _tokens(request: Request, text: str) -> int:
+    return len(encode_text(request.tokenizer, text))
+
+
+def _example(
+    request: Request, setting: Setting, task: Task, document: str, modules: Sequence[Module], number: int
+) -> Example:
+    calling = setting.mode == "call"
+    question = task.worded(request.rng(f"words/{number}"), request.split)
+    question += " Import its helpers." if calling else " Its helpers cannot be imported."
+    solution = task.calling() if calling else task.inlined()
+    evidence = tuple(
+        Evidence(helper.source, helper.doc, document.find(helper.source) / len(document))
+        for helper in task.helpers
+        if helper.source in document
+    )
+    suffix = f"-q{number}" if number else ""
+    return Example(
+        id=f"{request.family_id}-{setting.condition}-{setting.mode}-{setting.level}-L{request.length}{suffix}",
+        document=document,
+        question=question,
+        answer=solution,
+        task=request.task,
+        source=SOURCE,
+        evidence=evidence,
+        family_id=f"{request.family_id}-{setting.level}",
+        length=request.length,
+        code=CodeTask(
+            entry=ENTRY,
+            parameters=task.parameters,
+            reference=task.inlined(),
+            helpers=tuple(helper.name for helper in task.helpers),
+            modules=tuple((module.name, module.source) for module in modules) if calling else (),
+        ),
+    )

@@ -1,0 +1,269 @@
+"""Short reasoning items, told at length: LongReason's construction (arXiv 2501.15089) on the mini world.
+
+An item is a handful of facts, a question and four options. The same item comes in three forms:
+
+    original    the facts, one sentence each
+    expanded    each fact in a passage of its own
+    context     those passages among passages of the same kind about other people, up to a length
+
+So expanded against original is what wordiness costs, and a length against expanded is what distance and distraction
+cost. Three kinds of reasoning: reading (relations in a chain), logic (an order from pairs), arithmetic (amounts from
+differences).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+from typing import Literal, get_args
+
+from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE, SOURCE, Request, fit_units
+from longctx_rl.data.generators.names import Cast, Split
+from longctx_rl.data.generators.wording import CORES, RELATIONS, Wording, wordings
+from longctx_rl.data.prompts import encode_prompt, encode_text
+from longctx_rl.types import Evidence, Example
+
+Form = Literal["original", "expanded", "context"]
+FORMS: tuple[Form, ...] = get_args(Form)
+Reasoning = Literal["reading", "logic", "arithmetic"]
+REASONING: tuple[Reasoning, ...] = get_args(Reasoning)
+LETTERS = "ABCD"
+HEADER = "Chronicle."
+FACTS: dict[str, tuple[str, ...]] = {
+    "relation": CORES["fact"],
+    "before": (
+        "{subject} came before {value}",
+        "{subject} arrived before {value}",
+        "{subject} was there before {value}",
+    ),
+    "has": ("{subject} has {value} tables", "{subject} keeps {value} tables", "{subject} owns {value} tables"),
+    "more": (
+        "{subject} has {value} more tables than {key}",
+        "{subject} keeps {value} more tables than {key}",
+        "{subject} owns {value} more tables than {key}",
+    ),
+    "less": (
+        "{subject} has {value} fewer tables than {key}",
+        "{subject} keeps {value} fewer tables than {key}",
+        "{subject} owns {value} fewer tables than {key}",
+    ),
+}
+"""Kind of fact to its wordings; the first is the one in which a response restates it."""
+AROUND = (
+    "That is all that is known.",
+    "No one has said more of it.",
+    "It was so for a very long time.",
+    "The elders tell it to this day.",
+    "Of the rest there are no records.",
+    "So it is written in the table of the host.",
+)
+"""What a passage says beside its fact: nothing."""
+SMALLEST = 3
+"""Amount of anything, so that no option is below nothing."""
+MAX_ITEMS = 4
+"""In one document: each keeps the syllables of its people to itself."""
+MOST_TOKENS = 80
+"""More than any passage takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One thing that an item's passages tell."""
+
+    kind: str
+    subject: str
+    value: str
+    key: str
+    wording: Wording
+
+    @property
+    def sentence(self) -> str:
+        opener, core = self.wording
+        return f"{opener} {self._fill(core)}."
+
+    @property
+    def canonical(self) -> str:
+        return self._fill(0)
+
+    def _fill(self, core: int) -> str:
+        return FACTS[self.kind][core].format(subject=self.subject, value=self.value, key=self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What is the same in every form."""
+
+    reasoning: Reasoning
+    facts: tuple[Fact, ...]
+    question: str
+    options: tuple[str, ...]
+    right: int
+    steps: tuple[str, ...]
+
+    @property
+    def letter(self) -> str:
+        return LETTERS[self.right]
+
+
+class Teller:
+    """Draws facts of one document: wordings from the split, names from the cast."""
+
+    def __init__(self, rng: Random, cast: Cast, split: Split) -> None:
+        self.rng, self.cast, self.split = rng, cast, split
+        self._wordings = wordings(split)
+
+    def fact(self, kind: str, subject: str, value: str, key: str = "") -> Fact:
+        return Fact(kind, subject, value, key, self.rng.choice(self._wordings))
+
+    def passage(self, fact: Fact) -> str:
+        """A fact with sentences around it that say nothing."""
+        before, after = self.rng.sample(AROUND, 2)
+        return f"{fact.sentence} {after}\n" if self.rng.random() < 0.5 else f"{before} {fact.sentence}\n"
+
+    def others(self) -> Iterator[str]:
+        """Passages of the same kinds about people of whom nothing is asked, without end."""
+        rng, cast = self.rng, self.cast
+        while True:
+            kind = rng.choice(tuple(FACTS))
+            subject, other = cast.new(rng), cast.new(rng)
+            if kind == "relation":
+                fact = self.fact(kind, subject, other, rng.choice(RELATIONS))
+            elif kind == "before":
+                fact = self.fact(kind, subject, other)
+            else:
+                fact = self.fact(kind, subject, str(rng.randint(1, 9)), other)
+            yield self.passage(fact)
+
+
+def draw_item(teller: Teller, reasoning: Reasoning) -> Item:
+    """An item of a kind, with the right letter drawn uniformly."""
+    return {"reading": _reading, "logic": _logic, "arithmetic": _arithmetic}[reasoning](teller)
+
+
+def _reading(teller: Teller) -> Item:
+    rng, cast = teller.rng, teller.cast
+    hops = rng.randint(1, 2)
+    people = [cast.protagonist(rng) for _ in range(hops + 1)]
+    relations = rng.sample(RELATIONS, hops + 1)
+    facts = [teller.fact("relation", people[i], people[i + 1], relations[i]) for i in range(hops)]
+    elsewhere = [teller.fact("relation", people[i], cast.protagonist(rng), relations[hops]) for i in range(hops)]
+    wrong = [*people[1:-1], *(fact.value for fact in elsewhere)]
+    while len(wrong) < 3:  # every option is somebody in the document
+        elsewhere.append(teller.fact("relation", cast.near(rng, people[0]), cast.protagonist(rng), relations[0]))
+        wrong.append(elsewhere[-1].value)
+    topic = "the " + " of the ".join(reversed(relations[:hops])) + f" of {people[0]}"
+    steps = tuple(fact.canonical for fact in facts)
+    return _item(rng, "reading", [*facts, *elsewhere], f"who is {topic}?", people[-1], wrong[:3], steps)
+
+
+def _logic(teller: Teller) -> Item:
+    rng, cast = teller.rng, teller.cast
+    people = [cast.protagonist(rng) for _ in range(4)]
+    facts = [teller.fact("before", a, b) for a, b in pairwise(people)]
+    first = rng.random() < 0.5
+    answer = people[0] if first else people[-1]
+    wrong = [one for one in people if one != answer]
+    question = f"of these four, who was there {'first' if first else 'last'}?"
+    steps = tuple(fact.canonical for fact in facts)
+    return _item(rng, "logic", facts, question, answer, wrong, steps)
+
+
+def _arithmetic(teller: Teller) -> Item:
+    rng, cast = teller.rng, teller.cast
+    people = [cast.protagonist(rng) for _ in range(rng.randint(2, 3))]
+    amount = rng.randint(SMALLEST, 9)
+    facts = [teller.fact("has", people[0], str(amount))]
+    steps = [facts[0].canonical]
+    for before, person in pairwise(people):
+        change = rng.randint(1, 9)
+        less = amount - change >= SMALLEST and rng.random() < 0.5
+        facts.append(teller.fact("less" if less else "more", person, str(change), before))
+        total = amount - change if less else amount + change
+        steps += [facts[-1].canonical, f"{amount} {'-' if less else '+'} {change} = {total}"]
+        amount = total
+    lowest = amount - rng.randrange(len(LETTERS))  # the right number is as often the lowest as the highest
+    wrong = [str(one) for one in range(lowest, lowest + len(LETTERS)) if one != amount]
+    question = f"how many tables has {people[-1]}?"
+    return _item(rng, "arithmetic", facts, question, str(amount), wrong, tuple(steps))
+
+
+def _item(
+    rng: Random,
+    reasoning: Reasoning,
+    facts: Sequence[Fact],
+    question: str,
+    answer: str,
+    wrong: Sequence[str],
+    steps: tuple[str, ...],
+) -> Item:
+    right = rng.randrange(len(LETTERS))
+    options = rng.sample(list(wrong), len(wrong))
+    options.insert(right, answer)
+    return Item(reasoning, tuple(facts), question, tuple(options), right, steps)
+
+
+def generate_longreason(request: Request, *, form: Form = "context") -> tuple[Example, ...]:
+    """One item; ``length`` is met by the form ``context`` alone, and 0 leaves the other passages out.
+
+    With ``request.questions``, further items told in the same document, four at most, if there is room for them.
+
+    Raises:
+        ValueError: the length is too short for the family.
+    """
+    cast = Cast(request.split)
+    teller = Teller(request.rng("item"), cast, request.split)
+    count = min(request.questions, MAX_ITEMS)
+    kinds = [REASONING[(request.family + index) % len(REASONING)] for index in range(count)]
+    told = [draw_item(teller, kind) for kind in kinds]
+    kept = told if form == "context" and request.length else told[:1]
+    while True:
+        document = _document(request, form, teller, kept)
+        if document is not None:
+            break
+        kept = kept[:-1]
+        if not kept:
+            raise ValueError(f"{request.family_id} does not fit: raise length={request.length}")
+    return tuple(_example(request, form, item, document, index) for index, item in enumerate(kept))
+
+
+def _document(request: Request, form: Form, teller: Teller, items: Sequence[Item]) -> str | None:
+    """The text that tells the items' facts; None if the length is too short for them."""
+    places = request.rng("places")
+    facts = [fact for item in items for fact in item.facts]
+    texts = [f"{fact.sentence}\n" if form == "original" else teller.passage(fact) for fact in facts]
+    placed = [(places.random(), text) for text in texts]
+    if form == "context" and request.length:
+
+        def count(text: str) -> int:
+            return len(encode_text(request.tokenizer, text))
+
+        frame = _example(request, form, items[0], f"{HEADER}\n", 0)
+        used = sum(map(len, encode_prompt(request.tokenizer, frame))) + sum(count(text) for text in texts)
+        if used > request.length * (1 + LENGTH_TOLERANCE):
+            return None
+        others = Teller(request.rng("others"), teller.cast, request.split).others()
+        filler = fit_units(others, request.length - used, count, most=MOST_TOKENS)
+        placed += [(places.random(), text) for text in filler]
+    placed.sort(key=lambda one: one[0])
+    return f"{HEADER}\n" + "".join(text for _, text in placed).rstrip("\n")
+
+
+def _example(request: Request, form: Form, item: Item, document: str, number: int) -> Example:
+    options = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, item.options, strict=True))
+    suffix = f"-q{number}" if number else ""
+    return Example(
+        id=f"{request.family_id}-{form}-L{request.length}{suffix}",
+        document=document,
+        question=f"Question: {item.question}{options}",
+        answer=item.letter,
+        task=request.task,
+        response=". ".join(item.steps) + f".\nAnswer: {item.letter}",
+        source=SOURCE,
+        evidence=tuple(
+            Evidence(fact.sentence, fact.canonical, max(document.find(fact.sentence), 0) / max(len(document), 1))
+            for fact in item.facts
+            if fact.canonical in item.steps
+        ),
+        family_id=f"{request.family_id}-{item.reasoning}",
+        length=request.length,
+    )

@@ -1,0 +1,48 @@
+"""Keys and values of RULER's needles: pairs of words, numbers, uuids."""
+
+from collections.abc import Callable
+from random import Random
+
+from longctx_rl.data.generators.names import MAX_DRAWS, Split, split_of
+
+_FIRST_WORDS = """
+amber brave calm dark early faint gentle happy icy jolly keen lucky mild noble odd proud quick rare silent tidy
+upper vivid warm young zesty broad crisp deep eager fresh grand hollow idle just kind lively modest neat open plain
+"""
+FIRST_WORDS = tuple(_FIRST_WORDS.split())
+_SECOND_WORDS = """
+anchor basket candle desert engine forest garden hammer island jacket kettle ladder market needle ocean pencil
+quarry ribbon saddle temple umbrella valley window yard zebra bridge copper dragon eagle falcon glacier harbor igloo
+jungle kernel lantern meadow nectar orchard
+"""
+SECOND_WORDS = tuple(_SECOND_WORDS.split())
+
+
+class Draw:
+    """Keys and values of one sample, none of them twice and all of one split."""
+
+    def __init__(self, rng: Random, split: Split) -> None:
+        self.rng, self.split = rng, split
+        self._used: set[str] = set()
+
+    def new(self, kind: str) -> str:
+        makers: dict[str, Callable[[], str]] = {"words": self._word, "numbers": self._number, "uuids": self._uuid}
+        attempts = 0
+        while True:
+            attempts += 1
+            one = makers[kind]()
+            if attempts > MAX_DRAWS:  # most pairs of words are taken
+                one += f"-{self.rng.randrange(10**6)}"
+            if one not in self._used and (kind == "numbers" or split_of(one) == self.split):
+                self._used.add(one)
+                return one
+
+    def _word(self) -> str:
+        return f"{self.rng.choice(FIRST_WORDS)}-{self.rng.choice(SECOND_WORDS)}"
+
+    def _number(self) -> str:
+        return str(self.rng.randint(1_000_000, 9_999_999))
+
+    def _uuid(self) -> str:
+        text = f"{self.rng.getrandbits(128):032x}"
+        return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))

@@ -1,0 +1,42 @@
+"""RULER's scores: its own, by which others' numbers are made, and one that dumping the text does not fool."""
+
+import re
+from collections.abc import Sequence
+
+QUESTIONS = ("qa_1", "qa_2")
+"""Tasks in which one answer is enough."""
+
+
+def recall(text: str, answers: Sequence[str], *, any_answer: bool = False) -> float:
+    """RULER's ``string_match_all``: share of the answers that occur anywhere, whatever else is said; or
+    ``string_match_part``: 1 if one does."""
+    found = [answer.lower() in text.lower() for answer in answers]
+    return float(any(found)) if any_answer else sum(found) / len(found)
+
+
+KINDS = (
+    r"\d{5,7}",
+    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+    r"[A-Z]{5}",
+    r"(?:[A-Z][a-z]{2}){2,3}",
+    r"(?:[bdfghjklmnprstvz][aeiou][lnrsmdkv]){2,3}",
+)
+"""What answers look like: numbers, uuids, variables, names, coded words."""
+
+
+def strict(text: str, answers: Sequence[str], question: str = "") -> float:
+    """F1 of everything in the answer that could be one: what is said too much counts against.
+
+    Only what looks like the right answers is counted, and nothing that the question itself names, so a sentence around
+    them costs nothing and listing the text's numbers does.
+    """
+    kind = next((one for one in KINDS if all(re.fullmatch(one, answer) for answer in answers)), None)
+    said = text.rpartition("</think>")[2]
+    if kind is None:
+        items = {word.strip(".,;:") for word in said.split()}
+    else:
+        items = set(re.findall(rf"(?<![\w-])(?:{kind})(?![\w-])", said))
+        items -= set(re.findall(rf"(?<![\w-])(?:{kind})(?![\w-])", question))
+    wanted = set(answers)
+    common = len(items & wanted)
+    return 2 * common / (len(items) + len(wanted)) if common else 0.0

@@ -1,0 +1,32 @@
+"""What can be said from item scores: intervals, paired comparisons, and studies of several methods and seeds.
+
+See docs/evaluation.md for which of them a table uses.
+"""
+
+from longctx_rl.stats.comparisons import holm, mcnemar, pass_at_k, permutation_test
+from longctx_rl.stats.intervals import Estimate, bootstrap_mean, paired_difference, wilson
+from longctx_rl.stats.studies import (
+    Contrast,
+    contrast,
+    hierarchical_bootstrap,
+    interquartile_mean,
+    performance_profile,
+    retention_influence,
+)
+
+__all__ = [
+    "Contrast",
+    "Estimate",
+    "bootstrap_mean",
+    "contrast",
+    "hierarchical_bootstrap",
+    "holm",
+    "interquartile_mean",
+    "mcnemar",
+    "paired_difference",
+    "pass_at_k",
+    "performance_profile",
+    "permutation_test",
+    "retention_influence",
+    "wilson",
+]

@@ -1,0 +1,175 @@
+"""Code items: what a family keeps in every condition, prompt lengths, and that its own helpers alone solve it."""
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from longctx_rl.data.generators.chronicle import Request
+from longctx_rl.data.generators.code import CONDITIONS, Condition, Mode, Setting, generate_code
+from longctx_rl.data.generators.code_tasks import KINDS
+from longctx_rl.data.generators.names import Cast, Split, split_of
+from longctx_rl.data.prompts import encode_prompt
+from longctx_rl.policy.loading import load_tokenizer
+from longctx_rl.sandbox import isolation
+from longctx_rl.sandbox.pool import Call, Outcome, Sandbox
+from longctx_rl.types import Example
+
+LEVELS = tuple(KINDS)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer("mini-student")
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox("rlimit" if isolation.failure("bwrap") else "bwrap", workers=2) as found:
+        yield found
+
+
+def items(
+    tokenizer: PreTrainedTokenizerBase,
+    family: int = 0,
+    *,
+    length: int = 512,
+    split: Split = "test",
+    questions: int = 1,
+    condition: Condition = "bury",
+    mode: Mode = "call",
+    level: int = 0,
+) -> tuple[Example, ...]:
+    request = Request("code", family, split, length, tokenizer, questions)
+    return generate_code(request, Setting(condition, mode, level))
+
+
+def run(sandbox: Sandbox, code: str, example: Example) -> Outcome:
+    assert example.code is not None
+    draw = Random(example.id)
+    drawn: dict[str, Any] = {"x": lambda: draw.randint(-99, 99), "y": lambda: draw.randint(-99, 99)}
+    drawn["values"] = lambda: [draw.randint(-20, 20) for _ in range(draw.randrange(9))]
+    inputs = [[drawn[name]() for name in example.code.parameters] for _ in range(16)]
+    (outcome,) = sandbox.run([Call(code, example.code.entry, inputs, dict(example.code.modules))])
+    return outcome
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_family_is_the_same_task_in_every_condition(tokenizer: PreTrainedTokenizerBase, level: int) -> None:
+    for family in range(6):
+        found = [
+            items(tokenizer, family, condition=condition, length=length, level=level)[0]
+            for condition in CONDITIONS
+            for length in (1024, 2048)
+        ]
+        codes = [one.code for one in found]
+        assert all(code is not None for code in codes)
+        assert len({(one.question, one.answer, one.family_id) for one in found}) == 1
+        assert len({(code.reference, code.helpers) for code in codes if code}) == 1
+        assert len({one.id for one in found}) == len(found)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("level", LEVELS)
+def test_definitions_are_there_unless_the_book_is_closed(
+    tokenizer: PreTrainedTokenizerBase, condition: Condition, level: int
+) -> None:
+    (one,) = items(tokenizer, 3, condition=condition, level=level, length=1536)
+    assert one.code is not None
+    if condition == "closed":
+        assert one.document == "" and not one.evidence
+        return
+    assert len(one.evidence) == len(one.code.helpers)
+    assert all(one.document.count(evidence.text) == 1 for evidence in one.evidence)
+    depths = [evidence.depth for evidence in one.evidence]
+    if condition == "pad":
+        assert max(depths) < 0.5
+    if condition == "pad_near":
+        assert min(depths) > 0.5
+
+
+@pytest.mark.parametrize("condition", ["pad", "pad_near", "bury", "hard"])
+@pytest.mark.parametrize("length", [512, 1024, 4096])
+def test_prompts_have_the_length_asked_for(
+    tokenizer: PreTrainedTokenizerBase, condition: Condition, length: int
+) -> None:
+    for level in LEVELS:
+        for family in range(3):
+            (one,) = items(
+                tokenizer, family, condition=condition, length=length if level == 0 else 2 * length, level=level
+            )
+            assert sum(map(len, encode_prompt(tokenizer, one))) == pytest.approx(one.length, rel=0.02)
+
+
+def test_too_short_a_length_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ValueError, match="before filler: raise length=64"):
+        items(tokenizer, length=64)
+
+
+def test_depths_are_spread(tokenizer: PreTrainedTokenizerBase) -> None:
+    depths = [one.evidence[0].depth for family in range(200) for one in items(tokenizer, family, length=1024)]
+    assert [sum(low <= depth < low + 0.25 for depth in depths) > 25 for low in (0.0, 0.25, 0.5, 0.75)] == [True] * 4
+
+
+def test_names_of_train_and_test_are_apart(tokenizer: PreTrainedTokenizerBase) -> None:
+    for split in ("train", "test"):
+        for family in range(5):
+            (one,) = items(tokenizer, family, split=split, condition="hard", length=1024)
+            assert one.code is not None
+            assert {split_of(name) for name, _ in one.code.modules} == {split}
+            assert {split_of(name) for name in one.code.helpers} == {split}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("mode", ["call", "inline"])
+def test_the_answer_is_right_and_nothing_near_it_is(
+    tokenizer: PreTrainedTokenizerBase, sandbox: Sandbox, level: int, mode: Mode
+) -> None:
+    """The reference, the recorded answer and the same answer with a look-alike's helper in it."""
+    fooled = asked = 0
+    for family in range(12):
+        (one,) = items(tokenizer, family, level=level, mode=mode, condition="hard", length=0)
+        assert one.code is not None
+        expected, answer = run(sandbox, one.code.reference, one), run(sandbox, one.answer, one)
+        assert expected.status == "returned" and not any(result.error for result in expected.results)
+        assert answer == expected
+        if mode == "inline":
+            (calling,) = items(tokenizer, family, level=level, condition="hard", length=0)
+            assert run(sandbox, calling.answer, one).status == "raised", "helpers can be imported"
+            continue
+        module = next(line.split()[1] for line in one.answer.splitlines() if line.startswith("from "))
+        for other, source in one.code.modules:
+            if other != module and f"def {one.code.helpers[0]}(" in source:
+                asked += 1
+                fooled += run(sandbox, one.answer.replace(f"from {module} ", f"from {other} "), one) == expected
+    assert mode == "inline" or (asked == 12 and fooled == 0)
+
+
+def test_nothing_simple_solves_it(tokenizer: PreTrainedTokenizerBase, sandbox: Sandbox) -> None:
+    """What can be guessed with the book closed."""
+    for guess in ("return x", "return 0", "return x + 1", "return 2 * x", "return None", "return x % 10"):
+        for family in range(8):
+            (one,) = items(tokenizer, family, condition="closed", length=0)
+            assert one.code is not None
+            assert run(sandbox, f"def solve(x):\n    {guess}", one) != run(sandbox, one.code.reference, one)
+
+
+def test_further_tasks_ask_for_other_helpers_of_the_document(
+    tokenizer: PreTrainedTokenizerBase, sandbox: Sandbox
+) -> None:
+    found = items(tokenizer, 1, length=1024, questions=6)
+    assert 4 <= len(found) <= 6
+    assert len({one.document for one in found}) == 1 and len({one.id for one in found}) == len(found)
+    names = [name for one in found if one.code for name in one.code.helpers]
+    assert len(set(names)) == len(names)
+    for one in found:
+        assert one.code is not None and all(one.document.count(evidence.text) == 1 for evidence in one.evidence)
+        assert run(sandbox, one.answer, one) == run(sandbox, one.code.reference, one)
+
+
+def test_a_cast_never_runs_out() -> None:
+    cast, draw = Cast("test"), Random(0)
+    drawn = [cast.new(draw) for _ in range(3000)]
+    assert len(set(drawn)) == 3000 and any(len(name) == 9 for name in drawn)

@@ -1,0 +1,109 @@
+"""RULER's shapes: lengths, answers that a reader finds again, and scores that dumping does or does not fool."""
+
+import re
+from collections import Counter
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from longctx_rl.data.generators.chronicle import Request
+from longctx_rl.data.generators.ruler import NIAH, SEPARATOR, SHAPES, generate_ruler
+from longctx_rl.data.generators.solver import solve
+from longctx_rl.data.prompts import encode_prompt
+from longctx_rl.policy.loading import load_tokenizer
+from longctx_rl.rewards.ruler import QUESTIONS, recall, strict
+from longctx_rl.types import Example
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer("mini-student")
+
+
+def sample(tokenizer: PreTrainedTokenizerBase, shape: str, family: int = 0, length: int = 3072) -> Example:
+    (found,) = generate_ruler(Request("ruler", family, "test", length, tokenizer, 1), shape=shape)
+    return found
+
+
+def answers(example: Example) -> list[str]:
+    return example.answer.split(SEPARATOR)
+
+
+def test_there_are_thirteen() -> None:
+    assert len(SHAPES) == len(set(SHAPES)) == 13
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("length", [2048, 4096])
+def test_prompts_have_the_length_asked_for(tokenizer: PreTrainedTokenizerBase, shape: str, length: int) -> None:
+    for family in range(3):
+        one = sample(tokenizer, shape, family, length)
+        assert sum(map(len, encode_prompt(tokenizer, one))) == pytest.approx(length, rel=0.02)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_right_answers_score_and_dumping_does_not(tokenizer: PreTrainedTokenizerBase, shape: str) -> None:
+    for family in range(4):
+        one = sample(tokenizer, shape, family)
+        wanted = answers(one)
+        any_answer = shape in QUESTIONS
+        said = f"It is {', '.join(wanted)}."
+        assert recall(said, wanted, any_answer=any_answer) == strict(said, wanted, one.question) == 1.0
+        assert recall(one.document, wanted, any_answer=any_answer) == 1.0
+        assert recall("nothing", wanted, any_answer=any_answer) == strict("nothing", wanted, one.question) == 0.0
+        if shape not in ("niah_single_1", "niah_single_2", "niah_single_3", "niah_multivalue", "niah_multiquery"):
+            assert strict(one.document, wanted, one.question) < 0.7, "the whole text scores"
+
+
+@pytest.mark.parametrize("shape", NIAH)
+def test_needles_are_found_by_reading(tokenizer: PreTrainedTokenizerBase, shape: str) -> None:
+    for family in range(10):
+        one = sample(tokenizer, shape, family)
+        keys = re.sub(r".*for (.*) mentioned.*", r"\1", one.question).split(", ")
+        found = [value for key in keys for value in re.findall(rf"for {re.escape(key)} is: (\S+)\.", one.document)]
+        assert sorted(found) == sorted(answers(one))
+        assert len(answers(one)) == max(NIAH[shape].values, NIAH[shape].queries)
+
+
+def test_variables_are_traced_through_one_of_several_chains(tokenizer: PreTrainedTokenizerBase) -> None:
+    for family in range(10):
+        one = sample(tokenizer, "vt", family)
+        value: dict[str, str] = {}
+        for name, source in re.findall(r"VAR ([A-Z]{5}) = (?:VAR )?(\w+)", one.document):
+            value[name] = value.get(source, source)
+        (asked,) = re.findall(r"the value (\d+)", one.question)
+        assert {name for name, number in value.items() if number == asked} == set(answers(one))
+        assert len(set(value.values())) == 3 and len(value) == 15
+
+
+@pytest.mark.parametrize(("shape", "count"), [("cwe", 10), ("fwe", 3)])
+def test_counts_are_without_ties(tokenizer: PreTrainedTokenizerBase, shape: str, count: int) -> None:
+    for family in range(6):
+        one = sample(tokenizer, shape, family)
+        words = Counter(re.findall(r"\b(?:[bdfghjklmnprstvz][aeiou][lnrsmdkv]){2,3}\b", one.document))
+        most = words.most_common(count + 1)
+        assert {word for word, _ in most[:count]} == set(answers(one))
+        assert most[count - 1][1] > most[count][1]
+
+
+@pytest.mark.parametrize("shape", QUESTIONS)
+def test_questions_are_answered_by_the_text(tokenizer: PreTrainedTokenizerBase, shape: str) -> None:
+    for family in range(10):
+        one = sample(tokenizer, shape, family)
+        text = one.document.partition("\n")[2].replace("\n", " ")
+        assert solve(f"Chronicle. {text}", one.question) == one.answer
+
+
+def test_scores_by_hand() -> None:
+    wanted = ["1234567", "7654321"]
+    assert recall("1234567", wanted) == 0.5 and recall("1234567", wanted, any_answer=True) == 1.0
+    assert strict("1234567", wanted) == pytest.approx(2 / 3)
+    assert strict("1234567 and 1111111", wanted) == 0.5
+    assert strict("11234567", ["1234567"]) == 0.0 and recall("11234567", ["1234567"]) == 1.0
+    assert strict("the heir of TorVin is KesDal", ["KesDal"], "who is the heir of TorVin?") == 1.0
+    assert strict("<think>1111111</think>1234567, 7654321", wanted) == 1.0
+
+
+def test_too_short_a_length_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ValueError, match="before its haystack: raise length=64"):
+        sample(tokenizer, "vt", length=64)

@@ -1,0 +1,162 @@
+"""Problems whose tests are code: references pass, their bodies replaced by ``pass`` fail, and so do exploits."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from longctx_rl.sandbox import isolation
+from longctx_rl.sandbox.function_tests import FunctionProblem, grade_functions, read_humaneval, read_mbpp, usable
+from longctx_rl.sandbox.pool import Sandbox
+from sandbox.exploits import EXPLOITS, HONEST
+
+HUMANEVAL = [
+    {
+        "task_id": "plain/0",
+        "prompt": 'def add_all(values):\n    """The sum of the values."""\n',
+        "entry_point": "add_all",
+        "canonical_solution": "    return sum(values)\n",
+        "test": "def check(candidate):\n    assert candidate([1, 2]) == 3\n    assert candidate([]) == 0\n",
+    },
+    {
+        "task_id": "helper of the prompt/1",
+        "prompt": 'def shift(s):\n    return s[1:] + s[:1]\n\n\ndef unshift(s):\n    """Undo shift."""\n',
+        "entry_point": "unshift",
+        "canonical_solution": "    return s[-1:] + s[:-1]\n",
+        "test": "from random import choice\n\ndef check(candidate):\n    for _ in range(20):\n"
+        "        s = ''.join(choice('abc') for _ in range(5))\n        assert candidate(shift(s)) == s\n",
+    },
+    {
+        "task_id": "several solutions/2",
+        "prompt": 'def root(square):\n    """A number whose square it is."""\n',
+        "entry_point": "root",
+        "canonical_solution": "    return square ** 0.5\n",
+        "test": "def check(candidate):\n    for x in (1, 4, 9.5):\n        assert abs(candidate(x) ** 2 - x) < 1e-6\n",
+    },
+    {
+        "task_id": "changes its input/3",
+        "prompt": 'def reverse(values):\n    """The values in reverse, in place, and returned."""\n',
+        "entry_point": "reverse",
+        "canonical_solution": "    values.reverse()\n    return values\n",
+        "test": "def check(candidate):\n    assert candidate([1, 2, 3]) == [3, 2, 1]\n    assert candidate([]) == []\n",
+    },
+    {
+        "task_id": "raises/4",
+        "prompt": 'def positive(x):\n    """x, or a ValueError."""\n',
+        "entry_point": "positive",
+        "canonical_solution": "    if x <= 0:\n        raise ValueError(x)\n    return x\n",
+        "test": "def check(candidate):\n    assert candidate(3) == 3\n    try:\n        candidate(-1)\n"
+        "    except Exception:\n        pass\n    else:\n        raise AssertionError\n",
+    },
+]
+MBPP = [
+    {
+        "task_id": 7,
+        "text": "Find the largest of three numbers.",
+        "code": "def helper(a, b):\n    return a if a > b else b\n\n"
+        "def largest(a, b, c=0):\n    return helper(helper(a, b), c)",
+        "test_list": ["assert largest(1, 2, 3) == 3", "assert largest(5, 2) == 5"],
+        "test_setup_code": "",
+    }
+]
+
+
+def write(path: Path, rows: list[dict]) -> Path:  # type: ignore[type-arg]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox("rlimit" if isolation.failure("bwrap") else "bwrap", workers=2) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> list[FunctionProblem]:
+    folder = tmp_path_factory.mktemp("problems")
+    return read_humaneval(write(folder / "a.jsonl", HUMANEVAL)) + read_mbpp(write(folder / "b.jsonl", MBPP))
+
+
+def without_body(problem: FunctionProblem) -> str:
+    return f"{problem.reference}\n\ndef {problem.entry}(*arguments):\n    pass\n"
+
+
+def grades(sandbox: Sandbox, answers: list[tuple[str, FunctionProblem]]) -> list[bool]:
+    inputs, unusable = usable(sandbox, list({problem.id: problem for _, problem in answers}.values()))
+    assert not unusable
+    return [one.right for one in grade_functions(sandbox, answers, inputs)]
+
+
+def test_references_pass_and_empty_bodies_fail(sandbox: Sandbox, problems: list[FunctionProblem]) -> None:
+    assert all(grades(sandbox, [(one.reference, one) for one in problems]))
+    assert not any(grades(sandbox, [(without_body(one), one) for one in problems]))
+
+
+def test_another_solution_passes(sandbox: Sandbox, problems: list[FunctionProblem]) -> None:
+    (several,) = [one for one in problems if one.id.startswith("several")]
+    assert grades(sandbox, [("def root(square):\n    return -(square ** 0.5)", several)]) == [True]
+
+
+def test_an_error_is_played_back_as_itself(sandbox: Sandbox, problems: list[FunctionProblem]) -> None:
+    (raises,) = [one for one in problems if one.id.startswith("raises")]
+    strict = replace(raises, test=raises.test.replace("except Exception", "except ValueError"))
+    wrong = raises.reference.replace("ValueError(x)", "KeyError(x)")
+    assert grades(sandbox, [(raises.reference, strict), (wrong, strict)]) == [True, False]
+
+
+def test_a_result_counts_for_its_own_input_only(sandbox: Sandbox) -> None:
+    """The second call is of the first one's result: what was noted for the reference's must not serve another's."""
+    twice = FunctionProblem(
+        "twice", "", "flip", "def flip(x):\n    return -x", "def _test(f):\n    assert f(f(3)) == 3\n"
+    )
+    wrong = "def flip(x):\n    return {3: 99, -3: 3}[x]"
+    assert grades(sandbox, [(twice.reference, twice), (wrong, twice)]) == [True, False]
+
+
+DOUBLING = FunctionProblem(
+    "doubling", "", "double", HONEST, "def _test(f):\n    for x in (3, 10, -4, 1000):\n        assert f(x) == 2 * x\n"
+)
+
+
+@pytest.mark.parametrize("name", EXPLOITS)
+def test_exploits_fail_here_too(sandbox: Sandbox, name: str) -> None:
+    assert grades(sandbox, [(EXPLOITS[name], DOUBLING), (HONEST, DOUBLING)]) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"reference": "def double(x):\n    return 7"}, "AssertionError"),
+        ({"reference": "def double(x"}, "SyntaxError"),
+        ({"test": "def _test(f):\n    pass\n"}, "its test calls nothing"),
+        ({"test": "def _test(f):\n    assert f(x=3) == 6\n"}, "TypeError"),
+        (
+            {
+                "reference": "def double(x):\n    x.append(1)",
+                "test": "def _test(f):\n    a = []\n    f(a)\n    assert a\n",
+            },
+            "AssertionError",
+        ),
+    ],
+)
+def test_problems_that_cannot_be_graded_are_named(sandbox: Sandbox, change: dict[str, str], why: str) -> None:
+    inputs, unusable = usable(sandbox, [replace(DOUBLING, id="bad", **change), DOUBLING])
+    assert unusable == {"bad": why} and list(inputs) == ["doubling"]
+    with pytest.raises(ValueError, match="two problems have one id"):
+        usable(sandbox, [DOUBLING, DOUBLING])
+
+
+def test_mbpp_names_the_function_and_shows_no_test(problems: list[FunctionProblem]) -> None:
+    assert problems[-1].prompt == "Find the largest of three numbers.\nWrite the function largest(a, b, c=0)."
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read as JSON lines"):
+        read_humaneval(tmp_path / "missing.jsonl")
+    with pytest.raises(ValueError, match="row 1 has no column test"):
+        read_humaneval(write(tmp_path / "a.jsonl", [{k: v for k, v in HUMANEVAL[0].items() if k != "test"}]))
+    with pytest.raises(ValueError, match="row 7 has no text, or its tests call no function"):
+        read_mbpp(write(tmp_path / "b.jsonl", [MBPP[0] | {"test_list": ["assert True"]}]))

@@ -1,0 +1,146 @@
+"""``python -m longctx_rl.evaluate``: answers are kept, an interrupted one goes on, what cannot be is said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from longctx_rl import evaluate as command
+from longctx_rl.__main__ import composed_evaluate
+from longctx_rl.evals import records
+from longctx_rl.sandbox import isolation
+
+BACKEND = "rlimit" if isolation.failure("bwrap") else "bwrap"
+SMALL = ["checkpoint=mini-student", "rollout.max_new_tokens=48", f"sandbox={BACKEND}"]
+SHORT = ["eval=heldout", "eval.suites.heldout.lengths=[256]"]
+
+
+def run(out: Path, *overrides: str) -> str:
+    return command.evaluate(composed_evaluate([*SMALL, f"out={out}", *overrides]))
+
+
+def test_answers_are_kept_and_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = run(tmp_path, *SHORT, "eval.items=4")
+    assert [line.split()[:3] for line in table.splitlines()[3:]] == [
+        ["grounding", "256", "4"], ["longform", "256", "4"], ["multihop", "256", "4"],
+    ]  # fmt: skip
+    first = records.read(tmp_path / "evals" / "heldout.jsonl")
+    asked: list[str] = []
+    plain = command.answer
+
+    def counting(model, sampler, tokenizer, items, grader, *, step):  # type: ignore[no-untyped-def]
+        asked.extend(item.example.id for item in items)
+        return plain(model, sampler, tokenizer, items, grader, step=step)
+
+    monkeypatch.setattr(command, "answer", counting)
+    assert run(tmp_path, *SHORT, "eval.items=4") == table and not asked
+    more = run(tmp_path, *SHORT, "eval.items=5")
+    assert len(asked) == 3 and {line.split()[2] for line in more.splitlines()[3:]} == {"5"}
+    assert records.read(tmp_path / "evals" / "heldout.jsonl")[: len(first)] == first
+
+
+def test_every_suite_runs_on_the_shipped_student(tmp_path: Path) -> None:
+    lengths = [f"eval.suites.{suite}.lengths=[1024]" for suite in ("heldout", "longreason", "code", "ruler")]
+    table = run(tmp_path, "eval=all", "eval.items=1", "eval.suites.code.max_new_tokens=16",
+                "eval.suites.ruler.max_new_tokens=16", *lengths)  # fmt: skip
+    assert [line for line in table.splitlines() if line and " " not in line and "-" not in line] == [
+        "heldout", "longreason", "code", "ruler",
+    ]  # fmt: skip
+    assert len(list((tmp_path / "evals").glob("*.jsonl"))) == 4
+
+
+def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
+    arguments = [*SMALL, f"out={tmp_path}", *SHORT, "eval.items=64", "threads=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "longctx_rl.evaluate", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    path = tmp_path / "evals" / "heldout.jsonl"
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    kept = records.read(path)
+    assert 0 < len(kept) < 192
+    assert process.returncode == 130 and b"the same command goes on where it stopped" in said
+    with path.open("a") as file:
+        file.write('{"step": 0, "id": "cut')
+    run(tmp_path, *SHORT, "eval.items=64")
+    found = records.read(path)
+    assert found[: len(kept)] == kept and len(found) == len({one.id for one in found}) == 192
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["eval=typo"], "eval=typo: choose one of all, code, heldout, longreason, none, ruler"),
+        (["eval=none"], "eval=none asks nothing: choose eval=all, or a suite"),
+        (["eval.items=0"], "eval.items=0: set it above 0"),
+        (["eval.first=-1"], "eval.first=-1: set it to 0 or more"),
+        (["eval=heldout", "+eval.suites.rular={labels:[a],lengths:[1],max_new_tokens:1}"],
+         "eval.suites.rular does not exist: choose from heldout, longreason, ruler, code"),
+        (["eval=code", "eval.suites.code.labels=[buried]"], "eval.suites.code.labels=buried does not exist"),
+        (["eval=heldout", "eval.suites.heldout.lengths=[8192]"],
+         "eval.suites.heldout.lengths needs 8404 tokens with the answer, but the context of mini-student is 4096"),
+        (["eval=heldout", "checkpoint=nowhere"], "model nowhere not found: give a directory, a Hub id"),
+        (["eval=heldout", "eval.suites.heldout.lengths=[32]"], "raise length=32"),
+        (["itmes=3"], "unknown key itmes: "),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_evaluated(tmp_path: Path, overrides: list[str], sentence: str) -> None:
+    with pytest.raises(ValueError) as error:
+        run(tmp_path / "out", *overrides)
+    assert sentence in str(error.value)
+
+
+def test_folders_of_other_weights_and_missing_settings(tmp_path: Path) -> None:
+    run(tmp_path, *SHORT, "eval.items=1")
+    with pytest.raises(ValueError, match=r"holds answers of other weights .*choose another out=FOLDER"):
+        run(tmp_path, *SHORT, "eval.items=1", "checkpoint=mini-teacher")
+    with pytest.raises(ValueError, match=r"holds answers of other dtype \(mini-student, float32\)"):
+        run(tmp_path, *SHORT, "eval.items=1", "dtype=bfloat16")
+    with pytest.raises(ValueError, match=r"at most 48 tokens to heldout: set eval\.suites\.heldout\.max_new_tokens=48"):
+        run(tmp_path, *SHORT, "eval.items=1", "rollout.max_new_tokens=49")
+    (tmp_path / "run" / "evals").mkdir(parents=True)
+    with pytest.raises(ValueError, match="is a training run's folder"):
+        run(tmp_path / "run", *SHORT, "eval.items=1")
+    with pytest.raises(ValueError, match="give a checkpoint: checkpoint=FOLDER"):
+        composed_evaluate(["out=x"])
+    with pytest.raises(ValueError, match="give a folder for the results: out=FOLDER"):
+        composed_evaluate(["checkpoint=mini-student"])
+    path = tmp_path / "evals" / "heldout.jsonl"
+    path.write_text(path.read_text().replace('"prompt_hash": "', '"prompt_hash": "x'))
+    with pytest.raises(ValueError, match=r"answers other prompts \(.*choose another out=FOLDER"):
+        run(tmp_path, *SHORT, "eval.items=1")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot be written .*choose another out"):
+        run(tmp_path / "file" / "below", *SHORT, "eval.items=1")
+
+
+def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
+    from longctx_rl.policy.loading import load_tokenizer
+
+    tokenizer = load_tokenizer("mini-student")
+    tokenizer.add_tokens(["<one more>"])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="1025 tokens and mini-student knows 1024: give the tokenizer"):
+        run(tmp_path / "out", *SHORT, f"tokenizer={tmp_path / 'tokenizer'}")
+
+
+def test_help_shows_an_example() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "longctx_rl.evaluate", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "python -m longctx_rl.evaluate checkpoint=mini-student" in done.stdout
+
+
+def test_results_say_whose_they_are(tmp_path: Path) -> None:
+    run(tmp_path, *SHORT, "eval.items=1")
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["checkpoint"] == "mini-student" and len(found["weights"]) == 32

@@ -3,9 +3,10 @@
     make vllm-proof        # or: python experiments/vllm/prove.py
 
 Installs vLLM into .venv-vllm once (1.5 GB), serves the mini teacher, builds a data set from this project's own
-documentation, kills the build in the middle and goes on, and takes two steps of GRPO with the served model as judge.
+documentation, kills the build in the middle and goes on, and starts a run of GRPO with the served model as judge.
 The mini teacher has never seen such prompts and replies gibberish, so what must hold is: every question is rejected
-with a reason, none is lost, no reply is paid twice, and no answer is found right. Appends a line to results.jsonl.
+with a reason, none is lost, no reply is paid twice, and a run whose judge says neither yes nor no is saved and stops
+without having trained on anything. Appends a line to results.jsonl.
 """
 
 import argparse
@@ -108,7 +109,10 @@ def replies(out: Path) -> int:
     if not (out / "replies.sqlite").exists():
         return 0
     with contextlib.closing(sqlite3.connect(out / "replies.sqlite", timeout=60)) as kept:
-        count: int = kept.execute("SELECT count(*) FROM replies").fetchone()[0]
+        try:
+            count: int = kept.execute("SELECT count(*) FROM replies").fetchone()[0]
+        except sqlite3.OperationalError:  # the file is there, its table not yet
+            return 0
     return count
 
 
@@ -148,19 +152,20 @@ def killed_and_continued(url: str, documents: Path, out: Path) -> dict[str, Any]
 
 
 def judged(url: str, root: Path) -> dict[str, Any]:
-    """Two steps of GRPO whose answers the served model grades."""
+    """Two steps of GRPO whose answers the served model grades: its verdicts are no verdicts, so the run must stop."""
     command = [
         sys.executable, "-m", "longctx_rl", "+algo=grpo", "+experiment=smoke", "reward=judge", "engine=local",
         "eval=none", "logging.mode=disabled", f"runs_root={root}", f"reward.judge.base_url={url}",
         "reward.judge.model=mini-teacher", f"reward.judge.cache={root}/judge.sqlite",
     ]  # fmt: skip
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    (metrics,) = root.glob("smoke/*/metrics.jsonl")
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    found = [row for row in rows if "rollout/reward_mean" in row]
-    assert len(found) == 2
-    names = sorted(name for name in found[0] if name.startswith("rollout/reward_"))
-    return {name: [round(row[name], 4) for row in found if name in row] for name in names}
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and "Step 0 is saved; continue with:" in said, done.stdout + done.stderr
+    (run,) = root.glob("smoke/*")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert not any("rollout/reward_mean" in row for row in rows), "a made-up reward was trained on"
+    assert list((run / "checkpoints").iterdir())
+    return {"said": said.split(" Step 0 is saved")[0].removeprefix("error: ").replace(url, "URL")}
 
 
 def main() -> None:

@@ -45,8 +45,21 @@ def names(split: Split) -> tuple[str, ...]:
 @cache
 def near_duplicates(name: str, split: Split) -> tuple[str, ...]:
     """Names of the split that share one syllable with ``name``, in the same place."""
+    known, (firsts, seconds) = names(split), _places(split)
     first, second = syllables(name)
-    return tuple(other for other in names(split) if (other[:3] == first) != (other[3:] == second))
+    return tuple(known[index] for index in sorted(firsts.get(first, set()) ^ seconds.get(second, set())))
+
+
+@cache
+def _places(split: Split) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
+    """Where the names of a split are that begin, and that end, with a syllable."""
+    firsts: dict[str, set[int]] = {}
+    seconds: dict[str, set[int]] = {}
+    for index, name in enumerate(names(split)):
+        first, second = syllables(name)
+        firsts.setdefault(first, set()).add(index)
+        seconds.setdefault(second, set()).add(index)
+    return firsts, seconds
 
 
 class Cast:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from longctx_rl import evaluate as command
 from longctx_rl.__main__ import composed_evaluate
 from longctx_rl.evals import records
+from longctx_rl.evals.records import ItemRecord
 from longctx_rl.sandbox import isolation
 
 BACKEND = "rlimit" if isolation.failure("bwrap") else "bwrap"
@@ -33,9 +35,9 @@ def test_answers_are_kept_and_asked_once(tmp_path: Path, monkeypatch: pytest.Mon
     asked: list[str] = []
     plain = command.answer
 
-    def counting(model, sampler, tokenizer, items, grader, *, step):  # type: ignore[no-untyped-def]
-        asked.extend(item.example.id for item in items)
-        return plain(model, sampler, tokenizer, items, grader, step=step)
+    def counting(*arguments: Any, step: int) -> list[ItemRecord]:
+        asked.extend(item.example.id for item in arguments[3])
+        return plain(*arguments, step=step)
 
     monkeypatch.setattr(command, "answer", counting)
     assert run(tmp_path, *SHORT, "eval.items=4") == table and not asked

@@ -11,23 +11,25 @@ results.jsonl.
 import argparse
 import json
 import random
-import sys
+import runpy
 import time
 from collections import Counter
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from longctx_rl.sandbox.judge import Submission, compare
+from longctx_rl.sandbox.pool import CPU_SECONDS, GRACE, WALL_FACTOR, Outcome, Sandbox, read
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from longctx_rl.sandbox.judge import Submission, compare  # noqa: E402
-from longctx_rl.sandbox.pool import CPU_SECONDS, GRACE, WALL_FACTOR, Outcome, Sandbox, read  # noqa: E402
-from sandbox.exploits import EXPLOITS, HONEST  # noqa: E402
-
+KNOWN = runpy.run_path(str(ROOT / "tests" / "sandbox" / "exploits.py"))
+EXPLOITS: dict[str, str] = KNOWN["EXPLOITS"]
+HONEST: str = KNOWN["HONEST"]
 RESULTS = Path(__file__).parent / "results.jsonl"
 BATCH = 16
-LINES = [line for code in EXPLOITS.values() for line in code.splitlines() if line.strip()]
+WRONG = [code for code in EXPLOITS.values() if "2 * x" not in code]
+"""Those that hold no right answer behind a condition, which a change of one letter could open."""
+LINES = [line for code in WRONG for line in code.splitlines() if line.strip()]
 
 
 def json_value(draw: random.Random, depth: int = 0) -> Any:
@@ -65,7 +67,7 @@ def candidate(draw: random.Random) -> str:
             for _ in range(draw.randint(1, 4))
         )
         return f"import os\n{writes}\n" + draw.choice(["os._exit(0)", "def double(x): return None", ""])
-    code = list(draw.choice([HONEST.replace("2 * x", "3 * x"), *EXPLOITS.values()]))
+    code = list(draw.choice([HONEST.replace("2 * x", "x - 77"), *WRONG]))
     for _ in range(draw.randint(1, 6)):
         code[draw.randrange(len(code))] = chr(draw.choice([10, 32, 58, 0, 0xD800, 0x202E, *range(33, 127)]))
     return "".join(code)
@@ -92,7 +94,7 @@ def main() -> None:
             slowest = max(slowest, time.monotonic() - begin)
             grades = [compare(one, outcome) for one, outcome in zip(work, outcomes, strict=True)]
             for one, found in zip(work[:-1], grades[:-1], strict=True):
-                if found.right and "2 * x" not in one.code:
+                if found.right:
                     raise SystemExit(f"passed:\n{one.code}")
                 statuses[found.status] += 1
             if not grades[-1].right:

@@ -10,11 +10,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,7 +32,7 @@ from longctx_rl.evals.suites import Item, Plan, check_suite, items_of
 from longctx_rl.policy import attention
 from longctx_rl.policy.loading import context_length, end_tokens, load_model, load_tokenizer
 from longctx_rl.rewards.code import CodeGrader, ExactGrader
-from longctx_rl.rewards.judge import JudgeUnavailable
+from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.run_directory import write_text
 
@@ -48,30 +50,28 @@ def evaluate(config: EvaluateConfig) -> str:
         check_suite(name, suite.labels)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    code = CodeGrader(config.sandbox) if "code" in config.eval.suites else None
     tokenizer = load_tokenizer(config.tokenizer or config.checkpoint)
     model = load_model(config.checkpoint).eval()
     check_fit(config, model, tokenizer)
-    claim(Path(config.out), config, model)
-    attention.install(model)
-    lock = FileLock(Path(config.out) / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ValueError(f"another evaluation writes to {config.out}: choose another out=FOLDER") from error
-    cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
-    model.to("cuda" if cuda else "cpu", getattr(torch, config.dtype))
-    tables = []
-    try:
-        for name, suite in config.eval.suites.items():
-            found = run_suite(config, name, suite, model, tokenizer, ExactGrader(code))
-            tables.append(f"{name}\n{summary.table(found)}")
-    except JudgeUnavailable as error:
-        raise ValueError(f"{error}. Answers so far are kept: the same command goes on from there") from error
-    finally:
-        lock.release()
-        if code is not None:
-            code.close()
+    with ExitStack() as stack:
+        code = None
+        if "code" in config.eval.suites:
+            code = stack.enter_context(closing(CodeGrader(config.sandbox)))
+        claim(Path(config.out), config, model)
+        try:
+            stack.enter_context(FileLock(Path(config.out) / ".lock", timeout=0))
+        except Timeout as error:
+            raise ValueError(f"another evaluation writes to {config.out}: choose another out=FOLDER") from error
+        attention.install(model)
+        cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
+        model.to("cuda" if cuda else "cpu", getattr(torch, config.dtype))
+        tables = []
+        try:
+            for name, suite in config.eval.suites.items():
+                found = run_suite(config, name, suite, model, tokenizer, ExactGrader(code))
+                tables.append(f"{name}\n{summary.table(found)}")
+        except GraderUnavailable as error:
+            raise ValueError(f"{error}. Answers so far are kept: the same command goes on from there") from error
     return "\n\n".join(tables)
 
 
@@ -118,7 +118,9 @@ def batches(items: Sequence[Item]) -> list[list[Item]]:
 
 def check_fit(config: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer of another vocabulary, and lengths beyond the model's context."""
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    rows = embedding.num_embeddings
     if len(tokenizer) > rows:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens and {config.checkpoint} knows {rows}: give the tokenizer that "
@@ -182,17 +184,7 @@ def main() -> None:
     if not overrides or {"-h", "--help"} & set(overrides):
         print(__doc__)
         sys.exit(0 if overrides else process.UNUSABLE)
-    try:
-        print(evaluate(composed_evaluate(overrides)))
-    except ValueError as error:
-        process.complain(error)
-        sys.exit(process.UNUSABLE)
-    except OSError as error:
-        process.complain(f"{error.filename or 'a file'} cannot be written ({error.strerror}); what is done is kept")
-        sys.exit(process.UNUSABLE)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
-        process.leave(process.INTERRUPTED)
+    process.command(lambda: evaluate(composed_evaluate(overrides)))
 
 
 if __name__ == "__main__":

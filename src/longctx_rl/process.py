@@ -29,6 +29,21 @@ HANDOVER = "LONGCTX_RL_HANDOVER"
 _SET_PARENT_DEATH_SIGNAL = 1
 
 
+def command(work: Callable[[], str]) -> NoReturn:
+    """Run what a command line asks for, print what it says, and exit: each error in one line, nothing done is lost."""
+    try:
+        print(work())
+        sys.exit(0)
+    except ValueError as error:
+        complain(error)
+    except OSError as error:
+        complain(f"{error.filename or 'a file'} cannot be written ({error.strerror}); what is done is kept")
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+        leave(INTERRUPTED)  # without waiting for requests that are under way
+    sys.exit(UNUSABLE)
+
+
 def execute(config: Config, run: Callable[[Config], None]) -> int:
     """Train in this process and return its exit code.
 

@@ -16,7 +16,7 @@ from longctx_rl.config import Config
 from longctx_rl.data.source import check_lengths
 from longctx_rl.engine import checkpoint, distributed
 from longctx_rl.recorder import Recorder, build_recorder
-from longctx_rl.rewards.judge import JudgeUnavailable
+from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.training import summary
 from longctx_rl.training.collect import recorded_groups, rollout_metrics, rollout_sums, sampled_groups
 from longctx_rl.training.parts import Parts, build_parts, peak_gib
@@ -68,6 +68,8 @@ def run(config: Config) -> None:
             train(config, parts, state or TrainState(), recorder, interrupt)
         finally:
             recorder.close()
+            if parts.code is not None:
+                parts.code.close()
     finally:
         distributed.shutdown()
 
@@ -99,7 +101,7 @@ def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, i
             raise SystemExit(process.INTERRUPTED)
         if config.eval.at_end and (state.evaluated_step, state.evaluated_items) != (state.step, config.eval.items):
             evaluate(config, parts, state, recorder, config.eval.items)
-    except JudgeUnavailable as error:
+    except GraderUnavailable as error:
         if state.saved_step != state.step:
             save(config, parts, state)
         resume = run_directory.resume_command(config)

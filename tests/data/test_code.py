@@ -1,5 +1,6 @@
 """Code items: what a family keeps in every condition, prompt lengths, and that its own helpers alone solve it."""
 
+import re
 from collections.abc import Iterator
 from random import Random
 from typing import Any
@@ -111,6 +112,21 @@ def test_too_short_a_length_is_refused(tokenizer: PreTrainedTokenizerBase) -> No
 def test_depths_are_spread(tokenizer: PreTrainedTokenizerBase) -> None:
     depths = [one.evidence[0].depth for family in range(200) for one in items(tokenizer, family, length=1024)]
     assert [sum(low <= depth < low + 0.25 for depth in depths) > 25 for low in (0.0, 0.25, 0.5, 0.75)] == [True] * 4
+
+
+def test_looking_around_from_inside_tells_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Of what can be imported, nothing says what it is for, and no constants or places tell decoys from helpers."""
+    for family in range(5):
+        (one,) = items(tokenizer, family, condition="closed", length=0)
+        assert one.code is not None
+        sources = [source for _, source in one.code.modules]
+        names = [name for name, _ in one.code.modules]
+        assert len(names) >= 16 and names == sorted(names)
+        assert not any('"""' in source or "#" in source for source in sources)
+        topics = re.findall(r"the (\w+) of", one.question)
+        assert topics and not any(topic in source for topic in topics for source in sources)
+        bodies = [source.partition("\n")[2] for source in sources]
+        assert len(set(bodies)) > 0.9 * len(bodies)
 
 
 def test_names_of_train_and_test_are_apart(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,7 +11,7 @@ from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.rewards import code as code_module
 from longctx_rl.rewards.code import INPUTS, CodeGrader, ExactGrader, draw_inputs, used_names
 from longctx_rl.rewards.composed import Answered, Rewarder
-from longctx_rl.rewards.judge import JudgeUnavailable
+from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.sandbox import isolation
 from longctx_rl.sandbox.pool import Call
 from longctx_rl.types import CodeTask, Example
@@ -79,7 +79,7 @@ def test_edge_cases_are_always_asked() -> None:
 def test_a_solution_that_does_not_run_is_no_zero(grader: CodeGrader, example: Example) -> None:
     assert example.code is not None
     broken = replace(example, code=replace(example.code, reference="def solve(x):\n    return 1 // 0"))
-    with pytest.raises(JudgeUnavailable, match=r"does not run \(ZeroDivisionError\): leave the item out"):
+    with pytest.raises(GraderUnavailable, match=r"does not run \(ZeroDivisionError\): leave the item out"):
         grader([(example.answer, broken)])
     with pytest.raises(ValueError, match="has no solution to run"):
         grader([("x", replace(example, code=None))])

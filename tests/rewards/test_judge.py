@@ -10,7 +10,7 @@ import yaml
 
 from longctx_rl.__main__ import config_directory
 from longctx_rl.config_reward import JudgeConfig
-from longctx_rl.rewards.judge import Judge, JudgeUnavailable, Question, by_rule, parse_verdict
+from longctx_rl.rewards.judge import GraderUnavailable, Judge, Question, by_rule, parse_verdict
 from longctx_rl.strict import convert
 from openai_server import Reply, serving
 
@@ -110,13 +110,13 @@ def test_a_judge_that_fails_gives_no_score(
 ) -> None:
     with serving(script) as server:
         judge = Judge(replace(settings, base_url=server.url, **changes))
-        with pytest.raises(JudgeUnavailable, match=sentence):
+        with pytest.raises(GraderUnavailable, match=sentence):
             judge.scores(ASKED)
 
 
 def test_nobody_listens(settings: JudgeConfig) -> None:
     judge = Judge(replace(settings, base_url="http://127.0.0.1:9/v1", retries=0))
-    with pytest.raises(JudgeUnavailable, match=r"cannot be reached: start it, or set reward\.judge\.base_url"):
+    with pytest.raises(GraderUnavailable, match=r"cannot be reached: start it, or set reward\.judge\.base_url"):
         judge.scores(ASKED)
 
 

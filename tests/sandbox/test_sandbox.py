@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,18 +16,19 @@ from hypothesis import strategies as st
 
 from longctx_rl.sandbox import isolation
 from longctx_rl.sandbox.judge import Submission, extract_code, grade, suspicious
-from longctx_rl.sandbox.pool import Call, Sandbox, SandboxFailed, read
+from longctx_rl.sandbox.pool import Call, Outcome, Sandbox, SandboxFailed, read
 from longctx_rl.sandbox.values import NotPlain, decode, encode, parse, same
 from longctx_rl.sandbox.worker import MAX_PROCESSES, descendants
 from sandbox.exploits import EXPLOITS, HONEST, OWN, PUBLISHED
 
-BACKENDS = [
-    pytest.param(
-        name,
-        marks=pytest.mark.skipif(bool(why := isolation.failure(name)), reason=f"{name}: {why}"),
-    )
-    for name in ("bwrap", "rlimit")
-]
+
+def works(name: isolation.Backend) -> pytest.MarkDecorator:
+    """Skips, with the reason, where a backend does not work."""
+    why = isolation.failure(name)
+    return pytest.mark.skipif(bool(why), reason=f"{name}: {why}")
+
+
+BACKENDS = [pytest.param(name, marks=works(name)) for name in ("bwrap", "rlimit")]
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -53,10 +55,9 @@ def test_no_exploit_passes_and_honest_code_after_it_does(sandbox: Sandbox, name:
     assert all(one.right for one in grade(sandbox, [submission(HONEST, seed) for seed in range(4)]))
 
 
+@works("bwrap")
 def test_kill_of_everything_ends_nothing_else() -> None:
     """Only in a process namespace of its own: elsewhere it would end this user's processes."""
-    if why := isolation.failure("bwrap"):
-        pytest.skip(why)
     with Sandbox("bwrap", workers=1) as sandbox:
         code = "import os, signal\ndef double(x):\n    os.kill(-1, signal.SIGKILL)\n    return 2 * x"
         attacked, honest = grade(sandbox, [submission(code), submission(HONEST)])
@@ -92,11 +93,8 @@ def double(x):
 """),
     ],
 )  # fmt: skip
+@works("bwrap")
 def test_bubblewrap_hides(what: str, code: str) -> None:
-    if why := isolation.failure("bwrap"):
-        pytest.skip(why)
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as server, Sandbox("bwrap", workers=1) as sandbox:
         code = code.replace("PORT", str(server.getsockname()[1]))
         (outcome,) = sandbox.run([Call(code, "double", [[1]])])
@@ -121,11 +119,21 @@ def test_nothing_is_left_for_the_next_candidate(single: Sandbox) -> None:
         assert outcome.results[0].value == [False, False, False]
 
 
-def test_what_others_returned_is_in_no_memory(single: Sandbox) -> None:
-    """Neither a reference's results nor a sibling's are in a later candidate's address space."""
-    if single.backend == "bwrap":  # without /proc a candidate would have to guess addresses; the process is the same
-        pytest.skip("reads /proc/self/maps")
+@works("rlimit")
+def test_what_others_returned_is_in_no_memory() -> None:
+    """Neither a reference's results nor a sibling's are in a later candidate's address space.
+
+    Bubblewrap shows no /proc, so there a candidate would have to guess addresses; its process is the same.
+    """
     secret = 123456789123
+    with Sandbox("rlimit", workers=1) as single:
+        outcome = found_in_memory(single, secret)
+    assert outcome.status == "returned"
+    assert outcome.results[0].value == 0 or outcome.results[0].error == "PermissionError"
+
+
+def found_in_memory(single: Sandbox, secret: int) -> Outcome:
+    """What a candidate finds of a value that the one before it returned."""
     single.run([Call(f"def double(x): return {secret} + x", "double", [[0]] * 200)])
     scan = f"""
 def double(x):
@@ -145,8 +153,7 @@ def double(x):
     return found
 """
     (outcome,) = single.run([Call(scan, "double", [[1]])])
-    assert outcome.status == "returned"
-    assert outcome.results[0].value == 0 or outcome.results[0].error == "PermissionError"
+    return outcome
 
 
 def test_no_process_or_file_is_left_behind(single: Sandbox) -> None:

@@ -47,6 +47,13 @@ def cached(overrides: list[str]) -> str:
 COMMANDS = {"inspect": inspected, "build": built, "teacher-cache": cached}
 
 
+def run(command: str, overrides: list[str]) -> str:
+    """What a command has to say. Raises ValueError if there is no such command."""
+    if command not in COMMANDS:
+        raise ValueError(f"unknown command {command}: choose one of {', '.join(COMMANDS)}")
+    return COMMANDS[command](overrides)
+
+
 def main() -> None:
     """Entry point."""
     arguments = sys.argv[1:]
@@ -54,19 +61,7 @@ def main() -> None:
         print(__doc__)
         sys.exit(0 if arguments else process.UNUSABLE)
     command, *overrides = arguments
-    try:
-        if command not in COMMANDS:
-            raise ValueError(f"unknown command {command}: choose one of {', '.join(COMMANDS)}")
-        print(COMMANDS[command](overrides))
-    except ValueError as error:
-        process.complain(error)
-        sys.exit(process.UNUSABLE)
-    except OSError as error:
-        process.complain(f"{error.filename or 'a file'} cannot be written ({error.strerror}); what is done is kept")
-        sys.exit(process.UNUSABLE)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
-        process.leave(process.INTERRUPTED)  # without waiting for requests that are under way
+    process.command(lambda: run(command, overrides))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from longctx_rl.evals import records, summary
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.suites import Item, Plan, items_of
 from longctx_rl.rewards.code import CodeGrader, ExactGrader
-from longctx_rl.rewards.judge import JudgeUnavailable
+from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.rollout import Sampler, SampleRequest
 from longctx_rl.types import Example, Reward
 
@@ -108,7 +108,7 @@ class Suite:
         for evidence. Records of this and later steps are replaced.
 
         Raises:
-            JudgeUnavailable: on every rank, if code cannot be run on one of them.
+            GraderUnavailable: on every rank, if code cannot be run on one of them.
         """
         asked = self._items(items)
         mine = asked[distributed.rank() :: distributed.world_size()]
@@ -116,7 +116,7 @@ class Suite:
             model = policy.model
             assert isinstance(model, PreTrainedModel)
             answered = distributed.together(
-                lambda: answer(model, self.sampler, self.tokenizer, mine, self.grader, step=step), JudgeUnavailable
+                lambda: answer(model, self.sampler, self.tokenizer, mine, self.grader, step=step), GraderUnavailable
             )
         found = {record.id: record for record in distributed.gather(answered)}
         ordered = [found[item.example.id] for item in asked]

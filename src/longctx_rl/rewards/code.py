@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from longctx_rl.rewards.answers import grade as exact
-from longctx_rl.rewards.judge import JudgeUnavailable
+from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.sandbox.judge import Submission, extract_code, grade
 from longctx_rl.sandbox.pool import Call, Sandbox, SandboxFailed
 from longctx_rl.types import CodeTask, Example, Reward
@@ -38,13 +38,14 @@ class CodeGrader:
 
     Args:
         backend: see ``sandbox.isolation``.
+        ranks: processes of this machine that have one each.
 
     Raises:
         ValueError: generated code cannot be run here.
     """
 
-    def __init__(self, backend: str) -> None:
-        self._sandbox = Sandbox(backend)
+    def __init__(self, backend: str, *, ranks: int = 1) -> None:
+        self._sandbox = Sandbox(backend, ranks=ranks)
         self.backend = self._sandbox.backend
 
     def __call__(self, answered: Sequence[tuple[str, Example]]) -> list[Reward]:
@@ -53,7 +54,7 @@ class CodeGrader:
         nowhere; ``suspicious``: it shows signs of an attack on the judge.
 
         Raises:
-            JudgeUnavailable: no code can be run any more.
+            GraderUnavailable: no code can be run any more.
         """
         tasks = {example.id: _task(example) for _, example in answered}
         said = {name: "\0".join(text for text, one in answered if one.id == name) for name in tasks}
@@ -67,7 +68,7 @@ class CodeGrader:
             ]
             grades = grade(self._sandbox, submissions)
         except SandboxFailed as error:
-            raise JudgeUnavailable(str(error)) from error
+            raise GraderUnavailable(str(error)) from error
         return [
             Reward(
                 float(found.right),
@@ -93,7 +94,7 @@ class CodeGrader:
             errors = [result.error for result in outcome.results if result.error]
             if outcome.status != "returned" or errors:
                 why = errors[0] if errors else outcome.status
-                raise JudgeUnavailable(f"the solution of {name} does not run ({why}): leave the item out")
+                raise GraderUnavailable(f"the solution of {name} does not run ({why}): leave the item out")
             found[name] = [result.value for result in outcome.results]
         return found
 
@@ -112,7 +113,7 @@ class ExactGrader:
         self._code = code
 
     def __call__(self, answered: Sequence[tuple[str, Example]]) -> list[Reward]:
-        """Scores with their parts. Raises JudgeUnavailable when code cannot be run any more."""
+        """Scores with their parts. Raises GraderUnavailable when code cannot be run any more."""
         running = [(text, example) for text, example in answered if example.code is not None]
         ran = iter(self._code(running) if self._code is not None and running else ())
         assert self._code is not None or not running

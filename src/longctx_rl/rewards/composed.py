@@ -66,7 +66,7 @@ class Rewarder:
         """Scores with their parts.
 
         Raises:
-            JudgeUnavailable: no score can be had from the judge, or no code can be run.
+            GraderUnavailable: no score can be had from the judge, or no code can be run.
         """
         rewards = [self._by_rule(one) for one in answered]
         waiting = [index for index, one in enumerate(answered) if self._grader(one.example) == JUDGE]

@@ -27,7 +27,7 @@ MARKS = re.compile(r"\[(?:question|reference|answer|end)\]", re.IGNORECASE)
 """The prompt's own marks, which no answer may set."""
 
 
-class JudgeUnavailable(Exception):
+class GraderUnavailable(Exception):
     """What grades cannot be used: the endpoint, or the sandbox. Nothing that it was asked has a score."""
 
 
@@ -51,17 +51,17 @@ class Judge:
         """1 or 0 for each, asked concurrently; None where the judge said neither yes nor no, twice.
 
         Raises:
-            JudgeUnavailable: the endpoint fails after all retries, or too many verdicts are unclear.
+            GraderUnavailable: the endpoint fails after all retries, or too many verdicts are unclear.
         """
         decided = [by_rule(one) for one in questions]
         open_ones = [index for index, score in enumerate(decided) if score is None]
         try:
             verdicts = self._endpoint.each(self._verdict, [questions[index] for index in open_ones])
         except EndpointFailed as error:
-            raise JudgeUnavailable(f"the judge {error}") from error
+            raise GraderUnavailable(f"the judge {error}") from error
         unclear = sum(verdict is None for verdict in verdicts)
         if unclear > UNCLEAR_LIMIT * max(len(verdicts), 5):
-            raise JudgeUnavailable(
+            raise GraderUnavailable(
                 f"the judge {self._config.model} answered neither yes nor no to {unclear} of {len(verdicts)} "
                 "questions: choose another model or mend reward.judge.prompt"
             )

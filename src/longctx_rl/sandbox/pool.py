@@ -73,15 +73,15 @@ class Sandbox:
 
     Args:
         backend: ``auto``, ``bwrap`` or ``rlimit``. See isolation.py.
-        workers: processes; None: one for each processor, 16 at most.
+        workers: processes; None: one for each processor, 16 at most, shared by ``ranks`` that have a pool each.
 
     Raises:
         ValueError: the backend does not work here.
     """
 
-    def __init__(self, backend: str = "auto", *, workers: int | None = None) -> None:
+    def __init__(self, backend: str = "auto", *, workers: int | None = None, ranks: int = 1) -> None:
         self.backend = isolation.choose(backend)
-        count = workers or min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+        count = workers or max(1, min(len(os.sched_getaffinity(0)), MAX_WORKERS) // ranks)
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(count)
         try:

@@ -11,7 +11,7 @@ from longctx_rl.data.source import TrainingSource, prompt_ids, recorded_group
 from longctx_rl.engine import Engine, distributed
 from longctx_rl.objective.advantages import STD_FLOOR, group_advantages
 from longctx_rl.rewards.composed import Answered, Rewarder
-from longctx_rl.rewards.judge import JudgeUnavailable
+from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.rollout import Sampler, SampleRequest, sample_seed
 from longctx_rl.training.state import Stopwatch
 from longctx_rl.types import Reward, RolloutGroup
@@ -64,10 +64,10 @@ def graded(config: Config, rewarder: Rewarder, groups: Sequence[RolloutGroup]) -
     """The groups with rewards, and with advantages if the method reads them. Called by all ranks.
 
     Raises:
-        JudgeUnavailable: on every rank, if one of them gets no score.
+        GraderUnavailable: on every rank, if one of them gets no score.
     """
     answered = [Answered(one.text, len(one.token_ids), group.example) for group in groups for one in group.completions]
-    rewards: list[Reward] = distributed.together(lambda: rewarder(answered), JudgeUnavailable)
+    rewards: list[Reward] = distributed.together(lambda: rewarder(answered), GraderUnavailable)
     remaining = iter(rewards)
     scored = [replace(group, rewards=tuple(next(remaining) for _ in group.completions)) for group in groups]
     return with_advantages(config, scored) if config.algo.weights.pg else scored

@@ -52,6 +52,8 @@ class Parts:
     sampler: Sampler
     rewarder: Rewarder
     evaluation: Evaluation
+    code: CodeGrader | None
+    """Runs answers that are code; shared by rewarder and evaluation."""
     scheduled: bool
     """Gradients are taken one completion at a time."""
     notes: tuple[str, ...]
@@ -114,6 +116,7 @@ def build_parts(config: Config) -> Parts:
         sampler=sampler(config.rollout.temperature, config.rollout.max_new_tokens),
         rewarder=Rewarder(config.reward, config.rollout.max_new_tokens, code),
         evaluation=Evaluation(config.eval, tokenizer, lambda limit: sampler(0.0, limit), Path(config.run_dir), code),
+        code=code,
         scheduled=load.scheduled,
         notes=notes,
     )
@@ -126,7 +129,8 @@ def code_grader(config: Config, source: TrainingSource) -> CodeGrader | None:
         graders.get(task, graders.get("other")) == EXECUTION for task in source.tasks
     )
     asked = bool(config.eval.every) or config.eval.at_start or config.eval.at_end
-    return CodeGrader(config.sandbox) if trained or (asked and "code" in config.eval.suites) else None
+    ranks = config.engine.num_processes
+    return CodeGrader(config.sandbox, ranks=ranks) if trained or (asked and "code" in config.eval.suites) else None
 
 
 def make_trainable(student: PreTrainedModel, *, checkpointing: bool) -> None:

@@ -17,7 +17,7 @@ from longctx_rl.data.generators.world import Core, Ledger, Narrator, Query, Unit
 from longctx_rl.data.prompts import encode_prompt, encode_text
 from longctx_rl.types import Evidence, Example
 
-Unit_ = TypeVar("Unit_")
+T = TypeVar("T")
 PlacedUnit = list[tuple[float, int, Statement]]
 """A unit's statements with their places: share of the document, tie-break, statement."""
 
@@ -156,9 +156,7 @@ def _tokens_before_filler(request: Request, units: Sequence[Unit], question: str
     return used
 
 
-def fit_units(
-    stream: Iterator[Unit_], budget: int, cost_of: Callable[[Unit_], int], *, most: int = _MAX_TOKENS
-) -> Iterator[Unit_]:
+def fit_units(stream: Iterator[T], budget: int, cost_of: Callable[[T], int], *, most: int = _MAX_TOKENS) -> Iterator[T]:
     """Units from the stream that take ``budget`` tokens: all in turn, and the last few chosen for the best fit.
 
     ``most``: the last ones are chosen once less than this is left; more than any unit takes.
@@ -167,7 +165,7 @@ def fit_units(
         unit = next(stream)
         budget -= cost_of(unit)
         yield unit
-    best: dict[int, tuple[Unit_, ...]] = {0: ()}
+    best: dict[int, tuple[T, ...]] = {0: ()}
     for unit in islice(stream, _LOOKAHEAD):
         if budget in best:
             break

@@ -14,6 +14,7 @@ Modes: ``call``, the helpers can be imported; ``inline``, they cannot, so their 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, get_args
 
 from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE, Request, fit_units
@@ -62,7 +63,7 @@ def generate_code(request: Request, setting: Setting | None = None) -> tuple[Exa
     shown = {"closed": [], "hard": fixed + resembling}.get(setting.condition, fixed)
     document, others = _document(request, setting, cast, task, shown)
     tasks = [task, *_more_tasks(request, setting, others)]
-    decoys = [Author(request.rng("decoys"), cast, request.split, setting.level).module() for _ in range(DECOYS)]
+    decoys = islice(Author(request.rng("decoys"), cast, request.split, setting.level).modules(), DECOYS)
     modules = sorted([*fixed, *resembling, *others, *decoys], key=lambda module: module.name)
     return tuple(_example(request, setting, one, document, modules, index) for index, one in enumerate(tasks))
 

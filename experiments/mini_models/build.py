@@ -1,9 +1,9 @@
-"""Rebuild the shipped mini models: five stages of SFT, a measurement, and a copy into the package.
+"""Rebuild the shipped mini models: six stages of SFT, a measurement, and a copy into the package.
 
     python experiments/mini_models/build.py [--root runs] [--items 500]     # make mini-models
 
 Each stage is one run of the program (conf/experiment/mini/) that starts from the export of the one before and ends once
-it has reached its accuracy. The student is what stage 4 leaves, the teacher what stage 5 makes of it with longer
+it has reached its accuracy. The student is what stage 5 leaves, the teacher what stage 6 makes of it with longer
 contexts. A stage that was interrupted continues, one that is finished is left alone. Nothing is installed unless both
 models meet what the comparison of the methods needs.
 """
@@ -13,6 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from longctx_rl.evals.suites import Item, Plan, items_of
 from longctx_rl.evals.summary import cells
 from longctx_rl.policy import attention
 from longctx_rl.recorder import read_metrics
-from longctx_rl.rewards.code import ExactGrader
+from longctx_rl.rewards.code import CodeGrader, ExactGrader
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.types import UNANSWERABLE
 
@@ -36,10 +37,16 @@ HERE = Path(__file__).parent
 SHIPPED = Path(longctx_rl.models.__file__).parent
 RESULTS = HERE / "results.jsonl"
 COURSE = HERE / "stages.jsonl"
-STAGES = ("copy", "lookup", "pairs", "student", "teacher")
+STAGES = ("copy", "lookup", "pairs", "short", "student", "teacher")
 TASKS = ("multihop", "grounding", "longform")
 SHORT, LONG = 256, 1024
 LENGTHS = (SHORT, 512, LONG)
+CODE = ("closed", "short", "pad", "bury", "hard")
+REASONING = ("original", "expanded", "context")
+FAR = (512, LONG)
+"""Lengths of code and multiple choice."""
+TOKENS = 96
+"""Of an answer."""
 FIRST = 1000
 """Held-out families from here on; what ends the last two stages is measured on families of its own (eval.first)."""
 
@@ -94,17 +101,23 @@ def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
     attention.install(model)
-    sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=96, batch_tokens=65536)
+    sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=TOKENS, batch_tokens=65536)
 
     rows = []
-    asked_for = items_of("heldout", Plan(TASKS, LENGTHS, items, FIRST), tokenizer)
-    for book, asked in (("open", asked_for), ("closed", without_document(tokenizer, items))):
-        records: list[ItemRecord] = answer(model, sampler, tokenizer, asked, ExactGrader(), step=0)
-        for cell in cells(records):
-            score = {key: round(getattr(cell.score, key), 4) for key in ("value", "low", "high")}
-            row = {"model": name, "book": book, "task": cell.task, "length": cell.length, "n": cell.n, **score}
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+    asked = {
+        ("heldout", "open"): items_of("heldout", Plan(TASKS, LENGTHS, items, FIRST), tokenizer),
+        ("heldout", "closed"): without_document(tokenizer, items),
+        ("code", "open"): items_of("code", Plan(CODE, FAR, items, FIRST), tokenizer),
+        ("longreason", "open"): items_of("longreason", Plan(REASONING, FAR, items, FIRST), tokenizer),
+    }
+    with closing(CodeGrader("auto")) as code:
+        for (suite, book), found in asked.items():
+            records: list[ItemRecord] = answer(model, sampler, tokenizer, found, ExactGrader(code), step=0)
+            for cell in cells(records):
+                score = {key: round(getattr(cell.score, key), 4) for key in ("value", "low", "high")}
+                row = {"model": name, "suite": suite, "book": book, "task": cell.task, "length": cell.length}
+                rows.append(row | {"n": cell.n} | score)
+                print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
@@ -133,27 +146,51 @@ def shortcomings(rows: list[dict[str, Any]]) -> list[str]:
             "teacher <= 0.05 without the document": score["mini-teacher", "closed", task, SHORT] <= 0.05,
         }
         found += [f"{task}: {need}" for need, met in needs.items() if not met]
-    return found
+    student, teacher = (
+        {(task, length): score[name, "open", task, length] for task, length in code_cells()}
+        for name in ("mini-student", "mini-teacher")
+    )
+    needs = {
+        "student >= 0.50 short": student["short", 0] >= 0.50,
+        f"student >= 0.25 lower buried at {LONG}": student["short", 0] - student["bury", LONG] >= 0.25,
+        "student <= 0.05 without the definitions": student["closed", 0] <= 0.05,
+        "teacher >= 0.80 short": teacher["short", 0] >= 0.80,
+        f"teacher >= 0.60 buried at {LONG}": teacher["bury", LONG] >= 0.60,
+        "teacher <= 0.05 without the definitions": teacher["closed", 0] <= 0.05,
+    }
+    return found + [f"code: {need}" for need, met in needs.items() if not met]
+
+
+def code_cells() -> list[tuple[str, int]]:
+    """Labels and lengths of code; 0 where a prompt has the length that it has."""
+    return list(Plan(CODE, FAR, 1).cells())
 
 
 def card(name: str, rows: list[dict[str, Any]]) -> str:
     """The model card, figures from the results."""
     mine = [row for row in rows if row["model"] == name]
-    score = {(row["book"], row["task"], row["length"]): row for row in mine}
+    score = {(row["suite"], row["book"], row["task"], row["length"]): row for row in mine}
 
-    def percent(row: dict[str, Any]) -> str:
-        return f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    def percent(*cell: Any) -> str:
+        row = score.get(cell)
+        return f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if row else "-"
 
     lines = [
         "| task | " + " | ".join(f"{length} tokens" for length in LENGTHS) + f" | no document ({SHORT}) |",
         "|---" * (len(LENGTHS) + 2) + "|",
     ]
     for task in TASKS:
-        cells_of_task = [percent(score["open", task, length]) for length in LENGTHS]
-        lines.append(f"| {task} | " + " | ".join([*cells_of_task, percent(score["closed", task, SHORT])]) + " |")
+        found = [percent("heldout", "open", task, length) for length in LENGTHS]
+        lines.append(f"| {task} | " + " | ".join([*found, percent("heldout", "closed", task, SHORT)]) + " |")
+    lines += ["", "| suite | items | as short as it is | " + " | ".join(f"{n} tokens" for n in FAR) + " |"]
+    lines += ["|---" * (len(FAR) + 3) + "|"]
+    for suite, labels in (("code", CODE), ("longreason", REASONING)):
+        for label in labels:
+            found = [percent(suite, "open", label, length) for length in (0, *FAR)]
+            lines.append(f"| {suite} | {label} | " + " | ".join(found) + " |")
     data = {
-        "mini-student": "short documents alone (stage 4 of its training)",
-        "mini-teacher": "the same as mini-student, then documents of up to 1,024 tokens (stage 5)",
+        "mini-student": "short documents alone (stages 1 to 5 of its training)",
+        "mini-teacher": "the same as mini-student, then documents of up to 1,024 tokens (stage 6)",
     }[name]
     return (
         (HERE / "card.md")
@@ -177,7 +214,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for before, stage in zip((None, *STAGES), STAGES, strict=False):
         train(stage, before, arguments.root, arguments.overrides)
-    exports = {f"mini-{stage}": arguments.root / "mini-models" / stage / "export" for stage in STAGES[3:]}
+    exports = {f"mini-{stage}": arguments.root / "mini-models" / stage / "export" for stage in STAGES[-2:]}
     rows = [row for name, export in exports.items() for row in measure(name, export, arguments.items)]
     if found := shortcomings(rows):
         raise SystemExit("not installed, because these are not met:\n  " + "\n  ".join(found))

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from longctx_rl.data.generators import grounding, longform, multihop
 from longctx_rl.data.generators.chronicle import Request, generate_chronicle
 from longctx_rl.data.generators.code import generate_code
-from longctx_rl.data.generators.longreason import generate_longreason
+from longctx_rl.data.generators.longreason import generate_any_form
 from longctx_rl.data.generators.names import Split
 from longctx_rl.data.generators.pretraining import generate_copy, generate_lookup, generate_pairs
 from longctx_rl.types import Example
@@ -24,7 +24,7 @@ GENERATORS: dict[str, Callable[[Request], tuple[Example, ...]]] = {
     "multihop": partial(generate_chronicle, core=multihop.core, ask=multihop.ask),
     "grounding": partial(generate_chronicle, core=grounding.core, ask=grounding.ask),
     "longform": partial(generate_chronicle, core=longform.core, ask=longform.ask),
-    "longreason": generate_longreason,
+    "longreason": generate_any_form,
     "code": generate_code,
     "copy": generate_copy,
     "lookup": generate_lookup,

@@ -156,17 +156,25 @@ def _tokens_before_filler(request: Request, units: Sequence[Unit], question: str
     return used
 
 
-def fit_units(stream: Iterator[T], budget: int, cost_of: Callable[[T], int], *, most: int = _MAX_TOKENS) -> Iterator[T]:
+def fit_units(
+    stream: Iterator[T],
+    budget: int,
+    cost_of: Callable[[T], int],
+    *,
+    most: int = _MAX_TOKENS,
+    lookahead: int = _LOOKAHEAD,
+) -> Iterator[T]:
     """Units from the stream that take ``budget`` tokens: all in turn, and the last few chosen for the best fit.
 
     ``most``: the last ones are chosen once less than this is left; more than any unit takes.
+    ``lookahead``: from how many they are chosen.
     """
     while budget > most:
         unit = next(stream)
         budget -= cost_of(unit)
         yield unit
     best: dict[int, tuple[T, ...]] = {0: ()}
-    for unit in islice(stream, _LOOKAHEAD):
+    for unit in islice(stream, lookahead):
         if budget in best:
             break
         cost = cost_of(unit)

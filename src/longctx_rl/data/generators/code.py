@@ -31,8 +31,10 @@ Mode = Literal["call", "inline"]
 SOURCE = "LongBlocks-mini"
 DECOYS = 16
 """Modules that can be imported and are shown nowhere, so that trying all of them is no way to the right one."""
-MOST_TOKENS = {0: 96, 1: 512, 2: 512}
-"""More than any module of a level takes."""
+MOST_TOKENS = {0: 320, 1: 512, 2: 512}
+"""More than any module of a level takes, and enough that several add up to any number of tokens."""
+CHOICE = 64
+"""Modules that the last ones are chosen from: they are large, so few add up to what is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,16 @@ def _document(
         else:
             author = Author(request.rng("distractors"), cast, request.split, setting.level)
             most = MOST_TOKENS[setting.level]
-            others = list(fit_units(author.modules(), budget, lambda one: _tokens(request, one.text), most=most))
+
+            def cost(one: Module) -> int:
+                return _tokens(request, one.text)
+
+            others = list(fit_units(author.modules(), budget, cost, most=most, lookahead=CHOICE))
             placed += [(places.random(), module.text) for module in others]
+            left = budget - sum(map(cost, others))
+            if left > LENGTH_TOLERANCE * request.length:  # modules are large
+                remarks = (f"# {text}\n" for text in essay(request.rng("remarks"), request.split))
+                placed += [(1.0, text) for text in fit_units(remarks, left, lambda text: _tokens(request, text))]
     placed.sort(key=lambda one: one[0])
     return "".join(text for _, text in placed).rstrip("\n"), others
 

@@ -43,8 +43,12 @@ class Task:
         return f"def {ENTRY}({', '.join(self.parameters)}):\n{lines}"
 
     def calling(self) -> str:
-        """The solution that imports its helpers."""
-        imports = "\n".join(f"from {helper.module} import {helper.name}" for helper in self.helpers)
+        """The solution that imports its helpers, each under the topic that it was found by.
+
+        A small model copies what follows a topic once it has said the topic itself; without that, hundreds of steps
+        taught it the form of a solution and nothing of whose helper it is.
+        """
+        imports = "\n".join(f"# {one.topic}\nfrom {one.module} import {one.name}" for one in self.helpers)
         return f"{imports}\n\n{self.definition()}"
 
     def inlined(self) -> str:

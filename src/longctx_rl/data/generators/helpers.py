@@ -1,6 +1,6 @@
 """Nonce helper functions: their names, what they are said to compute, and what they do, which nobody can guess.
 
-A helper is found by its topic ("the KesDal of x"), which its docstring names; its name says nothing. What it computes
+A helper is found by its topic ("the KesDal of x"), which its docstring names and then imports it; its name says nothing. What it computes
 are random constants, so code that does not call it, or copy it, is wrong on nearly every input.
 """
 
@@ -13,6 +13,16 @@ from longctx_rl.data.generators.wording import wording_split
 
 DOC_OPENERS = ("Return", "Compute", "Give", "Find", "Work out", "Look up")
 DOC_CORES = ("{opener} the {topic} of {of}.", "{opener} what the {topic} of {of} is.", "{opener} {of}'s {topic}.")
+
+LINES = (
+    ("return x * {a} + {b}",),
+    ("return (x * {a} + {b}) % {m}",),
+    ("return x * {a} - {b}",),
+    ("return (x + {b}) * {a} % {m}",),
+    ("total = x * {a}", "return total + {b}"),
+    ("total = (x + {b}) * {a}", "return total % {m}"),
+)
+"""Bodies of level 0; of several lengths, so that they add up to nearly any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +39,9 @@ class Helper:
 
     @property
     def source(self) -> str:
-        """Its definition."""
+        """Its definition, with what it is for and how it is imported."""
         head, lines = self.code.split("\n", 1)
-        return f'{head}\n    """{self.doc}"""\n{lines}'
+        return f'{head}\n    """{self.doc}\n\n    >>> from {self.module} import {self.name}\n    """\n{lines}'
 
     @property
     def code(self) -> str:
@@ -62,7 +72,7 @@ class Author:
     """Writes helpers and modules of one document, no name of which comes twice.
 
     Args:
-        level: 0 for one-line bodies of one argument; above, piecewise ones of one or two.
+        level: 0 for bodies of a line or two and one argument; above, piecewise ones of one or two.
     """
 
     def __init__(self, rng: Random, cast: Cast, split: Split, level: int) -> None:
@@ -129,8 +139,7 @@ class Author:
 
     def _line(self) -> tuple[str, ...]:
         a, b, m = self._constants()
-        form = self.rng.choice(("x * {a} + {b}", "(x * {a} + {b}) % {m}", "x * {a} - {b}", "(x + {b}) * {a} % {m}"))
-        return (f"return {form.format(a=a, b=b, m=m)}",)
+        return tuple(line.format(a=a, b=b, m=m) for line in self.rng.choice(LINES))
 
     def _piecewise(self, parameters: tuple[str, ...]) -> tuple[str, ...]:
         a, b, m = self._constants()

@@ -202,6 +202,12 @@ def _item(
     return Item(reasoning, tuple(facts), question, tuple(options), right, steps)
 
 
+def generate_any_form(request: Request) -> tuple[Example, ...]:
+    """For training: up to the length; without one, the facts alone or each in a passage, by turns."""
+    short: Form = "original" if request.family % 2 else "expanded"
+    return generate_longreason(request, form="context" if request.length else short)
+
+
 def generate_longreason(request: Request, *, form: Form = "context") -> tuple[Example, ...]:
     """One item; ``length`` is met by the form ``context`` alone, and 0 leaves the other passages out.
 

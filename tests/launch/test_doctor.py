@@ -15,7 +15,7 @@ from longctx_rl.training import parts
 @pytest.fixture
 def models(tmp_path: Path) -> list[str]:
     """The shapes of Qwen3-1.7B and of a wider teacher, without weights."""
-    shape = {"vocab_size": 151_936, "num_key_value_heads": 8, "head_dim": 128}
+    shape = {"vocab_size": 151_936, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 2**30}
     student = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
     teacher = {"hidden_size": 5120, "intermediate_size": 25_600, "num_hidden_layers": 64, "num_attention_heads": 64}
     sizes = {"student": student, "teacher": teacher}
@@ -91,6 +91,7 @@ def test_more_than_any_setting_can_save(models: list[str], capsys: pytest.Captur
         (["model=mini"], "give context="),
         (["context=many"], "give context="),
         (["context=96"], "leaves no room"),
+        (["context=5000"], "mini-student reads 4096 tokens"),
         (["context=4096", "model=nothing"], "choose one of"),
         (["context=4096", "model.student=/nowhere"], "not found"),
         (["context=4096", "algo.kd.wrong=1"], "wrong"),

@@ -97,12 +97,15 @@ def test_more_than_any_setting_can_save(models: list[str], capsys: pytest.Captur
         (["context=4096", "algo.kd.wrong=1"], "wrong"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: list[str], sentence: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "longctx_rl.doctor", *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and sentence in done.stderr and done.stderr.count("\n") == 1
+def test_bad_input_is_one_sentence(
+    arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["doctor", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        doctor.main()
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert told.startswith("error: ") and sentence in told and told.count("\n") == 1
 
 
 def test_help() -> None:

@@ -69,9 +69,12 @@ def diagnose(arguments: list[str]) -> bool:
 
 def check_context(context: int, config: Config, student: Sizes, teacher: Sizes | None) -> None:
     """Raise ValueError for more tokens than student or teacher reads: the run would be refused."""
-    names = {config.model.student: student} | ({config.model.teacher: teacher} if teacher is not None else {})
-    for name, sizes in names.items():
-        reads = max(sizes.context, config.model.yarn.context) if config.model.yarn is not None else sizes.context
+    models: list[tuple[str | None, Sizes | None]] = [(config.model.student, student), (config.model.teacher, teacher)]
+    yarn = config.model.yarn
+    for name, sizes in models:
+        if sizes is None:
+            continue
+        reads = sizes.context if yarn is None else max(sizes.context, yarn.context)
         if context > reads:
             raise ValueError(
                 f"context={context}, and {name} reads {reads} tokens: shorten it, or stretch the models, for Qwen3 "

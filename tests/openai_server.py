@@ -38,6 +38,13 @@ class Server:
         return [request["messages"][-1]["content"] for request in self.requests]
 
 
+class Listening(ThreadingHTTPServer):
+    """Lets more clients wait than Python's five, beyond which the kernel drops them until they try again."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+
 @contextmanager
 def serving(script: Callable[[int, str], Reply]) -> Iterator[Server]:
     """Serve on a free port; ``script`` gets the number of the request, from 0, and its last message."""
@@ -71,8 +78,7 @@ def serving(script: Callable[[int, str], Reply]) -> Iterator[Server]:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
+    http = Listening(("127.0.0.1", 0), Handler)
     server.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()

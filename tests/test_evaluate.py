@@ -62,8 +62,8 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
         [sys.executable, "-m", "longctx_rl.evaluate", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     path = tmp_path / "evals" / "heldout.jsonl"
-    deadline = time.monotonic() + 120
-    while not path.exists():
+    deadline = time.monotonic() + 240
+    while not path.exists() or path.read_bytes().count(b"\n") < command.BATCH:  # the first of three batches is written
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)

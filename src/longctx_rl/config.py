@@ -89,6 +89,21 @@ class ArchitectureConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class YarnConfig:
+    """Longer contexts for models with rotary positions, without training: YaRN (arXiv 2309.00071)."""
+
+    factor: float
+    """How many times longer."""
+    original_context: int
+    """Tokens that the models were pretrained for, which can be fewer than their configuration allows."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that the stretched models read."""
+        return round(self.factor * self.original_context)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     name: str
     student: str
@@ -99,6 +114,8 @@ class ModelConfig:
     tokenizer: str | None  # none: the student's own
     architecture: ArchitectureConfig | None
     """Set: the student starts from random weights of this shape."""
+    yarn: YarnConfig | None = None
+    """Set: student and teacher are stretched; the student's export stays so."""
     lr: float  # that suits the model's size; optim.lr follows it
     dtype: Literal["float32", "bfloat16"]
     """Of the computation. Master weights and optimizer states are float32."""

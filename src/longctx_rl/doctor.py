@@ -48,6 +48,7 @@ def diagnose(arguments: list[str]) -> bool:
         raise ValueError(
             f"context={context} leaves no room beside rollout.max_new_tokens={completion}: give more tokens"
         )
+    check_context(context, config, student, teacher)
     ranks = int(number(own, "devices", config.world_size))
     load = workload(config, prompt=context - completion, ranks=ranks, resident=SMALL_MODEL_NUMEL)
     memory = number(own, "memory", device_memory(config) / GIB)
@@ -64,6 +65,21 @@ def diagnose(arguments: list[str]) -> bool:
             return False
     print("nothing that can be set makes it fit: shorten the context, or take a smaller model")
     return False
+
+
+def check_context(context: int, config: Config, student: Sizes, teacher: Sizes | None) -> None:
+    """Raise ValueError for more tokens than student or teacher reads: the run would be refused."""
+    models: list[tuple[str | None, Sizes | None]] = [(config.model.student, student), (config.model.teacher, teacher)]
+    yarn = config.model.yarn
+    for name, sizes in models:
+        if sizes is None:
+            continue
+        reads = sizes.context if yarn is None else max(sizes.context, yarn.context)
+        if context > reads:
+            raise ValueError(
+                f"context={context}, and {name} reads {reads} tokens: shorten it, or stretch the models, for Qwen3 "
+                "with model.yarn='{factor: 4.0, original_context: 32768}'"
+            )
 
 
 def number(own: dict[str, str], name: str, default: float | None) -> float:

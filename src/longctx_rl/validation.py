@@ -46,6 +46,14 @@ def _problems(c: "Config") -> Iterator[str]:
             f"model.architecture starts from random weights, so model.student={c.model.student} would be left out: "
             "set model.architecture=null, or choose model=mini"
         )
+    if (yarn := c.model.yarn) is not None:
+        if c.model.architecture is not None:
+            yield "model.yarn stretches pretrained models: set model.yarn=null, and model.architecture.max_length"
+        if not (yarn.factor > 1 and yarn.original_context > 0):
+            yield (
+                f"model.yarn.factor={yarn.factor}, original_context={yarn.original_context}: need a factor above 1, "
+                "such as model.yarn='{factor: 4.0, original_context: 32768}'"
+            )
     if c.algo.source == "policy" and c.data.questions_per_document != 1:
         yield (
             f"data.questions_per_document={c.data.questions_per_document} is for recorded answers: "

@@ -38,7 +38,7 @@ def overrides(documents: Path, out: Path, server: Server | str, *more: str) -> l
     url = server if isinstance(server, str) else server.url
     return [
         f"documents={documents}", f"out={out}", f"writer.base_url={url}", "writer.model=scripted", "writer.retries=1",
-        "writer.timeout=5", "writer.concurrency=2", "passage_characters=400", *more,
+        "writer.timeout=60", "writer.concurrency=2", "passage_characters=400", *more,
     ]  # fmt: skip
 
 
@@ -209,7 +209,7 @@ def test_ctrl_c_is_one_line(documents: Path, tmp_path: Path) -> None:
         while not server.requests and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130 and "the same command goes on" in stderr and "Traceback" not in stderr
 
 

@@ -1,7 +1,6 @@
 """One completion at a time on two ranks whose weights are truly sharded, one of them with fewer groups."""
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from longctx_rl.training.collect import sampled_groups
 from longctx_rl.training.parts import build_parts
 from longctx_rl.training.state import Stopwatch
 from longctx_rl.training.update import global_count, objective_from, prepare, update
+from ports import free_port
 
 Found = tuple[float, dict[str, float]]
 
@@ -48,10 +48,7 @@ def work(rank: int, port: int, root: str) -> None:
 
 
 def test_two_ranks_with_sharded_weights(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(work, args=(free_port(), str(tmp_path)), nprocs=2, daemon=True)
     for rank in range(2):
         (norm, metrics), *others = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         assert norm > 0 and metrics["loss/pg"] == pytest.approx(0, abs=1e-6)

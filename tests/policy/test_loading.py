@@ -1,13 +1,16 @@
 """Model folders that cannot be used are refused, with the cause and the way out; nothing is unpickled."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from longctx_rl.config import YarnConfig
 from longctx_rl.policy.loading import SHIPPED, load_model, load_tokenizer
+from longctx_rl.policy.sizes import KNOWN
 
 ADVICE = r"give a folder with config.json, tokenizer.json and whole .safetensors weights"
 
@@ -49,3 +52,36 @@ def test_missing_tokenizer(folder: Path) -> None:
     with pytest.raises(ValueError, match=ADVICE) as caught:
         load_tokenizer(str(folder))
     assert "\n" not in str(caught.value)
+
+
+def test_a_stretched_model_turns_slow_positions_slower(folder: Path, tmp_path: Path) -> None:
+    """YaRN (arXiv 2309.00071): fast rotations stay, slow ones take ``factor`` times as long, logits are sharpened."""
+    yarn = YarnConfig(factor=4.0, original_context=4096)
+    plain, long = load_model(str(folder)), load_model(str(folder), yarn)
+    before, after = (model.base_model.rotary_emb for model in (plain, long))
+    ratio = before.inv_freq / after.inv_freq
+    assert ratio[0] == pytest.approx(1.0) and ratio[-1] == pytest.approx(4.0)
+    assert after.attention_scaling == pytest.approx(0.1 * math.log(4.0) + 1.0)
+    assert long.config.max_position_embeddings == 16_384
+    long.save_pretrained(tmp_path / "export")
+    for again in (load_model(str(tmp_path / "export")), load_model(str(tmp_path / "export"), yarn)):
+        assert torch.equal(again.base_model.rotary_emb.inv_freq, after.inv_freq)
+    with pytest.raises(ValueError, match=r"positions of type yarn, which model\.yarn cannot stretch"):
+        load_model(str(tmp_path / "export"), YarnConfig(factor=2.0, original_context=4096))
+    with pytest.raises(ValueError, match=r"reads 4096 tokens without model\.yarn, with it 2048"):
+        load_model(str(folder), YarnConfig(factor=2.0, original_context=1024))
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "without_embedding"),
+    [
+        ("Qwen/Qwen3-0.6B", 0.6, 0.44),
+        ("Qwen/Qwen3-1.7B", 1.7, 1.4),
+        ("Qwen/Qwen3-4B", 4.0, 3.6),
+        ("Qwen/Qwen3-32B", 32.8, 31.2),
+    ],
+)
+def test_known_sizes_are_those_of_the_model_cards(name: str, billions: float, without_embedding: float) -> None:
+    known = KNOWN[name]
+    assert known.parameters / 1e9 == pytest.approx(billions, rel=0.03)
+    assert known.layers * known.layer_parameters / 1e9 == pytest.approx(without_embedding, rel=0.03)

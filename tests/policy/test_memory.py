@@ -46,7 +46,7 @@ def test_the_update_peaks_where_the_estimate_says(
     changes: dict[str, int], width: int, layers: int, vocabulary: int
 ) -> None:
     load = replace(LOAD, **changes)  # type: ignore[arg-type]
-    sizes = Sizes(layers, width, 3 * width, width, width, vocabulary, tied=True)
+    sizes = Sizes(layers, width, 3 * width, width, width, vocabulary, tied=True, context=4096)
     variant = "scheduled" if load.scheduled else "packed"
     command = [sys.executable, str(CASES), "update", variant, "--threads", "1"]
     for name, value in (
@@ -61,7 +61,7 @@ def test_the_update_peaks_where_the_estimate_says(
 
 
 def test_sampling_peaks_where_the_estimate_says() -> None:
-    load, sizes = replace(LOAD, prompt=4096, group=16), Sizes(4, 128, 384, 128, 128, 4096, tied=True)
+    load, sizes = replace(LOAD, prompt=4096, group=16), Sizes(4, 128, 384, 128, 128, 4096, tied=True, context=8192)
     command = [sys.executable, str(CASES), "decode", "shared", "--threads", "1", "--prompt", "4096", "--group", "16"]
     assert peak(command, "decode_mib") == pytest.approx(sum(sampling(sizes, load).values()), rel=0.2)
 
@@ -101,7 +101,7 @@ def test_sizes_of_a_large_model() -> None:
 
 
 def test_what_saves_memory_saves_it() -> None:
-    sizes = Sizes(28, 2048, 6144, 2048, 1024, 151_936, tied=True)
+    sizes = Sizes(28, 2048, 6144, 2048, 1024, 151_936, tied=True, context=40_960)
     load = replace(LOAD, prompt=16_384, completion=1024, engine="zero3", bytes=2, ranks=2)
     base = estimate(sizes, sizes, load)
     for changed in (

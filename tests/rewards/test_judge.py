@@ -22,7 +22,7 @@ def settings(tmp_path: Path) -> JudgeConfig:
     """The shipped configuration, with a cache of its own and little patience."""
     plain = yaml.safe_load((config_directory() / "reward" / "judge.yaml").read_text(encoding="utf-8"))["judge"]
     config = convert(JudgeConfig, plain)
-    return replace(config, cache=str(tmp_path / "judge.sqlite"), retries=2, timeout=5.0, concurrency=3)
+    return replace(config, cache=str(tmp_path / "judge.sqlite"), retries=2, timeout=60.0, concurrency=3)
 
 
 def by_number(_: int, prompt: str) -> Reply:

@@ -145,7 +145,7 @@ def test_rouge_l_counts_the_longest_common_subsequence() -> None:
     assert rouge_l("", "police") == 0
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from("abcd"), max_size=80), st.lists(st.sampled_from("abcde"), max_size=80))
 def test_longest_common_subsequence_equals_the_table(left: list[str], right: list[str]) -> None:
     table = [[0] * (len(right) + 1) for _ in range(len(left) + 1)]
@@ -155,7 +155,7 @@ def test_longest_common_subsequence_equals_the_table(left: list[str], right: lis
     assert longest_common_subsequence(left, right) == table[-1][-1]
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_scores_are_bounded_and_nothing_is_never_right(predicted: str, reference: str) -> None:
     for rule in (match, token_f1, set_f1, choice, rouge_l):

@@ -59,7 +59,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_in_step(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    mp.spawn(work, args=(str(tmp_path),), nprocs=2, daemon=True)
     passes = []
     for rank in range(2):
         groups, count = torch.load(tmp_path / f"{rank}.pt", weights_only=False)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -165,7 +166,7 @@ def test_no_process_or_file_is_left_behind(single: Sandbox) -> None:
         single.run(calls)
     assert len(os.listdir("/proc/self/fd")) == before
     assert worker.process.poll() is None
-    deadline = time.monotonic() + 10  # a reply comes before the cleaning
+    deadline = time.monotonic() + 60  # a reply comes before the cleaning
     while len(descendants(worker.process.pid)) > (single.backend == "bwrap"):  # which has the worker itself below it
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -269,10 +270,10 @@ def test_workers_end_with_the_process_that_started_them() -> None:
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     pids = [int(text) for text in done.stdout.split()]
     assert len(pids) == 2
-    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
         assert time.monotonic() < deadline, "a worker outlives its judge"
         time.sleep(0.05)
 
@@ -296,7 +297,7 @@ def test_values_survive_the_way_there_and_back(value: Any) -> None:
     assert same(decode(parse(json.dumps(encode(value)).encode())), value)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     values=st.lists(PLAIN, min_size=1, max_size=5),
     name=st.sampled_from(["wrong", "changed built-ins", "always equal int"]),

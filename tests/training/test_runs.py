@@ -212,7 +212,8 @@ def run_command(arguments: list[str], directory: Path) -> "subprocess.Popen[str]
 
 
 def test_a_killed_run_resumes_to_the_bit_on_zero3(models: tuple[str, ...], tmp_path: Path) -> None:
-    arguments = ["+algo=dgrpo", *smoke(models, tmp_path, "budget.steps=5", "eval=none", "checkpoint.every=2")]
+    # More steps than can be taken between the first checkpoint and the kill, however late that comes.
+    arguments = ["+algo=dgrpo", *smoke(models, tmp_path, "budget.steps=15", "eval=none", "checkpoint.every=2")]
     whole = [*arguments, "experiment_name=whole"]
     uninterrupted = run_command(whole, tmp_path)
     _, stderr = uninterrupted.communicate(timeout=240)

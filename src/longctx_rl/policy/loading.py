@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from longctx_rl.config import ArchitectureConfig, ModelConfig
+from longctx_rl.config import ArchitectureConfig, ModelConfig, YarnConfig
 
 transformers_logging.disable_progress_bar()  # a run has one progress line, its own
 UNLOADABLE = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)
@@ -62,18 +62,53 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(name: str) -> PreTrainedModel:
+def load_model(name: str, yarn: YarnConfig | None = None) -> PreTrainedModel:
     """A pretrained causal language model with float32 weights, from safetensors: nothing is unpickled.
 
+    Args:
+        yarn: how far its context is stretched; None: as it is.
+
     Raises:
-        ValueError: it cannot be found or read.
+        ValueError: it cannot be found or read, or not be stretched so.
     """
     path = locate(name)
+    config = None if yarn is None else stretched(load_config(name), name, yarn)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=torch.float32, use_safetensors=True
+        )
     except UNLOADABLE as error:
         raise ValueError(_unavailable(name, path, error)) from error
     return model
+
+
+def stretched(config: PreTrainedConfig, name: str, yarn: YarnConfig) -> PreTrainedConfig:
+    """The configuration with YaRN's positions, as transformers reads them; one that has just these stays as it is.
+
+    Raises:
+        ValueError: it has other positions than rotary ones of the usual kind, or reads as many tokens already.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    wanted = {
+        "rope_type": "yarn",
+        "factor": yarn.factor,
+        "original_max_position_embeddings": yarn.original_context,
+    }
+    if all(rope.get(key) == value for key, value in wanted.items()):  # the export of a run that was stretched
+        return config
+    if rope.get("rope_type") != "default":
+        raise ValueError(
+            f"{name} has positions of type {rope.get('rope_type', 'none')}, which model.yarn cannot stretch: set "
+            "model.yarn=null, or the very settings that it was trained with"
+        )
+    if config.max_position_embeddings >= yarn.context:
+        raise ValueError(
+            f"{name} reads {config.max_position_embeddings} tokens without model.yarn, with it {yarn.context}: "
+            "set model.yarn=null"
+        )
+    config.rope_parameters = {**rope, **wanted}
+    config.max_position_embeddings = yarn.context
+    return config
 
 
 def fresh_model(shape: ArchitectureConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:

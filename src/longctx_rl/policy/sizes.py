@@ -22,6 +22,8 @@ class Sizes:
     vocabulary: int
     tied: bool
     """The output head is the embedding."""
+    context: int
+    """Tokens that it reads, as far as it was not stretched."""
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> "Sizes":
@@ -35,6 +37,7 @@ class Sizes:
             key_value=(getattr(config, "num_key_value_heads", None) or heads) * width,
             vocabulary=config.vocab_size,
             tied=bool(config.tie_word_embeddings),
+            context=config.max_position_embeddings,
         )
 
     @property
@@ -45,6 +48,24 @@ class Sizes:
     def parameters(self) -> int:
         """Matrices; norms and biases are too few to matter."""
         return self.layers * self.layer_parameters + (1 if self.tied else 2) * self.vocabulary * self.hidden
+
+
+def _qwen3(layers: int, hidden: int, intermediate: int, heads: int, *, tied: bool = True) -> Sizes:
+    return Sizes(layers, hidden, intermediate, 128 * heads, 128 * 8, 151_936, tied, 40_960)
+
+
+KNOWN = {
+    "Qwen/Qwen3-0.6B": _qwen3(28, 1024, 3072, 16),
+    "Qwen/Qwen3-1.7B": _qwen3(28, 2048, 6144, 16),
+    "Qwen/Qwen3-4B": _qwen3(36, 2560, 9728, 32),
+    "Qwen/Qwen3-32B": _qwen3(64, 5120, 25_600, 64, tied=False),
+}
+"""The Hub's models that conf/model/ names, from their config.json: sizes are known without a network."""
+
+
+def sizes_of(name: str) -> Sizes:
+    """Sizes of a model by its name. Raises ValueError if it is not found."""
+    return KNOWN[name] if name in KNOWN else Sizes.of(load_config(name))
 
 
 def shapes(config: Config) -> tuple[Sizes, Sizes | None]:
@@ -59,8 +80,9 @@ def shapes(config: Config) -> tuple[Sizes, Sizes | None]:
             key_value=shape.num_kv_heads * shape.head_dim,
             vocabulary=load_config(model.student).vocab_size,
             tied=True,
+            context=shape.max_length,
         )
     else:
-        student = Sizes.of(load_config(model.student))
+        student = sizes_of(model.student)
     asked = config.needs_teacher and model.teacher is not None and model.teacher_cache is None
-    return student, Sizes.of(load_config(model.teacher)) if asked and model.teacher else None
+    return student, sizes_of(model.teacher) if asked and model.teacher else None

@@ -46,6 +46,8 @@ class Identity:
     temperature: float
     dtype: str
     vocabulary: int | None
+    yarn: str | None = None
+    """How the teacher's context is stretched."""
 
     @property
     def key(self) -> str:

@@ -165,7 +165,7 @@ def load_frozen(config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary: 
     models: dict[str, PreTrainedModel] = {}
     if config.needs_teacher and config.model.teacher_cache is None:
         assert config.model.teacher is not None
-        models["kd"] = load_model(config.model.teacher)
+        models["kd"] = load_model(config.model.teacher, config.model.yarn)
     if config.needs_reference:
         models["ref"] = load_student(config, tokenizer)
     chunk = config.model.scoring_chunk
@@ -176,7 +176,7 @@ def load_student(config: Config, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     """The student as it is before training: pretrained, or random weights of a configured shape."""
     if config.model.architecture is not None:
         return fresh_model(config.model.architecture, tokenizer, config.seed)
-    return load_model(config.model.student)
+    return load_model(config.model.student, config.model.yarn)
 
 
 def anchor(config: Config, engine: Engine, name: str, scorer: FrozenScorer) -> FrozenAnchor:

@@ -37,6 +37,7 @@ def identity_of(config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary: 
         temperature=config.rollout.temperature,
         dtype=config.model.dtype,
         vocabulary=vocabulary,
+        yarn=str(config.model.yarn) if config.model.yarn is not None else None,
     )
 
 
@@ -77,7 +78,7 @@ def build(config: Config) -> Path:
     vocabulary = check_pair(config.model, tokenizer)
     source = open_source(config, tokenizer)
     dtype, device = getattr(torch, config.model.dtype), distributed.device(config)
-    scorer = FrozenScorer(load_model(name), chunk=config.model.scoring_chunk, vocabulary=vocabulary)
+    scorer = FrozenScorer(load_model(name, config.model.yarn), chunk=config.model.scoring_chunk, vocabulary=vocabulary)
     check_lengths(config, context_length(scorer.model))
     cast_parameters(scorer.freeze(), dtype).to(device)
     divergence = divergence_from(config.algo.kd)

@@ -1,4 +1,4 @@
-"""``dashboard``: a saved wandb workspace and a report that compare an experiment's runs, built with wandb-workspaces."""
+"""``dashboard``: a saved wandb workspace and a report that compare an experiment's runs."""
 
 import os
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ def save(experiment: Experiment) -> str:
     """
     if not os.environ.get("WANDB_API_KEY"):
         raise ValueError(
-            "set WANDB_API_KEY to a key from https://wandb.ai/authorize, and logging.entity or WANDB_ENTITY to a team or "
-            "user; offline runs are uploaded first with: wandb sync runs/*/*/wandb/offline-run-*"
+            "set WANDB_API_KEY to a key from https://wandb.ai/authorize, and logging.entity or WANDB_ENTITY to a team "
+            "or user; offline runs are uploaded first with: wandb sync runs/*/*/wandb/offline-run-*"
         )
     found = results.read_all(experiment.results)
     place = place_of(found)
@@ -101,7 +101,7 @@ def build_workspace(experiment: Experiment, found: Sequence[Result], place: Plac
         sections=sections,
         settings=ws.WorkspaceSettings(x_axis="progress/trained_tokens", max_runs=100, group_by_prefix="first"),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Config("experiment_name") == experiment.name], groupby=[ws.Config(METHOD)]
+            filters=ws.And(ws.Config("experiment_name") == experiment.name), groupby=[ws.Config(METHOD)]
         ),
     )
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from longctx_rl import process
 from longctx_rl.__main__ import composed
-from longctx_rl.report.check import check
 from longctx_rl.report.collect import collect
 from longctx_rl.report.experiment import Experiment, open_experiment
 
@@ -46,9 +45,7 @@ def parser() -> argparse.ArgumentParser:
     tables.add_argument("experiment", metavar="NAME", nargs="*", help="all experiments that have tables, if left out")
     tables.set_defaults(work=_tables)
     checking = commands.add_parser("check", help="fail if a committed result or number was not made by what it says")
-    checking.add_argument(
-        "experiment", metavar="NAME", nargs="*", help="all experiments that have results, if left out"
-    )
+    checking.add_argument("experiment", metavar="NAME", nargs="*", help="all experiments that have tables, if left out")
     checking.set_defaults(work=_check)
     dashboard = commands.add_parser("dashboard", help="save a wandb workspace and a report that compare the runs")
     dashboard.add_argument("experiment", metavar="NAME")
@@ -70,6 +67,8 @@ def _tables(arguments: argparse.Namespace) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> str:
+    from longctx_rl.report.check import check  # matplotlib
+
     found = {experiment.name: check(experiment, CHECKOUT, composed) for experiment in _chosen(arguments.experiment)}
     for name, (_, notes) in found.items():
         print(*(f"{name}: {note}" for note in notes), sep="\n", end="\n" if notes else "")
@@ -86,12 +85,9 @@ def _dashboard(arguments: argparse.Namespace) -> str:
 
 
 def _chosen(names: list[str]) -> list[Experiment]:
-    """The named experiments, or all that have results as ``collect`` writes them."""
+    """The named experiments, or all that have tables already."""
     folder = CHECKOUT / "experiments"
-    if not names:
-        names = sorted(
-            path.parents[1].name for path in folder.glob("*/results/") if (path.parent / "tables.md").exists()
-        )
+    names = names or sorted(path.parent.name for path in folder.glob("*/tables.md"))
     if not names:
         raise ValueError("no experiment has tables yet: python -m longctx_rl.report tables NAME")
     return [open_experiment(folder / name) for name in names]

@@ -17,6 +17,7 @@ from longctx_rl.report.study import (
     difference,
     equal_cost,
     final,
+    final_costs,
     level,
     methods_of,
     transfer,
@@ -37,7 +38,7 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
     tables = [levels("levels", methods, fixed_of(results, base), columns, caption=_base_note(base))]
     if base is not None:
         tables.append(differences("gains", methods, [base], columns, base.name))
-        recorded = [axis for axis in COSTS if any(axis in spent for one in results for spent in one.costs.values())]
+        recorded = [axis for axis in COSTS if final_costs(results, axis)]
         tables += [at_equal_cost(axis, methods, base, columns) for axis in recorded]
     if base is not None and {CODE_LONG, CODE_SHORT} <= set(columns):
         tables.append(transfers(methods, base))

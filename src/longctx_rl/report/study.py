@@ -100,14 +100,19 @@ def final(result: Result) -> int | None:
     return trained[-1] if trained else None
 
 
+def final_costs(results: Sequence[Result], axis: str) -> list[float]:
+    """What each run had spent at its end, of the runs that recorded it."""
+    ends = [one.costs.get(final(one) or 0, {}) for one in results if one.trained and final(one)]
+    return [end[axis] for end in ends if axis in end]
+
+
 def equal_cost(results: Sequence[Result], axis: str) -> tuple[float, Reading]:
     """The smallest final cost of any run, and for each run its last evaluation within it.
 
     Raises:
         ValueError: no run recorded it at its end.
     """
-    ends = [one.costs.get(final(one) or 0, {}) for one in results if one.trained and final(one)]
-    finals = [end[axis] for end in ends if axis in end]
+    finals = final_costs(results, axis)
     if not finals:
         raise ValueError(f"no run has recorded its {axis}: choose from {', '.join(COSTS)}")
     limit = min(finals)

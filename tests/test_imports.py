@@ -16,9 +16,9 @@ LAYERS = (
     {"train"},
     {"training", "models"},
     {"evals", "recorder", "report"},
-    {"data", "rollout", "rewards", "engine", "progress", "process"},
+    {"data", "rollout", "rewards", "engine", "progress", "process", "mirror"},
     {"policy", "run_directory", "sandbox"},
-    {"objective", "environment", "stats", "endpoint"},
+    {"objective", "environment", "stats", "endpoint", "metrics_file"},
     {"config", "types"},
     {"strict", "validation", "config_data", "config_reward", "config_build", "config_eval"},
 )
@@ -28,7 +28,7 @@ DOORS = {
     "hydra": {"__main__"},
     "omegaconf": {"__main__", "config"},
     "deepspeed": {"engine/zero3"},
-    "wandb": {"recorder", "report"},
+    "wandb": {"mirror", "report"},
     "vllm": {"rollout/vllm"},
 }
 """Library to the only files, or folders, that import it."""

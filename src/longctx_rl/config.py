@@ -152,7 +152,7 @@ class UntilConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetConfig:
-    steps: int
+    steps: int | None
     trained_tokens: int | None
     flops: float | None
     seconds: float | None
@@ -201,6 +201,16 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """How the runs of a sweep are started. Of no consequence to any of them."""
+
+    jobs: int = 1
+    """Runs at a time."""
+    plan: bool = False
+    """Print what the sweep would do and cost, and start nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything a run depends on."""
 
@@ -224,6 +234,7 @@ class Config:
     runs_root: str
     run_dir: str
     resume: bool
+    sweep: SweepConfig = SweepConfig()
 
     @property
     def world_size(self) -> int:

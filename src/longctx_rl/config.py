@@ -241,6 +241,11 @@ class Config:
         return self.engine.num_processes * self.engine.num_nodes
 
     @property
+    def schedule_steps(self) -> int | None:
+        """Optimizer steps until ``budget.steps`` is spent; None if it is not set."""
+        return None if self.budget.steps is None else self.budget.steps * self.algo.updates_per_rollout
+
+    @property
     def needs_teacher(self) -> bool:
         return self.algo.weights.kd != 0.0
 

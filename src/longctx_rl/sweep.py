@@ -171,7 +171,7 @@ class Sweep:
 
     def _summary(self) -> str:
         done = self._finished + self._skipped
-        left = max(0.0, self._until - time.monotonic())
+        left = max(self._until - time.monotonic(), 0.0)  # in this order, what is not a number stays so
         return (
             f"{done} of {len(self._requests)} done, {len(self._failures)} failed, {len(self._running)} running, "
             f"{duration(left)} left"

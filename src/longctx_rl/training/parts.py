@@ -88,8 +88,7 @@ def build_parts(config: Config) -> Parts:
         frozen = load_frozen(config, tokenizer, vocabulary)
     context = min(context, *(context_length(scorer.model) for scorer in frozen.values()), context)
     make_trainable(student, checkpointing=model.gradient_checkpointing)
-    steps = config.budget.steps
-    engine = engines.build(config, policy, None if steps is None else steps * config.algo.updates_per_rollout)
+    engine = engines.build(config, policy, config.schedule_steps)
 
     def sampler(temperature: float, max_new_tokens: int) -> HFSampler:
         return HFSampler(

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -21,9 +22,12 @@ GRIDS = {
 }
 
 
+@cache
 def runs(grid: str) -> list[Config]:
-    """The runs of a grid, in order: the last parameter changes first."""
+    """The runs of a grid with its first two seeds, in order: the last parameter changes first."""
     choices = [[f"{key}={value}" for value in str(values).split(",")] for key, values in GRIDS[grid].items()]
+    choices[0] = choices[0][:2]
+    assert choices[0] == ["seed=0", "seed=1"]  # outermost: whole comparisons are there early
     return [composed(f"+experiment={grid}", *chosen) for chosen in product(*choices)]
 
 
@@ -36,16 +40,13 @@ def test_each_run_is_possible_and_has_its_own_directory(grid: str) -> None:
     configs = runs(grid)
     assert [path for path, count in Counter(config.run_dir for config in configs).items() if count > 1] == []
     assert all(config.resume and config.eval.at_end for config in configs)
-    seeds = [config.seed for config in configs]
-    assert seeds == sorted(seeds)  # outermost: whole comparisons are there early
-    assert min(Counter(seeds).values()) == max(Counter(seeds).values())
     assert len({(config.budget.trained_tokens, config.budget.steps) for config in configs}) == 1
 
 
 def test_table1_compares_five_methods_at_equal_tokens() -> None:
     configs = runs("table1")
     assert [config.algo.name for config in configs[:5]] == ["sft", "kd", "grpo", "opd", "dgrpo"]
-    assert len(configs) == 25
+    assert len(configs) == 10 and GRIDS["table1"]["seed"] == "0,1,2,3,4"
     assert all((config.optim, config.data) == (configs[0].optim, configs[0].data) for config in configs)
     lengths = configs[0].data.lengths
     assert sum(length >= 512 for length in lengths) == 9 * sum(length <= 256 for length in lengths)

@@ -1,9 +1,18 @@
-"""Grids of real runs: skipped when finished, continued when half done, listed when they fail, planned with their cost."""
+"""Grids of real runs: skipped when finished, continued when half done, listed when they fail, planned, submitted."""
 
 import json
+import signal
+import time
+from dataclasses import replace
 from pathlib import Path
 
-from launch.test_launch import SMOKE, finish, start, steps
+import psutil
+import pytest
+
+from config.composing import composed
+from launch.test_launch import ENDLESS, SMOKE, finish, start, steps
+from longctx_rl import plan, run_directory
+from longctx_rl.submission import launcher_from
 
 RUN = "runs/smoke/sft-mini_fresh-mix-s"
 GRID = ("-m", "+algo=sft", *SMOKE, "engine=local", "resume=true")
@@ -47,3 +56,74 @@ def test_a_grid_over_several_sittings(tmp_path: Path) -> None:
     assert [steps(tmp_path / f"{RUN}{seed}") for seed in range(3)] == [[1], [1], [1]]
     code, stdout, _ = finish(start([*GRID[1:], "seed=2", "budget.steps=1"], tmp_path))
     assert (code, stdout) == (0, f"{RUN}2 is finished after 1 steps (budget.steps=1 is spent): nothing to do\n")
+
+
+def test_ctrl_c_of_two_at_a_time(tmp_path: Path) -> None:
+    """Both finish their step and save, nothing else starts, and the next sitting could go on."""
+    sweep = start([*GRID, "seed=0,1,2", "sweep.jobs=2", *ENDLESS], tmp_path)
+    runs = [tmp_path / f"{RUN}{seed}" for seed in range(2)]
+    while not all((run / "metrics.jsonl").exists() and steps(run) for run in runs):
+        assert sweep.poll() is None
+        time.sleep(0.1)
+    children = psutil.Process(sweep.pid).children()
+    sweep.send_signal(signal.SIGINT)
+    code, stdout, _ = finish(sweep)
+    assert code == 130
+    assert stdout.splitlines()[-1] == "interrupted; the same command with resume=true goes on where it stopped"
+    for run in runs:
+        assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{steps(run)[-1]:06d}"]
+        assert f"{run.name} interrupted after " in stdout
+    assert not (tmp_path / f"{RUN}2").exists()
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+def test_jobs_of_a_cluster(tmp_path: Path) -> None:
+    """submitit's executor for this machine, each job one run; the launcher may stand in the experiment."""
+    arguments = [*GRID, "seed=0,1", "budget.steps=1", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=9"]
+    code, stdout, stderr = finish(start(arguments, tmp_path))
+    assert code == 0, stderr + stdout
+    assert stdout.splitlines()[-1] == "sweep: 2 of 2 runs succeeded"
+    assert [steps(tmp_path / f"{RUN}{seed}") for seed in range(2)] == [[1], [1]]
+    assert len(list((tmp_path / "runs" / ".submitit").glob("*/*_submitted.pkl"))) == 2
+    command = json.loads((tmp_path / f"{RUN}1" / "environment.json").read_text())["command"]
+    assert command.endswith(" seed=1 budget.steps=1") and "launcher" not in command
+    code, stdout, stderr = finish(start(arguments, tmp_path))
+    assert (code, stdout) == (0, "sweep: 2 of 2 runs succeeded, 2 of them finished before\n"), stderr
+
+
+def test_launchers_that_would_run_a_run_twice_are_refused() -> None:
+    settings = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "nodes": 1}
+    with pytest.raises(ValueError, match=r"hydra.launcher.tasks_per_node=2: a job is one run"):
+        launcher_from(settings | {"tasks_per_node": 2}, "submitit_slurm")
+    with pytest.raises(ValueError, match="hydra/launcher=joblib is not supported: choose basic"):
+        launcher_from({"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}, "joblib")
+    assert launcher_from(settings | {"tasks_per_node": 1, "partition": "gpu"}, "submitit_slurm").cluster == "slurm"
+
+
+def test_costs_are_those_of_finished_runs_alike_scaled_to_the_budget(tmp_path: Path) -> None:
+    base = composed("+algo=sft", f"runs_root={tmp_path}", "budget.steps=100", "engine=local")
+    with run_directory.opened(base) as path:
+        rows = [{"step": 0, "time/eval": 3.0}]
+        for step in range(1, 101):
+            progress = {"step": step, "wall_seconds": 2.0 * step, "trained_tokens": 10 * step, "flops": 1e6 * step}
+            rows.append({"step": step} | {f"progress/{name}": value for name, value in progress.items()})
+        (path / "metrics.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in [*rows, {"step": 100, "time/eval": 4.0}])
+        )
+        run_directory.record_finished(base, 100, "budget.steps=100 is spent", 200.0)
+    known = plan.measured({str(tmp_path)})
+    other = replace(base, seed=1, run_dir=str(tmp_path / "default" / "other"), budget=replace(base.budget, steps=50))
+    assert plan.estimate(other, known) == plan.Cost(107.0, 500.0, 5e7)
+    tokens = replace(other, budget=replace(base.budget, steps=None, trained_tokens=2000))
+    assert plan.estimate(tokens, known) == plan.Cost(407.0, 2000.0, 2e8)
+    assert plan.estimate(replace(other, batch=replace(base.batch, prompts_per_step=9)), known) is None
+    assert plan.standing(replace(base, resume=True)).kind == "finished"
+    longer = replace(base, resume=True, budget=replace(base.budget, steps=200))
+    assert plan.standing(longer).kind == "half done"  # a larger budget goes on
+    assert plan.remaining(longer, known) == plan.Cost(203.5, 1000.0, 1e8)
+    assert plan.makespan([3.0, 1.0, 1.0, 2.0], jobs=2) == 4.0
+    text = plan.render([replace(base, resume=True), other], jobs=1)
+    assert text.splitlines()[-2:] == [
+        "2 runs: 1 finished, 1 new",
+        "cost: 1:47 500 tokens 5e+07 FLOPs; 1:47 with sweep.jobs=1",
+    ]

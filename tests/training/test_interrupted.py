@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +176,8 @@ def test_no_evaluation_at_a_share_is_lost_or_made_twice(
     step = evaluated_at(at_shares[0])[which]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, at(step, then, before=before)(getattr(owner, name), step_of))
-        try:
+        with suppress(Killed, SystemExit):
             run(tmp_path, "stopped", *SHARES)
-        except (Killed, SystemExit):
-            pass
     assert left(run(tmp_path, "stopped", *SHARES, resume=True)) == at_shares
 
 

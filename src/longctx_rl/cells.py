@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -81,7 +82,8 @@ class Child:
             else:
                 family = psutil.Process(self._process.pid)
                 for one in [*family.children(recursive=True), family]:
-                    one.kill()
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
             self._told = asked
         return True
 

@@ -151,7 +151,9 @@ def _rows(text: bytes) -> Iterator[dict[str, float]]:
 def render(configs: Sequence[Config], jobs: int) -> str:
     """The plan as text: each run with where it stands and what it will cost, and the whole."""
     known = measured({config.runs_root for config in configs})
-    lines, costs, unknown = [], [], 0
+    lines: list[str] = []
+    costs: list[Cost] = []
+    unknown = 0
     counts = {"finished": 0, "half done": 0, "new": 0, "refused": 0}
     for number, config in enumerate(configs, 1):
         where = standing(config)

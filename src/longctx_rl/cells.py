@@ -19,6 +19,9 @@ from longctx_rl.config import Config
 class Running(Protocol):
     """A run that was started."""
 
+    log: Path
+    """File of what it says, or of its errors."""
+
     def code(self) -> int | None:
         """Its exit code; None while it runs."""
 
@@ -42,7 +45,7 @@ class Child:
         self._folder = tempfile.TemporaryDirectory(prefix="longctx_rl-")
         path = Path(self._folder.name, "config.yaml")
         path.write_text(configuration.dump(config), encoding="utf-8")
-        self._log, self._config, self._shown, self._told = log, config, 0, 0
+        self.log, self._config, self._shown, self._told = log, config, 0, 0
         self._echo = jobs == 1
         with log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -88,7 +91,7 @@ class Child:
         return True
 
     def said(self) -> str:
-        return self._log.read_text(encoding="utf-8", errors="replace")
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
 
 def log_of(config: Config) -> Path:
@@ -110,5 +113,5 @@ def make_folder(folder: Path) -> None:
 def remove_if_empty(folder: Path) -> None:
     """Remove a folder of logs that are all gone, and that of an experiment that made no run directory."""
     for path in (folder, folder.parent):
-        if path.is_dir() and not any(path.iterdir()):
+        if path.name and path.is_dir() and not any(path.iterdir()):
             path.rmdir()

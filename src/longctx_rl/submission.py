@@ -88,6 +88,7 @@ class Job:
     def __init__(self, job: "submitit.Job[int]") -> None:
         self._job = job
         self.name = f"job {job.job_id}"
+        self.log = job.paths.stderr
 
     def code(self) -> int | None:
         """Exit code of the run; 1 for a job that ended without one; None while it waits or runs."""

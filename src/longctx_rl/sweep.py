@@ -33,7 +33,6 @@ class Cell:
     request: Request
     running: Running
     watched: Watched
-    log: Path
 
 
 def sweep(requests: Sequence[Request], launcher: Launcher | None = None) -> int:
@@ -117,7 +116,7 @@ class Sweep:
         self._overview.say(f"[{number}/{len(self._requests)}] {request.command}")
         watched = Watched.starting(config)
         child = Child(config, request.command, log_of(config), self._jobs)
-        self._running.append(Cell(request, child, watched, log_of(config)))
+        self._running.append(Cell(request, child, watched))
 
     def _startable(self, number: int, request: Request) -> bool:
         """Whether a run has something to do; one that cannot start is noted as failed."""
@@ -141,19 +140,18 @@ class Sweep:
         jobs = submit(launcher, pairs) if pairs else []
         for request, (config, _), job in zip(ready, pairs, jobs, strict=True):
             self._overview.say(f"{job.name}: {request.command}")
-            self._running.append(Cell(request, job, Watched.starting(config), log_of(config)))
+            self._running.append(Cell(request, job, Watched.starting(config)))
 
     def _end(self, cell: Cell, code: int) -> None:
         name = Path(cell.watched.config.run_dir).name
         took = duration(time.monotonic() - cell.watched.began)
         if code in (0, process.INTERRUPTED):
             self._finished += code == 0
-            cell.log.unlink(missing_ok=True)
+            log_of(cell.watched.config).unlink(missing_ok=True)
         else:
             last = [line for line in cell.running.said().splitlines() if line.strip()][-LAST_LINES:]
-            self._failures.append(
-                "\n    ".join([f"  exit code {code}: {cell.request.command}", *last, f"all it said: {cell.log}"])
-            )
+            said = [f"  exit code {code}: {cell.request.command}", *last, f"all it said: {cell.running.log}"]
+            self._failures.append("\n    ".join(said))
         if self._jobs > 1 or self._launcher:
             words = {0: "finished", process.INTERRUPTED: "interrupted"}.get(code, f"failed with exit code {code}")
             self._overview.say(f"{name} {words} after {took}")

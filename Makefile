@@ -5,13 +5,21 @@ VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 ARGS    ?=
 
+# The grids of each table, in the order in which they have to run.
+GRIDS  := table1 table2 table3
+table1 := table1
+table2 := cold_start table2_beta table2_mix table2_start table2_anchor table2_reference
+table3 := table3_estimator table3_k1 table3_direction table3_aggregate table3_group table3_advantage
+
 .DEFAULT_GOAL := help
-STUDIES := table1 table2 table3
-.PHONY: help demo smoke test lint format mini-models vllm-proof clean $(STUDIES) figures report all check-results dashboard
+.PHONY: help demo smoke test lint format mini-models vllm-proof clean figures report all check-results dashboard \
+	$(GRIDS) $(GRIDS:%=%-plan) $(GRIDS:%=%-runs)
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
-	@echo '  make $(word 1,$(STUDIES)), $(word 2,$(STUDIES)), $(word 3,$(STUDIES))  Tables, figures and README numbers of a study, from its committed results'
+	@echo '  make table1-plan   What the runs of table1 (table2, table3) will do and cost'
+	@echo '  make table1-runs   Train them; the same command goes on after a stop (ARGS="sweep.jobs=2 ...")'
+	@echo '  make table1        Its tables, figures and README numbers, from its committed results'
 
 demo: $(VENV)/.installed ## Train the mini student with dGRPO, 4 minutes on 2 cores (ARGS="seed=1 ...")
 	$(PYTHON) -m longctx_rl +algo=dgrpo experiment_name=demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
@@ -26,10 +34,10 @@ mini-models: $(VENV)/.installed ## Train the shipped mini models again from rand
 vllm-proof: $(VENV)/.installed-dev ## Build data and judge answers against a real vLLM server, 10 minutes
 	$(PYTHON) experiments/vllm/prove.py $(ARGS)
 
-$(STUDIES): $(VENV)/.installed
+$(GRIDS): $(VENV)/.installed
 	$(PYTHON) -m longctx_rl.report tables $@
 
-figures: $(VENV)/.installed ## The same for every study that has tables
+figures: $(VENV)/.installed ## Tables, figures and README numbers of every study that has results
 	$(PYTHON) -m longctx_rl.report tables
 
 report: $(VENV)/.installed ## One page that compares runs, from run directories (ARGS="runs/table1 ...")
@@ -43,6 +51,15 @@ check-results: $(VENV)/.installed ## Fail if a committed result or number was no
 dashboard: $(VENV)/.installed ## A wandb workspace and report of a study (STUDY=table1; needs WANDB_API_KEY)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dashboard]'
 	$(PYTHON) -m longctx_rl.report dashboard $(or $(STUDY),table1)
+
+$(GRIDS:%=%-plan): %-plan: $(VENV)/.installed
+	@for grid in $($*); do $(PYTHON) -m longctx_rl -m +experiment=$$grid sweep.plan=true $(ARGS) || exit; done
+
+# A grid with failures does not stop the next; Ctrl-C does.
+$(GRIDS:%=%-runs): %-runs: $(VENV)/.installed
+	@status=0; for grid in $($*); do \
+		$(PYTHON) -m longctx_rl -m +experiment=$$grid $(ARGS) || { status=$$?; test $$status != 130 || exit 130; }; \
+	done; exit $$status
 
 test: $(VENV)/.installed-dev ## Run the tests (ARGS="-k name")
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)

@@ -12,10 +12,14 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"doctor", "evaluate"},
     {"__main__"},
+    {"sweep"},
+    {"cells", "submission"},
     {"launch"},
     {"train"},
     {"training", "models"},
     {"evals", "recorder", "report"},
+    {"overview"},
+    {"plan"},
     {"data", "rollout", "rewards", "engine", "progress", "process", "mirror"},
     {"policy", "run_directory", "sandbox"},
     {"objective", "environment", "stats", "endpoint", "metrics_file"},
@@ -30,6 +34,7 @@ DOORS = {
     "deepspeed": {"engine/zero3"},
     "wandb": {"mirror", "report"},
     "vllm": {"rollout/vllm"},
+    "submitit": {"submission"},
 }
 """Library to the only files, or folders, that import it."""
 

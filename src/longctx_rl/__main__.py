@@ -13,14 +13,16 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from longctx_rl import config, launch, process, strict, validation
+from longctx_rl import config, launch, process, strict, sweep, validation
 from longctx_rl.config_build import BuildConfig
 from longctx_rl.config_eval import EvaluateConfig
+from longctx_rl.submission import Launcher, launcher_from
 
 KINDS: dict[str, type] = {"config": config.Config, "build": BuildConfig, "evaluate": EvaluateConfig}
 """Top file of conf/ to what it becomes."""
@@ -33,8 +35,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[0] = "python -m longctx_rl"  # the name in argparse's messages
     try:
-        requests, is_sweep = compose()
-    except (HydraException, OmegaConfBaseException) as error:
+        requests, is_sweep, launcher = compose()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         if asked_for_traceback == "1":
             raise
         process.complain(sentence(error))
@@ -45,31 +47,52 @@ def main() -> None:
         else:
             os.environ["HYDRA_FULL_ERROR"] = asked_for_traceback
     if requests:  # none after --cfg and --info, which print and return
-        sys.exit(launch.sweep(requests) if is_sweep else launch.single(requests[0]))
+        sys.exit(sweep.sweep(requests, launcher) if is_sweep else launch.single(requests[0]))
 
 
-def compose() -> tuple[list[launch.Request], bool]:
-    """The runs that the command line asks for, and whether it is a sweep."""
+def compose() -> tuple[list[launch.Request], bool, Launcher | None]:
+    """The runs that the command line asks for, whether it is a sweep, and what submits its runs if not this program.
+
+    Raises:
+        ValueError: a launcher that is not supported.
+    """
     requests: list[launch.Request] = []
     modes: set[RunMode | None] = set()
 
     def collect(composed: DictConfig) -> None:
         settings = HydraConfig.get()
-        if settings.runtime.choices["hydra/launcher"] != "basic":
-            raise HydraException("leave hydra/launcher out: each run of a sweep is a process of its own already")
         modes.add(settings.mode)
         overrides = OmegaConf.to_container(settings.overrides.task)  # unresolved, as they were typed
         assert isinstance(overrides, list)
-        command = " ".join(["python -m longctx_rl", *(shlex.quote(str(item)) for item in overrides)])
+        typed = [re.sub("=(True|False)$", lambda found: found[0].lower(), str(item)) for item in overrides]
+        command = " ".join(["python -m longctx_rl", *map(shlex.quote, typed)])
         try:
             requests.append(launch.Request(command, config.load(composed)))
         except ValueError as problem:
             requests.append(launch.Request(command, None, problem))
 
+    launcher = take_launcher() if {"-m", "--multirun"} & set(sys.argv[1:]) else None
     with tempfile.TemporaryDirectory(prefix="longctx_rl-") as scratch:
         os.environ["LONGCTX_RL_SCRATCH"] = scratch
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(collect)()
-    return requests, RunMode.MULTIRUN in modes
+    return requests, RunMode.MULTIRUN in modes, launcher
+
+
+def take_launcher() -> Launcher | None:
+    """The launcher that the command line or an experiment chooses, taken out of the command line; None: Hydra's own.
+
+    Hydra would hand its launcher the whole program; here it only composes, with its own, and runs are submitted later.
+    """
+    overrides = [one for one in sys.argv[1:] if not one.startswith("-") and ("=" in one or one.startswith("~"))]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    single = [one.input_line or "" for one in parsed if not one.is_sweep_override()]
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        settings = hydra.compose("config", single, return_hydra_config=True).hydra
+    name = settings.runtime.choices["hydra/launcher"]
+    if name == "basic":
+        return None
+    sys.argv = [one for one in sys.argv if not re.match(r"\+{0,2}hydra[/.]launcher", one)] + ["hydra/launcher=basic"]
+    return launcher_from({str(key): value for key, value in settings.launcher.items()}, name)
 
 
 def composed(overrides: list[str]) -> config.Config:
@@ -127,7 +150,8 @@ def sentence(error: Exception, kind: type = config.Config) -> str:
         return strict.unknown_key(kind, unknown[1])
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name}: choose one of {', '.join(error.options)}"
+        install = "; for submitit_*: pip install 'longctx-rl[slurm]'" if group == "hydra/launcher" else ""
+        return f"{group}={name}: choose one of {', '.join(error.options)}{install}"
     return " ".join(text.split("\nSee ")[0].split())
 
 

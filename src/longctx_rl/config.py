@@ -169,7 +169,7 @@ class UntilConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetConfig:
-    steps: int
+    steps: int | None
     trained_tokens: int | None
     flops: float | None
     seconds: float | None
@@ -220,6 +220,16 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """How the runs of a sweep are started. Of no consequence to any of them."""
+
+    jobs: int = 1
+    """Runs at a time."""
+    plan: bool = False
+    """Print what the sweep would do and cost, and start nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything a run depends on."""
 
@@ -243,10 +253,16 @@ class Config:
     runs_root: str
     run_dir: str
     resume: bool
+    sweep: SweepConfig = SweepConfig()
 
     @property
     def world_size(self) -> int:
         return self.engine.num_processes * self.engine.num_nodes
+
+    @property
+    def schedule_steps(self) -> int | None:
+        """Optimizer steps until ``budget.steps`` is spent; None if it is not set."""
+        return None if self.budget.steps is None else self.budget.steps * self.algo.updates_per_rollout
 
     @property
     def needs_teacher(self) -> bool:

@@ -30,6 +30,13 @@ class EvalConfig:
     """Items per label and length of evaluations during training."""
     first: int  # number of the first held-out family
     suites: dict[str, SuiteConfig]
+    times: int = 0
+    """Evaluations at 1/times, 2/times ... of the budget that ends the run, instead of ``every``; 0: none."""
+
+    @property
+    def during(self) -> bool:
+        """Whether there are evaluations during training."""
+        return bool(self.every or self.times)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,11 +7,9 @@ machines need not share one, and the main rank makes the run directory.
 import logging
 import os
 import signal
-import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING
 from longctx_rl import config as configuration
 from longctx_rl import process, run_directory
 from longctx_rl.config import Config
-from longctx_rl.environment import cores
+from longctx_rl.environment import command, cores
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -47,70 +45,33 @@ def single(request: Request) -> int:
         process.complain(request.problem)
         return process.UNUSABLE
     os.environ["LONGCTX_RL_COMMAND"] = request.command
-    if config.world_size > 1:
-        return _checked_children(config)
+    try:
+        if config.engine.num_nodes == 1:
+            run_directory.check(config)
+            if config.resume and (done := run_directory.finished(config)):
+                print(f"{config.run_dir} is finished after {done['step']} steps ({done['reason']}): nothing to do")
+                return 0
+        if config.world_size > 1:
+            return _children(config)
+    except ValueError as problem:
+        process.complain(problem)
+        return process.UNUSABLE
     from longctx_rl import train  # torch and transformers load here, behind every check of the configuration
 
     return process.execute(config, train.run)
 
 
-def sweep(requests: Sequence[Request]) -> int:
-    """Start several runs, one after another, each in processes of its own. One that fails does not stop the rest.
-
-    Returns 0 if all succeeded, 130 after Ctrl-C, else 1.
-    """
-    shared = [path for path, count in Counter(r.config.run_dir for r in requests if r.config).items() if count > 1]
-    if shared:
-        process.complain(
-            f"several runs of this sweep share run_dir={shared[0]}: name what differs between them, such as "
-            "'run_dir=${runs_root}/${experiment_name}/${algo.name}-lr${optim.lr}-s${seed}'"
-        )
-        return process.UNUSABLE
-    failures: list[str] = []
-    for number, request in enumerate(requests, 1):
-        print(f"[{number}/{len(requests)}] {request.command}", flush=True)
-        code = single(request) if request.config is None else _cell(request.config, request.command)
-        if code == process.INTERRUPTED:
-            return code
-        if code:
-            failures.append(f"  exit code {code}: {request.command}")
-    print("\n".join([f"sweep: {len(requests) - len(failures)} of {len(requests)} runs succeeded", *failures]))
-    return 1 if failures else 0
-
-
-def _cell(config: Config, command: str) -> int:
-    os.environ["LONGCTX_RL_COMMAND"] = command
-    return _checked_children(config)
-
-
-def _checked_children(config: Config) -> int:
-    """Run the training processes of this machine. Returns their exit code."""
-    try:
-        if config.engine.num_nodes == 1:
-            run_directory.check(config)
-        return _children(config)
-    except ValueError as problem:
-        process.complain(problem)
-        return process.UNUSABLE
-
-
 def _children(config: Config) -> int:
+    """Run the training processes of this machine. Returns their exit code."""
     with tempfile.TemporaryDirectory(prefix="longctx_rl-") as folder, _environment(config, folder):
         path = Path(folder, "config.yaml")
         path.write_text(configuration.dump(config), encoding="utf-8")
-        arguments = ["-m", "longctx_rl.train", str(path)]
-        code = _agent(config, arguments, folder) if config.world_size > 1 else _child(arguments)
+        code = _agent(config, ["-m", "longctx_rl.train", str(path)], folder)
         if Path(folder, "interrupted").exists():
             code = process.INTERRUPTED
     if code:
         run_directory.discard_untrained(config)
     return code
-
-
-def _child(arguments: list[str]) -> int:
-    with _forwarded_signals() as received:
-        code = subprocess.Popen([sys.executable, *arguments], start_new_session=True).wait()
-    return _shell_code(code, received)
 
 
 def _agent(config: Config, arguments: list[str], folder: str) -> int:
@@ -164,16 +125,21 @@ def _shell_code(code: int, received: list[int]) -> int:
     return code if code >= 0 else 128 - code
 
 
-@contextmanager
-def _environment(config: Config, folder: str) -> Iterator[None]:
-    """What children find in their environment, and what they are spared."""
+def for_children(config: Config, folder: str, at_once: int = 1) -> dict[str, str]:
+    """What children find in their environment, and what they are spared. ``at_once``: runs that share the cores."""
     added = {
         process.HANDOVER: f"{os.getpid()}:{folder}",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     if "OMP_NUM_THREADS" not in os.environ:
-        share = max(1, cores() // config.engine.num_processes)
+        share = max(1, cores() // (config.engine.num_processes * at_once))
         added["OMP_NUM_THREADS"] = str(config.engine.threads or share)
+    return added
+
+
+@contextmanager
+def _environment(config: Config, folder: str) -> Iterator[None]:
+    added = for_children(config, folder)
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     try:
@@ -210,3 +176,16 @@ def _forwarded_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def main() -> None:
+    """Entry of one run of a sweep: ``python -m longctx_rl.launch <config.yaml>``."""
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python -m longctx_rl.launch <config.yaml>")
+    process.die_with_launcher()
+    config = configuration.read(Path(sys.argv[1]))
+    process.leave(single(Request(command() or f"python -m longctx_rl.launch {sys.argv[1]}", config)))
+
+
+if __name__ == "__main__":
+    main()

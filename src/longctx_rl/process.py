@@ -49,7 +49,7 @@ def execute(config: Config, run: Callable[[Config], None]) -> int:
 
     The main rank owns the run directory. A ValueError is for the user: one line, exit code 2.
     """
-    _die_with_launcher()
+    die_with_launcher()
     main_rank = os.environ.get("RANK", "0") == "0"
     try:
         with run_directory.opened(config) if main_rank else nullcontext():
@@ -108,7 +108,7 @@ def complain(problem: ValueError | str, main_rank: bool = True) -> None:
 TRACEBACK_SWITCHES = ("LONGCTX_RL_TRACEBACK", "HYDRA_FULL_ERROR")
 
 
-def _die_with_launcher() -> None:
+def die_with_launcher() -> None:
     """A child must not train on when its launcher was killed: on Linux the kernel sees to it."""
     if HANDOVER not in os.environ or sys.platform != "linux":
         return

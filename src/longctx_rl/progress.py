@@ -55,14 +55,7 @@ class Progress:
 
     def share_spent(self, metrics: Mapping[str, float]) -> float:
         """How much of the budget that will end the run is spent, in [0, 1]."""
-        budget = self._budget
-        limits = {
-            "progress/step": budget.steps,
-            "progress/trained_tokens": budget.trained_tokens,
-            "progress/flops": budget.flops,
-            "progress/wall_seconds": budget.seconds,
-        }
-        return min(1.0, max(metrics.get(name, 0.0) / limit for name, limit in limits.items() if limit))
+        return share_spent(self._budget, metrics)
 
     def render(self, metrics: Mapping[str, float], now: float) -> str:
         """One line: step, loss, reward, KL to the teacher, speed, time left. A dash for what a method does not have."""
@@ -72,12 +65,12 @@ class Progress:
         start, first = self._begun
         left = (now - start) / (spent - first) * (1.0 - spent) if spent > first else float("nan")
         columns = (
-            f"step {metrics['progress/step']:.0f}/{self._budget.steps}",
+            f"step {metrics['progress/step']:.0f}" + ("" if self._budget.steps is None else f"/{self._budget.steps}"),
             f"loss {_number(metrics.get('loss/total'))}",
             f"reward {_number(metrics.get('rollout/reward_mean'))}",
             f"KL to teacher {_number(metrics.get('teacher/kl_reverse'))}",
             f"{_count(metrics.get('perf/tokens_per_second', 0.0))} tokens/s",
-            f"{_duration(left)} left",
+            f"{duration(left)} left",
         )
         return "  ".join(columns)
 
@@ -91,6 +84,22 @@ class Progress:
         self._log.flush()
 
 
+def share_spent(budget: BudgetConfig, metrics: Mapping[str, float]) -> float:
+    """How much of the budget that will end a run is spent by these ``progress/`` metrics, in [0, 1]."""
+    return min(1.0, max((metrics.get(name, 0.0) / limit for name, limit in limits(budget).items()), default=1.0))
+
+
+def limits(budget: BudgetConfig) -> dict[str, float]:
+    """The budgets that are set, by the metric that counts against them."""
+    found = {
+        "progress/step": budget.steps,
+        "progress/trained_tokens": budget.trained_tokens,
+        "progress/flops": budget.flops,
+        "progress/wall_seconds": budget.seconds,
+    }
+    return {name: limit for name, limit in found.items() if limit}
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
@@ -99,7 +108,8 @@ def _count(value: float) -> str:
     return f"{value:.0f}" if value < 10_000 else f"{value / 1000:.0f}k"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Minutes and seconds, with hours if there are any; ``?`` for what is not a number."""
     if seconds != seconds:
         return "?"
     minutes, rest = divmod(round(seconds), 60)

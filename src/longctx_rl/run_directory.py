@@ -20,17 +20,20 @@ from longctx_rl import environment, strict
 from longctx_rl.config import Config
 
 LOCK = ".lock"
+FINISHED = "finished.json"
+"""What a run writes when everything else is written."""
 LOCK_PATIENCE = 2.0
 """Seconds that a process which was just killed may take to let go."""
 
 OWN = re.compile(
-    r"(config\.yaml|environment\.json|metrics\.jsonl|log\.txt|evals|rollouts|checkpoints|wandb|export)"
+    r"(config\.yaml|environment\.json|finished\.json|metrics\.jsonl|log\.txt|evals|rollouts|checkpoints|wandb|export)"
     r"|\.(lock|tmp-.*|[a-z]+\.[a-z]+\.\d+)"
 )
 """Names of what a run writes into its directory. Nothing else is ever removed."""
 
 MAY_CHANGE = (
     "resume",
+    "sweep.",
     "runs_root",
     "run_dir",
     "budget.",
@@ -147,11 +150,27 @@ def _fill(path: Path, config: Config) -> None:
     if trained(path):
         record = path / "environment.json"
         first = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        (path / FINISHED).unlink(missing_ok=True)
         described = first | {"resumed": [*first.get("resumed", []), described]}
     else:
         _empty(path)
     write_text(path / "environment.json", json.dumps(described, indent=2) + "\n")
     write_text(path / "config.yaml", configuration.dump(config))
+
+
+def record_finished(config: Config, step: int, reason: str, seconds: float) -> None:
+    """Note that the run is finished: after how many steps, why, and the seconds that its steps took."""
+    found = {"step": step, "reason": reason, "seconds": seconds, "budget": strict.plain(config.budget)}
+    write_text(Path(config.run_dir, FINISHED), json.dumps(found, indent=2) + "\n")
+
+
+def finished(config: Config) -> dict[str, Any] | None:
+    """What ``record_finished`` noted, if the run asked for is finished; a larger budget makes it unfinished."""
+    record = Path(config.run_dir, FINISHED)
+    if not record.is_file():
+        return None
+    found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    return found if found["budget"] == strict.plain(config.budget) else None
 
 
 def record_data(path: Path, described: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.training import summary
 from longctx_rl.training.collect import recorded_groups, rollout_metrics, rollout_sums, sampled_groups
 from longctx_rl.training.parts import Parts, build_parts, peak_gib
-from longctx_rl.training.state import Stopwatch, TrainState, spent, spent_share
+from longctx_rl.training.state import Stopwatch, TrainState, parts_spent, spent, spent_share
 from longctx_rl.training.update import add_costs, global_count, objective_from, prepare, update
 from longctx_rl.types import RolloutGroup
 
@@ -65,11 +65,14 @@ def run(config: Config) -> None:
             recorder.say(note)
         try:
             distributed.on_main(lambda: run_directory.record_data(Path(config.run_dir), parts.source.describe()))
-            train(config, parts, state or TrainState(), recorder, interrupt)
+            state = state or TrainState()
+            reason = train(config, parts, state, recorder, interrupt)
         finally:
             recorder.close()
             if parts.code is not None:
                 parts.code.close()
+        done = (config, state.step, reason, state.wall_seconds)
+        distributed.on_main(lambda: run_directory.record_finished(*done))
     finally:
         distributed.shutdown()
 
@@ -91,8 +94,11 @@ def restore(config: Config, parts: Parts) -> TrainState | None:
     return None
 
 
-def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> None:
-    """Steps until a budget is spent, with evaluations and checkpoints between them, then what a run leaves behind."""
+def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> str:
+    """Steps until a budget is spent, with evaluations and checkpoints between them, then what a run leaves behind.
+
+    Returns which budget that was.
+    """
     try:
         reason = steps(config, parts, state, recorder, interrupt)
         if reason is None:
@@ -111,21 +117,21 @@ def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, i
     recorder.keep(export)
     if distributed.is_main():
         recorder.say(summary.render(config, parts.evaluation, state, reason))
+    return reason
 
 
 def steps(config: Config, parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> str | None:
     """Train and save; returns the budget that is spent, or None if the run is to stop before that."""
     if state.step == 0 and config.eval.at_start and state.evaluated_step < 0:
         evaluate(config, parts, state, recorder, config.eval.items)
-    every = config.eval.every
     reason = spent(state, config.budget)
-    if reason is None and state.step and every and state.step % every == 0 and state.evaluated_step != state.step:
+    if reason is None and state.step and evaluation_due(config, state):
         evaluate(config, parts, state, recorder, config.eval.during_items)  # which had stopped the run
         reason = spent(state, config.budget)
     while reason is None and not distributed.any_rank(interrupt.asked):
         train_step(config, parts, state, recorder)
         reason = spent(state, config.budget)
-        if reason is None and every and state.step % every == 0:
+        if reason is None and evaluation_due(config, state):
             evaluate(config, parts, state, recorder, config.eval.during_items)
             reason = spent(state, config.budget)
         if config.checkpoint.every and state.step % config.checkpoint.every == 0:
@@ -133,6 +139,14 @@ def steps(config: Config, parts: Parts, state: TrainState, recorder: Recorder, i
     if state.saved_step != state.step:
         save(config, parts, state)
     return reason
+
+
+def evaluation_due(config: Config, state: TrainState) -> bool:
+    """Whether ``eval.every`` or ``eval.times`` asks for an evaluation at this step that was not made yet."""
+    every, times = config.eval.every, config.eval.times
+    if times:
+        return parts_spent(state, config.budget, times) > state.evaluated_part
+    return bool(every) and state.step % every == 0 and state.evaluated_step != state.step
 
 
 def train_step(config: Config, parts: Parts, state: TrainState, recorder: Recorder) -> None:
@@ -199,6 +213,7 @@ def evaluate(config: Config, parts: Parts, state: TrainState, recorder: Recorder
         recorder.say(f"evaluating {parts.evaluation.size(items)} items at step {state.step}")
         metrics = parts.evaluation.evaluate(parts.engine, state.step, items)
     state.evaluated, state.evaluated_step, state.evaluated_items = metrics, state.step, items
+    state.evaluated_part = parts_spent(state, config.budget, config.eval.times)
     recorder.log(state.step, {"progress/step": state.step, "time/eval": time.perf_counter() - start} | metrics)
 
 

@@ -80,12 +80,19 @@ def _problems(c: "Config") -> Iterator[str]:
         yield f"data.families={c.data.families} makes an empty training split: set it to 1 or more, or null for endless"
     if not c.data.lengths:
         yield "data.lengths is empty: give at least one prompt length, such as data.lengths=[256]"
-    evaluated = [c.eval.items] * (c.eval.at_start or c.eval.at_end) + [c.eval.during_items] * bool(c.eval.every)
+    evaluated = [c.eval.items] * (c.eval.at_start or c.eval.at_end) + [c.eval.during_items] * c.eval.during
     if evaluated and not (min(evaluated) > 0 and c.eval.suites):
         yield (
             "the evaluation split is empty: set eval.items and eval.during_items above 0, "
             "give eval.suites, or choose eval=none"
         )
+    if c.eval.every and c.eval.times:
+        yield (
+            f"eval.every={c.eval.every} and eval.times={c.eval.times} both say when to evaluate: set one of them to 0"
+        )
+    budget = c.budget
+    if (budget.steps, budget.trained_tokens, budget.flops, budget.seconds) == (None,) * 4:
+        yield "the budget has no limit, so the run would not end: set budget.steps, or one of the others"
     if c.data.longblocks is not None:
         yield from _longblocks(c)
     yield from _positive(c)
@@ -201,6 +208,7 @@ def _positive(c: "Config") -> Iterator[str]:
         "optim.max_skipped": c.optim.max_skipped,
         "optim.eps": c.optim.eps,
         "checkpoint.keep": c.checkpoint.keep,
+        "sweep.jobs": c.sweep.jobs,
     }
     limits = {
         "engine.threads": c.engine.threads,
@@ -225,9 +233,10 @@ def _positive(c: "Config") -> Iterator[str]:
         "optim.warmup_steps": c.optim.warmup_steps,
         "optim.weight_decay": c.optim.weight_decay,
         "optim.pg_kd_cosine_every": c.optim.pg_kd_cosine_every,
-        "budget.steps": c.budget.steps,
+        "budget.steps": c.budget.steps if c.budget.steps is not None else 0,
         "checkpoint.every": c.checkpoint.every,
         "eval.every": c.eval.every,
+        "eval.times": c.eval.times,
         "logging.rollouts_every": c.logging.rollouts_every,
         "logging.rollouts_kept": c.logging.rollouts_kept,
     }.items():

@@ -23,7 +23,7 @@ BAD = {
     "+algo=sft optim.lrr=1": "unknown key optim.lrr: did you mean optim.lr?",
     "+algo=dgrpo algo.weights.beta=1": "unknown key algo.weights.beta: choose from ce, pg, kd, ref",
     "+algo=sft +exp=t1": "unknown key exp=t1: choose from algo, model, task, data, engine, rollout, reward, eval, "
-    "logging, optim, budget, batch, checkpoint, sandbox, seed, experiment_name, runs_root, run_dir, resume",
+    "logging, optim, budget, batch, checkpoint, sandbox, seed, experiment_name, runs_root, run_dir, resume, sweep",
     "+algo=sft sandbox=none": "sandbox=none: choose one of auto, bwrap, rlimit",
     "+algo=sft eval.suites.heldout.lenghts=[256]": "unknown key eval.suites.heldout.lenghts: "
     "did you mean eval.suites.heldout.lengths?",
@@ -57,6 +57,10 @@ BAD = {
     "+algo=sft budget.seconds=0": "budget.seconds=0.0: set it above 0, or null for none",
     "+algo=sft 'optim.betas=[2,0.9]'": "optim.betas=[2.0, 0.9]: give two numbers from 0 up to below 1, such as "
     "[0.9, 0.95]",
+    "+algo=sft eval.times=2": "eval.every=20 and eval.times=2 both say when to evaluate: set one of them to 0",
+    "+algo=sft budget.steps=null": "the budget has no limit, so the run would not end: set budget.steps, or one of the "
+    "others",
+    "+algo=sft sweep.jobs=0": "sweep.jobs=0: set it above 0",
     "+algo=sft checkpoint.every=-1": "checkpoint.every=-1: set it to 0 or more",
     "+algo=sft eval.during_items=0": "the evaluation split is empty: set eval.items and eval.during_items above 0, "
     "give eval.suites, or choose eval=none",

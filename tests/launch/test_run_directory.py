@@ -242,7 +242,7 @@ class TestExecute:
         with pytest.raises(SystemExit):
             process.execute(config, stop)
         monkeypatch.setenv(process.HANDOVER, f"{os.getppid()}:{tmp_path}")
-        monkeypatch.setattr(process, "_die_with_launcher", lambda: None)
+        monkeypatch.setattr(process, "die_with_launcher", lambda: None)
         assert process.execute(config, stop) == 0
         assert (tmp_path / "interrupted").exists()
 
@@ -250,7 +250,7 @@ class TestExecute:
 def test_a_child_dies_with_its_launcher(tmp_path: Path) -> None:
     code = (
         "import os, subprocess, sys, time\n"
-        "child = 'from longctx_rl import process; process._die_with_launcher(); "
+        "child = 'from longctx_rl import process; process.die_with_launcher(); "
         "import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
         "os.environ['LONGCTX_RL_HANDOVER'] = f'{os.getpid()}:/tmp'\n"
         "subprocess.Popen([sys.executable, '-c', child], start_new_session=True)\n"

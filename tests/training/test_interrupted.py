@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ TARGETS: dict[str, tuple[Any, str, Callable[..., int]]] = {
 }
 
 
-def run(root: Path, name: str, *, resume: bool = False) -> Path:
+def run(root: Path, name: str, *extra: str, resume: bool = False) -> Path:
     config = composed(
         "+algo=sft",
         "+experiment=smoke",
@@ -71,6 +72,7 @@ def run(root: Path, name: str, *, resume: bool = False) -> Path:
         f"runs_root={root}",
         f"experiment_name={name}",
         f"resume={resume}".lower(),
+        *extra,
     )
     train.run(config)
     return Path(config.run_dir)
@@ -136,6 +138,48 @@ def test_it_continues_as_if_nothing_had_happened(
         with pytest.raises((Killed, SystemExit)):
             run(tmp_path, "stopped")
     assert left(run(tmp_path, "stopped", resume=True)) == uninterrupted
+
+
+SHARES = ("budget.steps=null", "budget.trained_tokens=250", "eval.every=0", "eval.times=3")
+
+
+@pytest.fixture(scope="module")
+def at_shares(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    return left(run(tmp_path_factory.mktemp("shares"), "whole", *SHARES))
+
+
+def evaluated_at(rows: list[dict[str, Any]]) -> list[int]:
+    return [row["step"] for row in rows if "loss/total" not in row]
+
+
+def test_evaluations_come_at_even_shares_of_the_budget(
+    at_shares: tuple[list[dict[str, Any]], list[dict[str, Any]]],
+) -> None:
+    rows, _ = at_shares
+    spent = [0.0, *(row["progress/trained_tokens"] / 250 for row in rows if "loss/total" in row)]
+    assert spent[-2] < 1.0 <= spent[-1]
+    crossed = [min(step for step, share in enumerate(spent) if share >= part / 3) for part in range(4)]
+    assert evaluated_at(rows) == crossed and len(set(crossed)) == 4
+
+
+@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize(("target", "then", "before"), [("answers", kill, True), ("answers", kill, False),
+    ("checkpoint", kill, True), ("row", interrupt, False)])  # fmt: skip
+def test_no_evaluation_at_a_share_is_lost_or_made_twice(
+    which: int,
+    target: str,
+    then: Callable[..., None],
+    before: bool,
+    at_shares: tuple[list[dict[str, Any]], list[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    owner, name, step_of = TARGETS[target]
+    step = evaluated_at(at_shares[0])[which]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, at(step, then, before=before)(getattr(owner, name), step_of))
+        with suppress(Killed, SystemExit):
+            run(tmp_path, "stopped", *SHARES)
+    assert left(run(tmp_path, "stopped", *SHARES, resume=True)) == at_shares
 
 
 def test_a_finished_run_is_left_as_it_is(

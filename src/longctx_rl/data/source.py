@@ -96,7 +96,7 @@ def check_lengths(config: Config, context: int) -> None:
     """Refuse prompts that do not fit the model's context of ``context`` tokens."""
     training = "data.lengths" if config.data.longblocks is None else "data.longblocks.max_tokens"
     needs = {training: config.data.longest + config.rollout.max_new_tokens}
-    if config.eval.at_start or config.eval.at_end or config.eval.every:
+    if config.eval.at_start or config.eval.at_end or config.eval.during:
         for name, suite in config.eval.suites.items():
             needs[f"eval.suites.{name}.lengths"] = max(suite.lengths, default=0) + suite.max_new_tokens
     for key, need in needs.items():

@@ -109,10 +109,10 @@ def loading(config: Config) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def build(config: Config, module: nn.Module, total_steps: int) -> Engine:
+def build(config: Config, module: nn.Module, total_steps: int | None) -> Engine:
     """The engine that config.engine names, around a policy module whose ``model`` is the causal language model.
 
-    ``total_steps`` is the length of the cosine schedule. Call ``distributed.init`` first.
+    ``total_steps`` is the length of the cosine schedule; None: other budgets end it. Call ``distributed.init`` first.
     """
     if config.engine.name == "zero3":
         from longctx_rl.engine.zero3 import Zero3Engine

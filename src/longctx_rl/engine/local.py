@@ -21,7 +21,7 @@ class LocalEngine:
 
     synced_gpus = False
 
-    def __init__(self, config: Config, module: nn.Module, total_steps: int) -> None:
+    def __init__(self, config: Config, module: nn.Module, total_steps: int | None) -> None:
         self.device = distributed.device(config)
         self._optim = config.optim
         self._dtype = getattr(torch, config.model.dtype)

@@ -104,7 +104,7 @@ def loading(config: Config) -> Iterator[None]:
 class Zero3Engine:
     """A policy under ZeRO-3. See ``Engine``."""
 
-    def __init__(self, config: Config, module: nn.Module, total_steps: int) -> None:
+    def __init__(self, config: Config, module: nn.Module, total_steps: int | None) -> None:
         self.device = distributed.device(config)
         self.synced_gpus = distributed.world_size() > 1 and not config.rollout.gather_weights
         self._config = config

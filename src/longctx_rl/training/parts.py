@@ -88,7 +88,7 @@ def build_parts(config: Config) -> Parts:
         frozen = load_frozen(config, tokenizer, vocabulary)
     context = min(context, *(context_length(scorer.model) for scorer in frozen.values()), context)
     make_trainable(student, checkpointing=model.gradient_checkpointing)
-    engine = engines.build(config, policy, config.budget.steps * config.algo.updates_per_rollout)
+    engine = engines.build(config, policy, config.schedule_steps)
 
     def sampler(temperature: float, max_new_tokens: int) -> HFSampler:
         return HFSampler(
@@ -128,7 +128,7 @@ def code_grader(config: Config, source: TrainingSource) -> CodeGrader | None:
     trained = config.algo.source == "policy" and any(
         graders.get(task, graders.get("other")) == EXECUTION for task in source.tasks
     )
-    asked = bool(config.eval.every) or config.eval.at_start or config.eval.at_end
+    asked = config.eval.during or config.eval.at_start or config.eval.at_end
     ranks = config.engine.num_processes
     return CodeGrader(config.sandbox, ranks=ranks) if trained or (asked and "code" in config.eval.suites) else None
 

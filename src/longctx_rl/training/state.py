@@ -27,6 +27,8 @@ class TrainState:
     evaluated_step: int = -1
     evaluated_items: int = 0
     """When the latest evaluation was, and its items per task and length."""
+    evaluated_part: int = 0
+    """Of the parts that ``eval.times`` cuts the budget into, those behind the latest evaluation."""
     saved_step: int = -1
     """When the latest checkpoint was written."""
 
@@ -44,8 +46,7 @@ class TrainState:
 
 def spent(state: TrainState, budget: BudgetConfig) -> str | None:
     """Which budget ends the run, in words, or None."""
-    limits = {"steps": (state.step, budget.steps), **_costs(state, budget)}
-    for name, (used, limit) in limits.items():
+    for name, (used, limit) in _limits(state, budget).items():
         if limit is not None and used >= limit:
             return f"budget.{name}={limit:g} is spent"
     until = budget.until
@@ -57,6 +58,16 @@ def spent(state: TrainState, budget: BudgetConfig) -> str | None:
 def spent_share(state: TrainState, budget: BudgetConfig) -> float:
     """Share of the budget in tokens, FLOPs or seconds that is used up, whichever is further; 0 if none is set."""
     return max((used / limit for used, limit in _costs(state, budget).values() if limit is not None), default=0.0)
+
+
+def parts_spent(state: TrainState, budget: BudgetConfig, parts: int) -> int:
+    """How many of so many equal parts of the budget that will end the run are spent."""
+    limits = _limits(state, budget).values()
+    return max((int(used * parts / limit) for used, limit in limits if limit), default=0)
+
+
+def _limits(state: TrainState, budget: BudgetConfig) -> dict[str, tuple[float, float | None]]:
+    return {"steps": (state.step, budget.steps), **_costs(state, budget)}
 
 
 def _costs(state: TrainState, budget: BudgetConfig) -> dict[str, tuple[float, float | None]]:

@@ -68,7 +68,9 @@ def build(config: Config) -> Path:
             f"+algo={config.algo.name} does not learn from a teacher on recorded answers, so nothing can be kept for "
             "it: choose +algo=kd"
         )
-    name, root = config.model.teacher, config.model.teacher_cache
+    name, root, steps = config.model.teacher, config.model.teacher_cache, config.budget.steps
+    if steps is None:
+        raise ValueError("budget.steps=null: say for how many steps the teacher is asked, such as budget.steps=200")
     assert name is not None and root is not None
     check_tasks(config)
     # One process, whatever the run will have.
@@ -94,7 +96,7 @@ def build(config: Config) -> Path:
     )
     prompts = config.batch.prompts_per_step
     try:
-        for step in tqdm(range(config.budget.steps), desc="asking the teacher", unit=" steps", disable=None):
+        for step in tqdm(range(steps), desc="asking the teacher", unit=" steps", disable=None):
             groups = recorded_groups(source, tokenizer, range(step * prompts, (step + 1) * prompts))
             rows = packed_in_step(groups, config.batch.micro_batch_tokens, config.model.scoring_chunk, device)
             for packed in rows:

@@ -1,0 +1,129 @@
+"""Grids of real runs: skipped when finished, continued when half done, listed when they fail, planned, submitted."""
+
+import json
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from config.composing import composed
+from launch.test_launch import ENDLESS, SMOKE, finish, start, steps
+from longctx_rl import plan, run_directory
+from longctx_rl.submission import launcher_from
+
+RUN = "runs/smoke/sft-mini_fresh-mix-s"
+GRID = ("-m", "+algo=sft", *SMOKE, "engine=local", "resume=true")
+
+
+def test_a_grid_over_several_sittings(tmp_path: Path) -> None:
+    """Two at a time, one of which fails; then one half done, one finished, one new."""
+    taken = tmp_path / f"{RUN}1"
+    taken.mkdir(parents=True)
+    (taken / "notes.txt").write_text("not a run")
+    code, stdout, stderr = finish(start([*GRID, "seed=0,1,2", "sweep.jobs=2", "budget.steps=1"], tmp_path))
+    lines = stdout.splitlines()
+    assert code == 1
+    assert stderr == f"error: run_dir={RUN}1 holds notes.txt, which is not of a run: choose another " + (
+        "experiment_name or run_dir\n"
+    )
+    assert "step 1/1" not in stdout  # two at a time do not share the terminal
+    assert "sft-mini_fresh-mix-s0 finished after " in stdout
+    alone = f"python -m longctx_rl +algo=sft {' '.join(SMOKE)} engine=local resume=true seed=1"
+    assert lines[-3] == "sweep: 2 of 3 runs succeeded"
+    assert lines[-2].startswith("  exit code 2: ") and lines[-2].replace(" sweep.jobs=2 budget.steps=1", "") == (
+        f"  exit code 2: {alone}"
+    )
+    assert lines[-1].startswith("    error: run_dir=")
+    assert not (tmp_path / "runs" / "smoke" / ".sweep").exists()
+    assert json.loads((tmp_path / f"{RUN}0" / "finished.json").read_text())["step"] == 1
+
+    (taken / "notes.txt").unlink()
+    (tmp_path / f"{RUN}0" / "finished.json").unlink()
+    code, stdout, _ = finish(start([*GRID, "seed=0,1,2", "budget.steps=1", "sweep.plan=true"], tmp_path))
+    assert code == 0
+    assert [line.split("  ")[2:4] for line in stdout.splitlines()[:3]] == [
+        [f"{RUN}0", "goes on from step 1"],
+        [f"{RUN}1", "new"],
+        [f"{RUN}2", "finished"],
+    ]
+    assert not taken.exists() or not any(taken.iterdir())
+    code, stdout, stderr = finish(start([*GRID, "seed=0,1,2", "budget.steps=1"], tmp_path))
+    assert code == 0, stderr
+    assert stdout.splitlines()[-1] == "sweep: 3 of 3 runs succeeded, 1 of them finished before"
+    assert [steps(tmp_path / f"{RUN}{seed}") for seed in range(3)] == [[1], [1], [1]]
+    code, stdout, _ = finish(start([*GRID[1:], "seed=2", "budget.steps=1"], tmp_path))
+    assert (code, stdout) == (0, f"{RUN}2 is finished after 1 steps (budget.steps=1 is spent): nothing to do\n")
+
+
+def test_ctrl_c_of_two_at_a_time(tmp_path: Path) -> None:
+    """Both finish their step and save, nothing else starts, and the next sitting could go on."""
+    sweep = start([*GRID, "seed=0,1,2", "sweep.jobs=2", *ENDLESS], tmp_path)
+    runs = [tmp_path / f"{RUN}{seed}" for seed in range(2)]
+    while not all((run / "metrics.jsonl").exists() and steps(run) for run in runs):
+        assert sweep.poll() is None
+        time.sleep(0.1)
+    children = psutil.Process(sweep.pid).children()
+    sweep.send_signal(signal.SIGINT)
+    code, stdout, _ = finish(sweep)
+    assert code == 130
+    assert stdout.splitlines()[-1] == "interrupted; the same command with resume=true goes on where it stopped"
+    for run in runs:
+        assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{steps(run)[-1]:06d}"]
+        assert f"{run.name} interrupted after " in stdout
+    assert not (tmp_path / f"{RUN}2").exists()
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+def test_jobs_of_a_cluster(tmp_path: Path) -> None:
+    """submitit's executor for this machine, each job one run; the launcher may stand in the experiment."""
+    arguments = [*GRID, "seed=0,1", "budget.steps=1", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=9"]
+    code, stdout, stderr = finish(start(arguments, tmp_path))
+    assert code == 0, stderr + stdout
+    assert stdout.splitlines()[-1] == "sweep: 2 of 2 runs succeeded"
+    assert [steps(tmp_path / f"{RUN}{seed}") for seed in range(2)] == [[1], [1]]
+    assert len(list((tmp_path / "runs" / ".submitit").glob("*/*_submitted.pkl"))) == 2
+    command = json.loads((tmp_path / f"{RUN}1" / "environment.json").read_text())["command"]
+    assert command.endswith(" seed=1 budget.steps=1") and "launcher" not in command
+    code, stdout, stderr = finish(start(arguments, tmp_path))
+    assert (code, stdout) == (0, "sweep: 2 of 2 runs succeeded, 2 of them finished before\n"), stderr
+
+
+def test_launchers_that_would_run_a_run_twice_are_refused() -> None:
+    settings = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "nodes": 1}
+    with pytest.raises(ValueError, match=r"hydra.launcher.tasks_per_node=2: a job is one run"):
+        launcher_from(settings | {"tasks_per_node": 2}, "submitit_slurm")
+    with pytest.raises(ValueError, match="hydra/launcher=joblib is not supported: choose basic"):
+        launcher_from({"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}, "joblib")
+    assert launcher_from(settings | {"tasks_per_node": 1, "partition": "gpu"}, "submitit_slurm").cluster == "slurm"
+
+
+def test_costs_are_those_of_finished_runs_alike_scaled_to_the_budget(tmp_path: Path) -> None:
+    base = composed("+algo=sft", f"runs_root={tmp_path}", "budget.steps=100", "engine=local")
+    with run_directory.opened(base) as path:
+        rows = [{"step": 0, "time/eval": 3.0}]
+        for step in range(1, 101):
+            progress = {"step": step, "wall_seconds": 2.0 * step, "trained_tokens": 10 * step, "flops": 1e6 * step}
+            rows.append({"step": step} | {f"progress/{name}": value for name, value in progress.items()})
+        (path / "metrics.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in [*rows, {"step": 100, "time/eval": 4.0}])
+        )
+        run_directory.record_finished(base, 100, "budget.steps=100 is spent", 200.0)
+    known = plan.measured({str(tmp_path)})
+    other = replace(base, seed=1, run_dir=str(tmp_path / "default" / "other"), budget=replace(base.budget, steps=50))
+    assert plan.estimate(other, known) == plan.Cost(107.0, 500.0, 5e7)
+    tokens = replace(other, budget=replace(base.budget, steps=None, trained_tokens=2000))
+    assert plan.estimate(tokens, known) == plan.Cost(407.0, 2000.0, 2e8)
+    assert plan.estimate(replace(other, batch=replace(base.batch, prompts_per_step=9)), known) is None
+    assert plan.standing(replace(base, resume=True)).kind == "finished"
+    longer = replace(base, resume=True, budget=replace(base.budget, steps=200))
+    assert plan.standing(longer).kind == "half done"  # a larger budget goes on
+    assert plan.remaining(longer, known) == plan.Cost(203.5, 1000.0, 1e8)
+    assert plan.makespan([3.0, 1.0, 1.0, 2.0], jobs=2) == 4.0
+    text = plan.render([replace(base, resume=True), other], jobs=1)
+    assert text.splitlines()[-2:] == [
+        "2 runs: 1 finished, 1 new",
+        "cost: 1:47 500 tokens 5e+07 FLOPs; 1:47 with sweep.jobs=1",
+    ]

@@ -27,11 +27,13 @@ from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE
 from longctx_rl.data.source import prompt_ids
 from longctx_rl.evals import records, summary
 from longctx_rl.evals.evaluation import answer
+from longctx_rl.evals.grading import Grading, grader_of, runs_code
+from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord, prompt_hash
-from longctx_rl.evals.suites import Item, Plan, check_suite, items_of
+from longctx_rl.evals.suites import Plan, check_suite, items_of
 from longctx_rl.policy import attention
 from longctx_rl.policy.loading import context_length, end_tokens, load_model, load_tokenizer
-from longctx_rl.rewards.code import CodeGrader, ExactGrader
+from longctx_rl.rewards.code import CodeGrader
 from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.run_directory import write_text
@@ -55,7 +57,7 @@ def evaluate(config: EvaluateConfig) -> str:
     check_fit(config, model, tokenizer)
     with ExitStack() as stack:
         code = None
-        if "code" in config.eval.suites:
+        if runs_code(config.eval.suites):
             code = stack.enter_context(closing(CodeGrader(config.sandbox)))
         claim(Path(config.out), config, model)
         try:
@@ -68,7 +70,7 @@ def evaluate(config: EvaluateConfig) -> str:
         tables = []
         try:
             for name, suite in config.eval.suites.items():
-                found = run_suite(config, name, suite, model, tokenizer, ExactGrader(code))
+                found = run_suite(config, name, suite, model, tokenizer, grader_of(name, suite, code))
                 tables.append(f"{name}\n{summary.table(found)}")
         except GraderUnavailable as error:
             raise ValueError(f"{error}. Answers so far are kept: the same command goes on from there") from error
@@ -81,11 +83,11 @@ def run_suite(
     suite: SuiteConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    grader: ExactGrader,
+    grader: Grading,
 ) -> list[ItemRecord]:
     """The records of all items of a suite, the missing ones answered and written."""
     path = Path(config.out) / "evals" / f"{name}.jsonl"
-    plan = Plan(suite.labels, suite.lengths, config.eval.items, config.eval.first, suite.level)
+    plan = Plan(suite, config.eval.items, config.eval.first)
     items = items_of(name, plan, tokenizer)
     records.drop_after(path, 0)  # a last line that was cut off
     prompts = {item.example.id: prompt_hash(prompt_ids(tokenizer, item.example)) for item in items}

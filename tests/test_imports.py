@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "longctx_rl"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
-    {"doctor", "evaluate"},
+    {"doctor", "evaluate", "harness"},
     {"__main__"},
     {"launch"},
     {"train"},
@@ -29,6 +29,7 @@ DOORS = {
     "omegaconf": {"__main__", "config"},
     "deepspeed": {"engine/zero3"},
     "wandb": {"recorder", "report"},
+    "lm_eval": {"harness", "evals/harness_model"},
     "vllm": {"rollout/vllm"},
 }
 """Library to the only files, or folders, that import it."""

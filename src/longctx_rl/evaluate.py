@@ -6,6 +6,7 @@ Suites: eval=heldout, longreason, ruler, code, or all of them. Settings are in c
 answer is kept in out/evals/<suite>.jsonl as it comes; the same command, or one with more items, goes on from there.
 """
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -25,7 +26,7 @@ from longctx_rl.__main__ import composed_evaluate
 from longctx_rl.config_eval import EvaluateConfig, SuiteConfig
 from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE
 from longctx_rl.data.source import prompt_ids
-from longctx_rl.evals import records, summary
+from longctx_rl.evals import kl, records, summary
 from longctx_rl.evals.evaluation import answer
 from longctx_rl.evals.grading import Grading, grader_of, runs_code
 from longctx_rl.evals.items import Item
@@ -72,6 +73,8 @@ def evaluate(config: EvaluateConfig) -> str:
             for name, suite in config.eval.suites.items():
                 found = run_suite(config, name, suite, model, tokenizer, grader_of(name, suite, code))
                 tables.append(f"{name}\n{summary.table(found)}")
+            if config.kl.base is not None:
+                tables.append(distance(config, model, tokenizer))
         except GraderUnavailable as error:
             raise ValueError(f"{error}. Answers so far are kept: the same command goes on from there") from error
     return "\n\n".join(tables)
@@ -110,6 +113,17 @@ def run_suite(
             records.append(path, answered)
             bar.update(len(batch))
     return [kept[item.example.id] for item in items]
+
+
+def distance(config: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """KL(checkpoint || base), measured and kept, or found as it was measured before."""
+    path = Path(config.out) / "evals" / "kl.json"
+    base = kl.base_model(config.kl, tokenizer)
+    facts = dataclasses.asdict(config.kl) | {"checkpoint": config.checkpoint, "base_weights": weights_hash(base)}
+    base.to(model.device, model.dtype)
+    return f"KL to {config.kl.base}\n" + kl.measure(
+        path, facts, model, base, tokenizer, config.kl, config.rollout.batch_tokens
+    )
 
 
 def batches(items: Sequence[Item]) -> list[list[Item]]:

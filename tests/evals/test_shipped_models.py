@@ -5,6 +5,7 @@ import pytest
 from longctx_rl.config_eval import SuiteConfig
 from longctx_rl.data.prompts import closed_book
 from longctx_rl.evals.evaluation import answer
+from longctx_rl.evals.items import Item
 from longctx_rl.evals.suites import Plan, items_of
 from longctx_rl.evals.summary import cells
 from longctx_rl.policy import attention

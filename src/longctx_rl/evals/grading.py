@@ -48,7 +48,7 @@ class RewardGrader:
         for task in tasks:
             if config.graders.get(task, config.graders.get("other")) == EXECUTION:
                 raise ValueError(
-                    f"eval.suites.longblocks.reward.graders.{task}=execution: its rows have no tests, set match or judge"
+                    f"eval.suites.longblocks.reward.graders.{task}=execution: its rows have no tests, set match"
                 )
         self._reward = Rewarder(config, max_tokens=0)
 

@@ -1,8 +1,8 @@
 """LongReason (Ling et al., arXiv 2501.15089), as its authors published it: 794 questions, each in seven lengths.
 
 The same ``example_idx`` is in every split, and names the family. Splits are read under the generated suite's names:
-``original``, ``expanded``, and ``context`` at 8192 tokens for the split ``8k``, up to 131072 for ``128k``. The data set's
-own prompt is asked whole, and how to end the answer is said after it.
+``original``, ``expanded``, and ``context`` at 8192 tokens for the split ``8k``, up to 131072 for ``128k``. The data
+set's own prompt is asked whole, and how to end the answer is said after it.
 """
 
 import json

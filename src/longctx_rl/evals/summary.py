@@ -79,7 +79,7 @@ def table(records: Sequence[ItemRecord]) -> str:
         floor = "-" if cell.floor is None else f"{100 * cell.floor:.1f}"
         row = (cell.task, length, str(cell.n), _percent(cell.score), f"{100 * cell.truncated:.0f}", unparsed)
         rows.append((*row, *[floor] * choice))
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str:
@@ -110,7 +110,7 @@ def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str
         rows.append(
             (task, length, str(len(late)), _percent(score(early)), _percent(score(late)), _percent(difference, "+"))
         )
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -127,7 +127,7 @@ def _percent(estimate: Estimate, sign: str = "") -> str:
     return f"{100 * estimate.value:{sign}.1f} [{low}, {high}]"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Columns two blanks apart, the first one left-aligned, under a ruled heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

@@ -137,8 +137,9 @@ def _plus(row: Mapping[str, Any]) -> str:
 
 
 def read_mbpp(path: Path) -> list[FunctionProblem]:
-    """Rows with ``task_id``, ``text`` (or ``prompt``), ``code`` and ``test_list``: assertions that call the function; or
-    EvalPlus's, as in ``read_humaneval``, whose prompts end with an assertion, which is left out.
+    """Rows with ``task_id``, ``text`` (or ``prompt``), ``code`` and ``test_list``: assertions that call the function.
+
+    Or EvalPlus's, as in ``read_humaneval``, whose prompts end with an assertion, which is left out.
 
     The model is told the function's name and sees no test: shown ones can be learnt by heart.
 

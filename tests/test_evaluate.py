@@ -81,7 +81,8 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["eval=typo"], "eval=typo: choose one of all, code, heldout, longreason, none, ruler"),
+        (["eval=typo"],
+         "eval=typo: choose one of all, code, heldout, longblocks, longreason, longreason_hub, none, ruler, short"),
         (["eval=none"], "eval=none asks nothing: choose eval=all, or a suite"),
         (["eval.items=0"], "eval.items=0: set it above 0"),
         (["eval.first=-1"], "eval.first=-1: set it to 0 or more"),

@@ -32,8 +32,8 @@ def run(config: HarnessConfig) -> str:
     """Ask the tasks, keep results and samples, and say what they amount to.
 
     Raises:
-        ValueError: lm_eval is missing; a task that does not exist, is unsafe and not named, or whose data are not there;
-            a checkpoint or folder that cannot be used.
+        ValueError: lm_eval is missing; a task that does not exist, is unsafe and not named, or whose data are not
+            there; a checkpoint or folder that cannot be used.
     """
     try:
         import lm_eval
@@ -94,7 +94,9 @@ def load_tasks(config: HarnessConfig) -> tuple[Any, list[Any]]:
         raise ValueError(f"include={config.include} is no folder of task files")
     # RULER makes its prompts to these lengths with this tokenizer.
     metadata = {"max_seq_lengths": list(config.lengths), "tokenizer": locate(config.tokenizer or config.checkpoint)}
-    manager = TaskManager(include_path=config.include, metadata=metadata)
+    manager = TaskManager(include_path=config.include, include_defaults=config.include is None, metadata=metadata)
+    if not set(config.tasks) <= set(manager.all_tasks):  # lm_eval's own are thousands of files
+        manager = TaskManager(include_path=config.include, metadata=metadata)
     loaded: dict[str, Any] = {}
     for name in config.tasks:
         if name not in manager.all_tasks:

@@ -159,12 +159,12 @@ def _longblocks(c: "Config") -> Iterator[str]:
         yield (f"data.longblocks.short.share={rows.short.share}: set it between 0 and 1, or data.longblocks.short=null")
     held = c.eval.suites["longblocks"].data if "longblocks" in c.eval.suites else None
     if held is not None and held.longblocks is not None and held.longblocks.path == rows.path:
-        for key in ("validation", "test"):
-            if getattr(held.longblocks, key) != getattr(rows, key):
-                yield (
-                    f"eval.suites.longblocks.data.longblocks.{key}={getattr(held.longblocks, key)} and data.longblocks.{key}="
-                    f"{getattr(rows, key)} would hold out other documents than are left untrained: give both the same"
-                )
+        asked, kept = (held.longblocks.validation, held.longblocks.test), (rows.validation, rows.test)
+        if asked != kept:
+            yield (
+                f"eval.suites.longblocks.data.longblocks holds out {asked} of the documents (validation, test) and "
+                f"data.longblocks {kept}: give both the same, or trained documents are asked"
+            )
     if c.data.questions_per_document != 1:
         yield "data.questions_per_document is for generated data: set it to 1 with data=longblocks"
 

@@ -93,6 +93,7 @@ class FunctionProblem:
 
 
 PLUS = """
+inf, nan = float("inf"), float("nan")
 _solution, _cases, _tolerance = {entry}, {cases!r}, {tolerance!r}
 
 def _close(found, wanted):

@@ -2,8 +2,9 @@
 
     python -m longctx_rl.evaluate checkpoint=mini-student out=runs/mini-student eval=code eval.items=100
 
-Suites: eval=heldout, longreason, ruler, code, or all of them. Settings are in conf/evaluate.yaml and conf/eval/. Every
-answer is kept in out/evals/<suite>.jsonl as it comes; the same command, or one with more items, goes on from there.
+Suites: eval=heldout, longreason, ruler, code, or all of them; short, longblocks, longreason_hub. kl.base=FOLDER gives
+the distance to another checkpoint. Settings are in conf/evaluate.yaml and conf/eval/. Every answer is kept in
+out/evals/<suite>.jsonl as it comes; the same command, or one with more items, goes on from there.
 """
 
 import dataclasses

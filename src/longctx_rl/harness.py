@@ -77,6 +77,7 @@ def run(config: HarnessConfig) -> str:
         log_samples=True,
     )
     samples = results.pop("samples")
+    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "samples.json", json.dumps(samples, indent=1, default=str, ensure_ascii=False) + "\n")
     write_text(out / RESULTS, json.dumps(results, indent=1, default=str, ensure_ascii=False) + "\n")
     return str(make_table(results))

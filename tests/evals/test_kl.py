@@ -42,7 +42,7 @@ def test_it_is_the_exact_divergence_of_every_token(rows: int) -> None:
     items = kl.prompts(CONFIG, TOKENIZER)
     assert [one.label for one in items[::2]] == ["multihop", "grounding", "longform", "original", "short"]
     found = kl.token_kl(model(1), model(2, rows), TOKENIZER, items, CONFIG, 65536)
-    sampler = HFSampler(TOKENIZER, temperature=0.0, max_new_tokens=7, batch_tokens=65536)
+    sampler = HFSampler(TOKENIZER, temperature=0.0, max_new_tokens=7, batch_tokens=65536, vocabulary=len(TOKENIZER))
     prompts = [prompt_ids(TOKENIZER, one.example) for one in items]
     answers = sampler.sample(model(2, rows), [SampleRequest(prompt_ids=ids, seeds=(0,)) for ids in prompts])
     expected = [

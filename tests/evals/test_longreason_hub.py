@@ -116,7 +116,7 @@ def test_what_cannot_be_asked(tmp_path: Path, changes: dict[str, Any], sentence:
     parquet(tmp_path, "original")
     parquet(tmp_path / "more", "32k", letters="AB")
     with pytest.raises(ValueError, match=sentence):
-        ask(settings(tmp_path, **changes))
+        ask(replace(settings(tmp_path), **changes))
 
 
 def test_files_of_something_else(tmp_path: Path) -> None:

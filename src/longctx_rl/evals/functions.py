@@ -33,22 +33,10 @@ from longctx_rl.sandbox.pool import Sandbox, SandboxFailed
 from longctx_rl.types import Example, Reward
 
 LABELS = ("python",)
-HUMANEVAL_QUESTION = (
+TO_COMPLETE = (
     "Complete the function {entry}. Answer with the whole function in one code block.\n\n```python\n{prompt}\n```"
 )
-MBPP_QUESTION = "{prompt} Answer with the whole function in one code block."
-
-
-def humaneval_items(config: SuiteConfig, first: int, count: int, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
-    """At most ``count`` problems of the file. Raises ValueError if it cannot be read or has none from ``first`` on."""
-    del tokenizer
-    return _items(config, "humaneval", HUMANEVAL_QUESTION, first, count)
-
-
-def mbpp_items(config: SuiteConfig, first: int, count: int, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
-    """At most ``count`` problems of the file. Raises ValueError if it cannot be read or has none from ``first`` on."""
-    del tokenizer
-    return _items(config, "mbpp", MBPP_QUESTION, first, count)
+TO_WRITE = "{prompt} Answer with the whole function in one code block."
 
 
 def problems(config: SuiteConfig, suite: str) -> dict[str, FunctionProblem]:
@@ -73,26 +61,29 @@ def read_problems(path: Path) -> tuple[FunctionProblem, ...]:
             raise ValueError(f"{no_humaneval}; and {no_mbpp}") from no_mbpp
 
 
-def _items(config: SuiteConfig, suite: str, question: str, first: int, count: int) -> list[Item]:
+def read_items(
+    suite: str, config: SuiteConfig, first: int, count: int, tokenizer: PreTrainedTokenizerBase
+) -> list[Item]:
+    """At most ``count`` problems of the file. Raises ValueError if it cannot be read or has none from ``first`` on."""
+    del tokenizer
     found = list(problems(config, suite).values())
     if first >= len(found):
         raise ValueError(f"eval.suites.{suite} has {len(found)} problems: set eval.first below that")
-    return [
-        Item(
-            LABELS[0],
-            Example(
-                id=problem.id,
-                document="",
-                question=question.format(entry=problem.entry, prompt=problem.prompt.rstrip()),
-                answer=problem.reference,
-                task=suite,
-                response=f"```python\n{problem.reference}\n```",
-                source=suite,
-                family_id=problem.id,
-            ),
-        )
-        for problem in found[first : first + count]
-    ]
+    return [Item(LABELS[0], _example(problem, suite)) for problem in found[first : first + count]]
+
+
+def _example(problem: FunctionProblem, suite: str) -> Example:
+    question = TO_COMPLETE if problem.stub else TO_WRITE
+    return Example(
+        id=problem.id,
+        document="",
+        question=question.format(entry=problem.entry, prompt=problem.prompt.rstrip()),
+        answer=problem.reference,
+        task=suite,
+        response=f"```python\n{problem.reference}\n```",
+        source=suite,
+        family_id=problem.id,
+    )
 
 
 class FunctionGrader:

@@ -88,12 +88,15 @@ def token_kl(
     Raises:
         ValueError: a model that cannot be scored: see ``policy.attention.install``.
     """
+    heads = [one.get_output_embeddings().weight for one in (model, base)]
+    vocabulary = None if len(heads[0]) == len(heads[1]) else len(tokenizer)  # padded to different sizes
     sampler = HFSampler(
         tokenizer,
         temperature=0.0,
         max_new_tokens=config.max_new_tokens,
         batch_tokens=batch_tokens,
         eos_ids=end_tokens(base, tokenizer),
+        vocabulary=vocabulary,
     )
     asked = [prompt_ids(tokenizer, item.example) for item in items]
     answers = sampler.sample(base, [SampleRequest(prompt_ids=ids, seeds=(0,)) for ids in asked])
@@ -101,8 +104,6 @@ def token_kl(
         RolloutGroup(item.example, ids, (Completion(answer.token_ids, answer.text, "recorded"),))
         for item, ids, (answer,) in zip(items, asked, answers, strict=True)
     ]
-    heads = [one.get_output_embeddings().weight for one in (model, base)]
-    vocabulary = None if len(heads[0]) == len(heads[1]) else len(tokenizer)  # padded to different sizes
     policy = Policy(model, chunk=config.chunk, vocabulary=vocabulary)
     scorer = FrozenScorer(base, chunk=config.chunk, vocabulary=vocabulary).freeze()
     found: list[TokenKL] = []
@@ -144,6 +145,7 @@ def measure(
     value, tokens = mean(found)
     summary = {"nats_per_token": value.value, "interval": [value.low, value.high], "tokens": tokens}
     items = [{"id": one.id, "task": one.task, "nats": one.nats} for one in found]
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({"facts": dict(facts), **summary, "items": items}) + "\n")
     return table(found)
 

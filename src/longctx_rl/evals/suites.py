@@ -7,6 +7,7 @@ may be fewer than are asked for.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +18,6 @@ from longctx_rl.data.generators.chronicle import Request
 from longctx_rl.data.generators.code import Condition, Setting, generate_code
 from longctx_rl.data.generators.longreason import LETTERS, Form, generate_longreason
 from longctx_rl.data.generators.ruler import SHAPES, generate_ruler
-from longctx_rl.data.tasks import TASKS
 from longctx_rl.evals import functions, longblocks, longreason_hub
 from longctx_rl.evals.items import WITHOUT_LENGTH, Item
 from longctx_rl.types import Example
@@ -107,9 +107,9 @@ SUITES: dict[str, tuple[tuple[str, ...], Maker]] = {
 
 READ: dict[str, tuple[tuple[str, ...], Reader]] = {
     "longreason_hub": (longreason_hub.LABELS, longreason_hub.read_items),
-    "humaneval": (functions.LABELS, functions.humaneval_items),
-    "mbpp": (functions.LABELS, functions.mbpp_items),
-    "longblocks": (TASKS, longblocks.read_items),
+    "humaneval": (functions.LABELS, partial(functions.read_items, "humaneval")),
+    "mbpp": (functions.LABELS, partial(functions.read_items, "mbpp")),
+    "longblocks": (longblocks.LABELS, longblocks.read_items),
 }
 """Labels of each suite that is read, and what reads its items."""
 

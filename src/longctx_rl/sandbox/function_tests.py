@@ -119,6 +119,10 @@ def read_humaneval(path: Path) -> list[FunctionProblem]:
     Raises:
         ValueError: the file cannot be read, or a row lacks a column.
     """
+    rows = _rows(path, ("task_id", "prompt", "entry_point", "canonical_solution"), ("test", "base_input"))
+    for row in rows:
+        if f"def {row['entry_point']}" not in row["prompt"]:  # MBPP's, whose prompts are text
+            raise ValueError(f"{path}: the prompt of {row['task_id']} does not begin {row['entry_point']}")
     return [
         FunctionProblem(
             id=str(row["task_id"]),
@@ -128,7 +132,7 @@ def read_humaneval(path: Path) -> list[FunctionProblem]:
             test=_plus(row) if "plus_input" in row else f"{row['test']}\n\n_test = check\n",
             stub=row["prompt"],
         )
-        for row in _rows(path, ("task_id", "prompt", "entry_point", "canonical_solution"), ("test", "base_input"))
+        for row in rows
     ]
 
 

@@ -127,7 +127,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             logprobs.append(logp.gather(-1, targets[:, None])[:, 0])
             greedy.append(logp.argmax(-1) == targets)
         lengths = packed.sequence_lens.tolist()
-        sums = [part.double().sum().item() for part in torch.split(torch.cat(logprobs), lengths)]
+        sums = [float(part.double().sum()) for part in torch.split(torch.cat(logprobs), lengths)]
         alike = [bool(part.all()) for part in torch.split(torch.cat(greedy), lengths)]
         return list(zip(sums, alike, strict=True))
 

@@ -8,22 +8,26 @@ include=FOLDER. It must be installed: pip install 'longctx-rl[lmeval]'. Settings
 """
 
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
-from longctx_rl import process
+from longctx_rl import process, strict
 from longctx_rl.__main__ import composed_harness
 from longctx_rl.config_eval import HarnessConfig
 from longctx_rl.policy.loading import load_model, load_tokenizer, locate
 from longctx_rl.run_directory import write_text
 
 RESULTS = "results.json"
+SEED = 1234
+"""Of examples before a question, and of prompts that are made."""
 UNAVAILABLE = (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError)
 """What a task raises whose data cannot be had."""
 
@@ -46,7 +50,9 @@ def run(config: HarnessConfig) -> str:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     tokenizer = load_tokenizer(config.tokenizer or config.checkpoint)
-    manager, tasks = load_tasks(config)
+    random.seed(SEED)
+    np.random.seed(SEED)  # RULER's tasks are made as they are loaded
+    loaded = load_tasks(config)
     model = load_model(config.checkpoint)
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
@@ -66,16 +72,17 @@ def run(config: HarnessConfig) -> str:
         chunk=config.chunk,
         name=config.checkpoint,
     )
-    results = lm_eval.simple_evaluate(
-        model=adapter,
-        tasks=tasks,
-        num_fewshot=config.fewshot,
+    # Not simple_evaluate, which lists all of pip's packages afterwards.
+    results = lm_eval.evaluate(
+        lm=adapter,
+        task_dict=loaded,
         limit=config.limit,
         apply_chat_template=config.chat,
-        task_manager=manager,
+        fewshot_as_multiturn=True,
         confirm_run_unsafe_code=bool(config.unsafe),
         log_samples=True,
     )
+    results["settings"] = strict.plain(config)
     samples = results.pop("samples")
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "samples.json", json.dumps(samples, indent=1, default=str, ensure_ascii=False) + "\n")
@@ -83,8 +90,8 @@ def run(config: HarnessConfig) -> str:
     return str(make_table(results))
 
 
-def load_tasks(config: HarnessConfig) -> tuple[Any, list[Any]]:
-    """lm_eval's task manager and the tasks, with their data.
+def load_tasks(config: HarnessConfig) -> dict[str, dict[str, Any]]:
+    """The tasks with their data, and their groups, as lm_eval's task manager hands them over.
 
     Raises:
         ValueError: as ``run``.
@@ -98,13 +105,14 @@ def load_tasks(config: HarnessConfig) -> tuple[Any, list[Any]]:
     manager = TaskManager(include_path=config.include, include_defaults=config.include is None, metadata=metadata)
     if not set(config.tasks) <= set(manager.all_tasks):  # lm_eval's own are thousands of files
         manager = TaskManager(include_path=config.include, metadata=metadata)
-    loaded: dict[str, Any] = {}
+    loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in config.tasks:
         if name not in manager.all_tasks:
             raise ValueError(f"tasks={name} does not exist: see `lm_eval ls tasks`, or give include=FOLDER")
         refuse_unsafe(name, _settings(manager, name), config)
         try:
-            loaded |= manager.load([name])["tasks"]
+            for kind, found in manager.load([name]).items():
+                loaded[kind] |= found
         except ImportError as error:
             raise ValueError(
                 f"task {name} needs a package ({error}): pip install 'lm_eval[ruler]' or the like"
@@ -115,9 +123,13 @@ def load_tasks(config: HarnessConfig) -> tuple[Any, list[Any]]:
             raise ValueError(
                 f"the data of task {name} are not there ({cause}): hf download --repo-type dataset {source}"
             ) from error
-    for name, task in loaded.items():
+    for name, task in loaded["tasks"].items():
         refuse_unsafe(name, {"unsafe_code": getattr(task, "UNSAFE_CODE", False)}, config)
-    return manager, list(config.tasks)
+        own = task.get_config("num_fewshot")
+        if own != 0:  # what a task sets to 0 makes no sense with examples
+            task.set_config(key="num_fewshot", value=own or 0 if config.fewshot is None else config.fewshot)
+        task.set_fewshot_seed(seed=SEED)
+    return loaded
 
 
 def refuse_unsafe(name: str, settings: dict[str, Any], config: HarnessConfig) -> None:

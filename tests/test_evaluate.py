@@ -13,9 +13,10 @@ import pytest
 
 from longctx_rl import evaluate as command
 from longctx_rl.__main__ import composed_evaluate
-from longctx_rl.evals import records
+from longctx_rl.evals import kl, records
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.sandbox import isolation
+from sandbox.test_function_tests import HUMANEVAL
 
 BACKEND = "rlimit" if isolation.failure("bwrap") else "bwrap"
 SMALL = ["checkpoint=mini-student", "rollout.max_new_tokens=48", f"sandbox={BACKEND}"]
@@ -81,7 +82,8 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["eval=typo"], "eval=typo: choose one of all, code, heldout, longreason, none, ruler"),
+        (["eval=typo"],
+         "eval=typo: choose one of all, code, heldout, longblocks, longreason, longreason_hub, none, ruler, short"),
         (["eval=none"], "eval=none asks nothing: choose eval=all, or a suite"),
         (["eval.items=0"], "eval.items=0: set it above 0"),
         (["eval.first=-1"], "eval.first=-1: set it to 0 or more"),
@@ -133,6 +135,33 @@ def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="1025 tokens and mini-student knows 1024: give the tokenizer"):
         run(tmp_path / "out", *SHORT, f"tokenizer={tmp_path / 'tokenizer'}")
+
+
+def test_the_distance_to_a_base_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distance = ["kl.base=mini-student", "kl.items=1", "kl.max_new_tokens=8"]
+    table = run(tmp_path, *SHORT, "eval.items=1", *distance).partition("KL to mini-student\n")[2].splitlines()
+    assert [line.split()[0] for line in table[2:]] == ["multihop", "grounding", "longform", "original", "short", "all"]
+    assert {line.split()[3] for line in table[2:]} == {"0.0000"}
+    monkeypatch.setattr(kl, "token_kl", None)
+    assert run(tmp_path, *SHORT, "eval.items=1", *distance).splitlines()[-len(table) :] == table
+    with pytest.raises(ValueError, match=r"kl\.items=0: set it above 0"):
+        run(tmp_path, *SHORT, "kl.items=0")
+
+
+def test_suites_of_files_are_asked_where_they_are_given(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in HUMANEVAL))
+    settings = ["eval=short", "eval.items=2", "eval.suites.code.max_new_tokens=16"]
+    names = [
+        line for line in run(tmp_path / "out", *settings).splitlines() if line and " " not in line and "-" not in line
+    ]
+    assert names == ["heldout", "longreason", "code"]
+    table = run(
+        tmp_path / "out", *settings, f"eval.suites.humaneval.path={path}", "eval.suites.humaneval.max_new_tokens=8"
+    )
+    assert [line.split()[:4] for line in table.partition("humaneval\n")[2].splitlines()[2:]] == [
+        ["python", "-", "2", "0.0"]
+    ]
 
 
 def test_help_shows_an_example() -> None:

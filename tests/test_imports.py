@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "longctx_rl"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
-    {"doctor", "evaluate"},
+    {"doctor", "evaluate", "harness"},
     {"__main__"},
     {"sweep"},
     {"cells", "submission"},
@@ -33,6 +33,7 @@ DOORS = {
     "omegaconf": {"__main__", "config"},
     "deepspeed": {"engine/zero3"},
     "wandb": {"mirror", "report"},
+    "lm_eval": {"harness", "evals/harness_model"},
     "vllm": {"rollout/vllm"},
     "submitit": {"submission"},
 }

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -21,10 +22,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from longctx_rl import config, launch, process, strict, sweep, validation
 from longctx_rl.config_build import BuildConfig
-from longctx_rl.config_eval import EvaluateConfig
+from longctx_rl.config_eval import EvaluateConfig, HarnessConfig
 from longctx_rl.submission import Launcher, launcher_from
 
-KINDS: dict[str, type] = {"config": config.Config, "build": BuildConfig, "evaluate": EvaluateConfig}
+KINDS: dict[str, type] = {
+    "config": config.Config,
+    "build": BuildConfig,
+    "evaluate": EvaluateConfig,
+    "harness": HarnessConfig,
+}
 """Top file of conf/ to what it becomes."""
 
 
@@ -123,8 +129,18 @@ def composed_evaluate(overrides: list[str]) -> EvaluateConfig:
     if OmegaConf.is_missing(found, "out"):
         raise ValueError("give a folder for the results: out=FOLDER")
     checked = strict.convert(EvaluateConfig, OmegaConf.to_container(found, resolve=True))
+    checked = replace(checked, eval=checked.eval.asked())
     validation.check_evaluate(checked)
     return checked
+
+
+def composed_harness(overrides: list[str]) -> HarnessConfig:
+    """The configuration of lm_eval's tasks. Raises ValueError as ``composed`` does."""
+    found = _compose("harness", overrides)
+    for key, example in (("checkpoint", "FOLDER"), ("tasks", "[mmlu]"), ("out", "FOLDER")):
+        if OmegaConf.is_missing(found, key):
+            raise ValueError(f"give {key}: {key}={example}")
+    return strict.convert(HarnessConfig, OmegaConf.to_container(found, resolve=True))
 
 
 def _compose(name: str, overrides: list[str]) -> DictConfig:

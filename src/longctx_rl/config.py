@@ -3,7 +3,7 @@
 An unknown key, a wrong type or an impossible combination fails before a model is loaded.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -282,6 +282,7 @@ def load(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ValueError(f"a value is missing or cannot be resolved: {str(error).splitlines()[0]}") from error
     config = strict.convert(Config, plain)
+    config = replace(config, eval=config.eval.asked())
     validation.check(config)
     return config
 

@@ -1,7 +1,13 @@
 """The parts of the configuration that say what is evaluated. See config.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from longctx_rl.config_data import DataConfig
+from longctx_rl.config_reward import RewardConfig
+
+FILES = ("humaneval", "mbpp")
+"""Suites that are asked only where the file of their problems is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +21,16 @@ class SuiteConfig:
     max_new_tokens: int
     level: int = 0
     """Difficulty of code: 0 for the mini models, up to 2."""
+    path: str | None = None
+    """Of suites whose items are read: a file, a folder or a Hub id. none, of humaneval and mbpp: they are not asked."""
+    revision: str | None = None
+    """Commit of a Hub id; none: the one that was downloaded as its main branch."""
+    without: tuple[str, ...] = ()
+    """Problems of a file that are left out, by id."""
+    data: DataConfig | None = None
+    """Of longblocks: the data set and its held-out share, as in training."""
+    reward: RewardConfig | None = None
+    """Of longblocks: the reward's graders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +54,11 @@ class EvalConfig:
         """Whether there are evaluations during training."""
         return bool(self.every or self.times)
 
+    def asked(self) -> "EvalConfig":
+        """Without the suites whose file is not given."""
+        suites = {name: suite for name, suite in self.suites.items() if name not in FILES or suite.path is not None}
+        return replace(self, suites=suites)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswersConfig:
@@ -47,6 +68,57 @@ class AnswersConfig:
     """Of suites whose files take it from here."""
     batch_tokens: int
     """Prompts and answers whose keys and values are held together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KLConfig:
+    """How far a checkpoint has moved from another one on short prompts. See evals/kl.py."""
+
+    base: str | None
+    """A directory, a Hub id, or the name of a shipped model; none: not measured."""
+    items: int
+    """Prompts of each task."""
+    length: int
+    """Of the prompts, in tokens."""
+    max_new_tokens: int
+    """Of the base's answers."""
+    chunk: int
+    """Tokens whose vocabulary distribution exists at one time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HarnessConfig:
+    """``python -m longctx_rl.harness``."""
+
+    checkpoint: str
+    """A directory, a Hub id, or the name of a shipped model."""
+    tokenizer: str | None  # none: the checkpoint's own
+    out: str
+    """Folder of the results."""
+    tasks: tuple[str, ...]
+    """Names of lm_eval's tasks and groups, or of those in ``include``."""
+    include: str | None
+    """Folder of further task files."""
+    limit: int | None
+    """Documents of each task; none: all."""
+    fewshot: int | None
+    """Examples before each question; none: what the task says."""
+    lengths: tuple[int, ...]
+    """Of RULER's prompts, in tokens."""
+    chat: bool
+    """Prompts are rendered through the chat template."""
+    unsafe: tuple[str, ...]
+    """Tasks that may run what the model writes, outside of any sandbox."""
+    device: Literal["auto", "cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16"]
+    threads: int | None
+    """CPU threads; none: torch's default."""
+    max_new_tokens: int
+    """Of answers whose task sets no limit."""
+    batch_tokens: int
+    """Prompts and answers whose keys and values are held together."""
+    chunk: int
+    """Tokens whose vocabulary distribution exists at one time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,4 +137,5 @@ class EvaluateConfig:
     sandbox: Literal["auto", "bwrap", "rlimit"]
     """Isolation of generated code that is graded by running it."""
     rollout: AnswersConfig
+    kl: KLConfig
     eval: EvalConfig

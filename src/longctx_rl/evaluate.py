@@ -2,10 +2,12 @@
 
     python -m longctx_rl.evaluate checkpoint=mini-student out=runs/mini-student eval=code eval.items=100
 
-Suites: eval=heldout, longreason, ruler, code, or all of them. Settings are in conf/evaluate.yaml and conf/eval/. Every
-answer is kept in out/evals/<suite>.jsonl as it comes; the same command, or one with more items, goes on from there.
+Suites: eval=heldout, longreason, ruler, code, or all of them; short, longblocks, longreason_hub. kl.base=FOLDER gives
+the distance to another checkpoint. Settings are in conf/evaluate.yaml and conf/eval/. Every answer is kept in
+out/evals/<suite>.jsonl as it comes; the same command, or one with more items, goes on from there.
 """
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -25,13 +27,15 @@ from longctx_rl.__main__ import composed_evaluate
 from longctx_rl.config_eval import EvaluateConfig, SuiteConfig
 from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE
 from longctx_rl.data.source import prompt_ids
-from longctx_rl.evals import records, summary
+from longctx_rl.evals import kl, records, summary
 from longctx_rl.evals.evaluation import answer
+from longctx_rl.evals.grading import Grading, grader_of, runs_code
+from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord, prompt_hash
-from longctx_rl.evals.suites import Item, Plan, check_suite, items_of
+from longctx_rl.evals.suites import Plan, check_suite, items_of
 from longctx_rl.policy import attention
 from longctx_rl.policy.loading import context_length, end_tokens, load_model, load_tokenizer
-from longctx_rl.rewards.code import CodeGrader, ExactGrader
+from longctx_rl.rewards.code import CodeGrader
 from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.run_directory import write_text
@@ -55,7 +59,7 @@ def evaluate(config: EvaluateConfig) -> str:
     check_fit(config, model, tokenizer)
     with ExitStack() as stack:
         code = None
-        if "code" in config.eval.suites:
+        if runs_code(config.eval.suites):
             code = stack.enter_context(closing(CodeGrader(config.sandbox)))
         claim(Path(config.out), config, model)
         try:
@@ -68,8 +72,10 @@ def evaluate(config: EvaluateConfig) -> str:
         tables = []
         try:
             for name, suite in config.eval.suites.items():
-                found = run_suite(config, name, suite, model, tokenizer, ExactGrader(code))
+                found = run_suite(config, name, suite, model, tokenizer, grader_of(name, suite, code))
                 tables.append(f"{name}\n{summary.table(found)}")
+            if config.kl.base is not None:
+                tables.append(distance(config, model, tokenizer))
         except GraderUnavailable as error:
             raise ValueError(f"{error}. Answers so far are kept: the same command goes on from there") from error
     return "\n\n".join(tables)
@@ -81,11 +87,11 @@ def run_suite(
     suite: SuiteConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    grader: ExactGrader,
+    grader: Grading,
 ) -> list[ItemRecord]:
     """The records of all items of a suite, the missing ones answered and written."""
     path = Path(config.out) / "evals" / f"{name}.jsonl"
-    plan = Plan(suite.labels, suite.lengths, config.eval.items, config.eval.first, suite.level)
+    plan = Plan(suite, config.eval.items, config.eval.first)
     items = items_of(name, plan, tokenizer)
     records.drop_after(path, 0)  # a last line that was cut off
     prompts = {item.example.id: prompt_hash(prompt_ids(tokenizer, item.example)) for item in items}
@@ -108,6 +114,17 @@ def run_suite(
             records.append(path, answered)
             bar.update(len(batch))
     return [kept[item.example.id] for item in items]
+
+
+def distance(config: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """KL(checkpoint || base), measured and kept, or found as it was measured before."""
+    path = Path(config.out) / "evals" / "kl.json"
+    base = kl.base_model(config.kl, tokenizer)
+    facts = dataclasses.asdict(config.kl) | {"checkpoint": config.checkpoint, "base_weights": weights_hash(base)}
+    base.to(model.device, model.dtype)
+    return f"KL to {config.kl.base}\n" + kl.measure(
+        path, facts, model, base, tokenizer, config.kl, config.rollout.batch_tokens
+    )
 
 
 def batches(items: Sequence[Item]) -> list[list[Item]]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from longctx_rl.config import AlgoConfig, Config, DivergenceConfig
-    from longctx_rl.config_eval import EvalConfig, EvaluateConfig
+    from longctx_rl.config_eval import EvalConfig, EvaluateConfig, KLConfig
 
 SHIPPED = ("mini-student", "mini-teacher")
 SAMPLED_ESTIMATORS = ("k1", "k2", "k3")
@@ -28,7 +28,7 @@ def check_evaluate(config: "EvaluateConfig") -> None:
     ):
         if value < 1:
             raise ValueError(f"{key}={value}: set it above 0")
-    for problem in _suites(config.eval):
+    for problem in (*_kl(config.kl), *_suites(config.eval)):
         raise ValueError(problem)
 
 
@@ -172,8 +172,22 @@ def _longblocks(c: "Config") -> Iterator[str]:
         yield f"data.longblocks.bucket_steps={rows.bucket_steps}: set it to 0 or more"
     if rows.short is not None and not 0 < rows.short.share < 1:
         yield (f"data.longblocks.short.share={rows.short.share}: set it between 0 and 1, or data.longblocks.short=null")
+    held = c.eval.suites["longblocks"].data if "longblocks" in c.eval.suites else None
+    if held is not None and held.longblocks is not None and held.longblocks.path == rows.path:
+        asked, kept = (held.longblocks.validation, held.longblocks.test), (rows.validation, rows.test)
+        if asked != kept:
+            yield (
+                f"eval.suites.longblocks.data.longblocks holds out {asked} of the documents (validation, test) and "
+                f"data.longblocks {kept}: give both the same, or trained documents are asked"
+            )
     if c.data.questions_per_document != 1:
         yield "data.questions_per_document is for generated data: set it to 1 with data=longblocks"
+
+
+def _kl(k: "KLConfig") -> Iterator[str]:
+    for key in ("items", "length", "max_new_tokens", "chunk"):
+        if getattr(k, key) < 1:
+            yield f"kl.{key}={getattr(k, key)}: set it above 0"
 
 
 def _suites(config: "EvalConfig") -> Iterator[str]:

@@ -11,8 +11,8 @@ from longctx_rl.data.generators import generate
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.evals import records, summary
 from longctx_rl.evals.evaluation import answer
+from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord
-from longctx_rl.evals.suites import Item
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.rollout import SampleRequest
 from longctx_rl.stats import wilson

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from longctx_rl.config_eval import EvalConfig, SuiteConfig
 from longctx_rl.evals import records
 from longctx_rl.evals.evaluation import Evaluation, Suite
-from longctx_rl.evals.suites import SUITES, WITHOUT_LENGTH, check_suite
+from longctx_rl.evals.items import WITHOUT_LENGTH
+from longctx_rl.evals.suites import SUITES, check_suite
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.rewards.code import CodeGrader, ExactGrader
 from longctx_rl.rollout import SampleRequest

@@ -2,9 +2,11 @@
 
 import pytest
 
+from longctx_rl.config_eval import SuiteConfig
 from longctx_rl.data.prompts import closed_book
 from longctx_rl.evals.evaluation import answer
-from longctx_rl.evals.suites import Item, Plan, items_of
+from longctx_rl.evals.items import Item
+from longctx_rl.evals.suites import Plan, items_of
 from longctx_rl.evals.summary import cells
 from longctx_rl.policy import attention
 from longctx_rl.policy.loading import load_model, load_tokenizer
@@ -22,7 +24,9 @@ def test_good_at_short_context_and_at_long_if_it_is_the_teacher(name: str, long:
     attention.install(model)
     sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=96, batch_tokens=65536)
 
-    items = items_of("heldout", Plan(TASKS, (256, 1024), ITEMS, 2000), tokenizer)
+    items = items_of(
+        "heldout", Plan(SuiteConfig(labels=TASKS, lengths=(256, 1024), max_new_tokens=48), ITEMS, 2000), tokenizer
+    )
     for cell in cells(answer(model, sampler, tokenizer, items, ExactGrader(), step=0)):
         low, high = long if cell.length == 1024 else (0.55, 1.0)
         assert low <= cell.score.value <= high, cell

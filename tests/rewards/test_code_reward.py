@@ -62,7 +62,7 @@ def test_inputs_are_the_same_within_a_call_and_new_in_the_next(
     monkeypatch.setattr(code_module, "draw_inputs", noting)
     grader([("a", example), ("b", example), ("c", replace(example, id="another"))])
     assert len(drawn) == 2 and drawn[0] != drawn[1]  # one for each item, whatever its completions
-    (outcome,) = grader._sandbox.run([Call(task.reference, task.entry, drawn[0])])
+    (outcome,) = grader.sandbox.run([Call(task.reference, task.entry, drawn[0])])
     known = {arguments[0]: result.value for arguments, result in zip(drawn[0], outcome.results, strict=True)}
     (found,) = grader([(f"KNOWN = {known}\ndef solve(x):\n    return KNOWN.get(x)", example)])
     assert found.score == 0.0 and 0 < found.parts["passed"] < 1  # the edge cases are always asked

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.config import Config
-from longctx_rl.config_data import ShortConfig
+from longctx_rl.config_data import LongBlocksConfig, ShortConfig
 from longctx_rl.data.cutting import cut
 from longctx_rl.data.longblocks import from_row
 from longctx_rl.data.order import Pool, TrainingOrder
@@ -96,22 +96,7 @@ class LongBlocksSource:
 
     def example(self, kind: str, index: int) -> Example:
         """A row of a store as it is trained on: instructed, and cut to fit."""
-        rows, store = self.settings, self.stores[kind]
-        row = store.row(index)
-        target = rows.target if kind == LONG else "answer"
-        example = from_row(row | row["responses"] | {"task": task_at(store, index)}, response_column=target)
-        if kind == LONG and rows.instruction:
-            example = replace(example, question=f"{example.question}\n\n{rows.instruction}")
-        if kind == LONG and rows.target == "answer":  # what is imitated keeps to the form that is asked for
-            example = replace(example, response=rows.answer_form.format(answer=example.answer))
-        example = replace(example, family_id=example.family_id or row["document_hash"])
-        head, tail = encode_prompt(self.tokenizer, replace(example, document=""))
-        beside, tokens = len(head) + len(tail), row["document_tokens"]
-        if beside + tokens > rows.max_tokens:
-            answer = example.answer if rows.overlong == "ends_and_answer" else None
-            tokens = rows.max_tokens - beside
-            example = replace(example, document=cut(example.document, tokens, self.tokenizer, answer=answer))
-        return replace(example, length=beside + tokens)
+        return rendered(self.stores[kind], index, self.settings, self.tokenizer, long=kind == LONG)
 
     def describe(self) -> dict[str, Any]:
         """Data sets, rows and the content hash, for environment.json."""
@@ -139,6 +124,27 @@ def open_store(path: str, revision: str | None, split: str, streaming: bool, sou
     books = Path(settings.books) if settings.books is not None and path == settings.path else None
     origin = Origin(path, revision, split, streaming)
     return prepare(origin, source.tokenizer, Path(settings.cache), books)
+
+
+def rendered(
+    store: Store, index: int, rows: LongBlocksConfig, tokenizer: PreTrainedTokenizerBase, *, long: bool = True
+) -> Example:
+    """A row of a store as an example: instructed, and cut to fit. ``long``: of the long data set, not the short one."""
+    row = store.row(index)
+    target = rows.target if long else "answer"
+    example = from_row(row | row["responses"] | {"task": task_at(store, index)}, response_column=target)
+    if long and rows.instruction:
+        example = replace(example, question=f"{example.question}\n\n{rows.instruction}")
+    if long and rows.target == "answer":  # what is imitated keeps to the form that is asked for
+        example = replace(example, response=rows.answer_form.format(answer=example.answer))
+    example = replace(example, family_id=example.family_id or row["document_hash"])
+    head, tail = encode_prompt(tokenizer, replace(example, document=""))
+    beside, tokens = len(head) + len(tail), row["document_tokens"]
+    if beside + tokens > rows.max_tokens:
+        answer = example.answer if rows.overlong == "ends_and_answer" else None
+        tokens = rows.max_tokens - beside
+        example = replace(example, document=cut(example.document, tokens, tokenizer, answer=answer))
+    return replace(example, length=beside + tokens)
 
 
 def overhead(tokenizer: PreTrainedTokenizerBase, instruction: str) -> int:

@@ -9,14 +9,13 @@ from longctx_rl.config_eval import EvalConfig, SuiteConfig
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.engine import Engine, distributed
 from longctx_rl.evals import records, summary
+from longctx_rl.evals.grading import Grading, grader_of
+from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord
-from longctx_rl.evals.suites import Item, Plan, items_of
-from longctx_rl.rewards.code import CodeGrader, ExactGrader
+from longctx_rl.evals.suites import READ, Plan, items_of
+from longctx_rl.rewards.code import CodeGrader
 from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.rollout import Sampler, SampleRequest
-from longctx_rl.types import Example, Reward
-
-Grading = Callable[[Sequence[tuple[str, Example]]], list[Reward]]
 
 
 def answer(
@@ -61,6 +60,7 @@ def answer(
             tokens=len(completion.token_ids),
             prompt_hash=records.prompt_hash(request.prompt_ids),
             depth=item.depth,
+            floor=item.floor,
         )
         for item, request, completion, reward in zip(items, requests, completions, rewards, strict=True)
     ]
@@ -89,16 +89,18 @@ class Suite:
         code: CodeGrader | None = None,
     ) -> None:
         self.name, self.config, self.first = name, config, first
-        self.tokenizer, self.sampler, self.grader = tokenizer, sampler, ExactGrader(code)
+        self.tokenizer, self.sampler, self.grader = tokenizer, sampler, grader_of(name, config, code)
         self.path = folder / f"{name}.jsonl"
         self.rendered: dict[int, list[Item]] = {}
 
     def plan(self, items: int) -> Plan:
         """The items of an evaluation with ``items`` families of each label and length."""
-        return Plan(self.config.labels, self.config.lengths, items, self.first, self.config.level)
+        return Plan(self.config, items, self.first)
 
     def size(self, items: int) -> int:
-        """Number of items in such an evaluation."""
+        """Number of items in such an evaluation. What is read may have fewer than are asked for."""
+        if self.name in READ:
+            return len(self._items(items))
         return items * len(list(self.plan(items).cells()))
 
     def evaluate(self, engine: Engine, step: int, items: int) -> dict[str, float]:

@@ -32,6 +32,8 @@ class ItemRecord:
     prompt_hash: str = ""
     depth: float | None = None
     """Where the first piece of evidence lies, as a share of the document; None: there is none."""
+    floor: float | None = None
+    """Score of whoever always gives the most frequent answer; None: there is no such answer."""
 
 
 def prompt_hash(ids: Sequence[int]) -> str:

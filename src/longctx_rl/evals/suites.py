@@ -1,73 +1,60 @@
 """What each suite asks: items by label and length, the same families at every length.
 
 A label is a row of the tables: a task, a form, a condition. Families are counted from ``first``, so that what a
-decision was taken on need not be what is reported.
+decision was taken on need not be what is reported. Items are generated, or read from a data set or file; of those there
+may be fewer than are asked for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from longctx_rl.config_eval import SuiteConfig
 from longctx_rl.data.generators import generate
 from longctx_rl.data.generators.chronicle import Request
 from longctx_rl.data.generators.code import Condition, Setting, generate_code
-from longctx_rl.data.generators.longreason import Form, generate_longreason
+from longctx_rl.data.generators.longreason import LETTERS, Form, generate_longreason
 from longctx_rl.data.generators.ruler import SHAPES, generate_ruler
+from longctx_rl.evals import functions, longblocks, longreason_hub
+from longctx_rl.evals.items import WITHOUT_LENGTH, Item
 from longctx_rl.types import Example
 
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 FORMS: tuple[Form, ...] = get_args(Form)
-WITHOUT_LENGTH = ("original", "expanded", "closed", "short")
-"""Labels whose prompts have the length that they have; recorded as length 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """An example, and the row of the tables that it counts in."""
-
-    label: str
-    example: Example
-
-    @property
-    def has_length(self) -> bool:
-        return self.label not in WITHOUT_LENGTH
-
-    @property
-    def depth(self) -> float | None:
-        """Where the first piece of evidence lies, as a share of the document."""
-        return self.example.evidence[0].depth if self.example.evidence else None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Which items of a suite are asked for."""
 
-    labels: tuple[str, ...]
-    lengths: tuple[int, ...]
+    suite: SuiteConfig
     items: int
     """Families of each label and length."""
     first: int = 0
-    level: int = 0
-    """Of code: 0 for the mini models, up to 2."""
 
     def cells(self) -> Iterator[tuple[str, int]]:
         """Labels with lengths; a label without length comes once."""
-        for label in self.labels:
-            yield from ((label, length) for length in ((0,) if label in WITHOUT_LENGTH else self.lengths))
+        for label in self.suite.labels:
+            yield from ((label, length) for length in ((0,) if label in WITHOUT_LENGTH else self.suite.lengths))
 
 
 def items_of(suite: str, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
     """All items of a plan, by label, length and family.
 
     Raises:
-        ValueError: a suite or label that does not exist; a length that is too short for the suite.
+        ValueError: a suite or label that does not exist; a length that is too short for the suite; a data set that
+            cannot be read or does not have what is asked.
     """
-    check_suite(suite, plan.labels)
+    check_suite(suite, plan.suite.labels)
+    if suite in READ:
+        return READ[suite][1](plan.suite, plan.first, plan.items, tokenizer)
     make = SUITES[suite][1]
+    floor = 1 / len(LETTERS) if suite == "longreason" else None
     return [
-        Item(label, make(plan, label, length, family, tokenizer))
+        Item(label, make(plan, label, length, family, tokenizer), floor)
         for label, length in plan.cells()
         for family in range(plan.first, plan.first + plan.items)
     ]
@@ -75,9 +62,9 @@ def items_of(suite: str, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list
 
 def check_suite(suite: str, labels: Sequence[str]) -> None:
     """Raise ValueError for a suite or a label that does not exist."""
-    if suite not in SUITES:
-        raise ValueError(f"eval.suites.{suite} does not exist: choose from {', '.join(SUITES)}")
-    known, _ = SUITES[suite]
+    known = LABELS.get(suite)
+    if known is None:
+        raise ValueError(f"eval.suites.{suite} does not exist: choose from {', '.join(LABELS)}")
     for label in labels:
         if label not in known:
             raise ValueError(f"eval.suites.{suite}.labels={label} does not exist: choose from {', '.join(known)}")
@@ -102,11 +89,13 @@ def _ruler(plan: Plan, label: str, length: int, family: int, tokenizer: PreTrain
 def _code(plan: Plan, label: str, length: int, family: int, tokenizer: PreTrainedTokenizerBase) -> Example:
     (condition,) = (one for one in CONDITIONS if one == label)
     request = Request("code", family, "test", length, tokenizer, 1)
-    (example,) = generate_code(request, Setting(condition, "call", plan.level))
+    (example,) = generate_code(request, Setting(condition, "call", plan.suite.level))
     return example
 
 
 Maker = Callable[[Plan, str, int, int, PreTrainedTokenizerBase], Example]
+Reader = Callable[[SuiteConfig, int, int, PreTrainedTokenizerBase], list[Item]]
+"""Of a suite's settings, the first family and the number of families of each label and length."""
 
 SUITES: dict[str, tuple[tuple[str, ...], Maker]] = {
     "heldout": (("multihop", "grounding", "longform", "copy", "lookup", "pairs"), _heldout),
@@ -114,4 +103,14 @@ SUITES: dict[str, tuple[tuple[str, ...], Maker]] = {
     "ruler": (tuple(SHAPES), _ruler),
     "code": (CONDITIONS, _code),
 }
-"""Labels of each suite, and what makes an item of one."""
+"""Labels of each generated suite, and what makes an item of one."""
+
+READ: dict[str, tuple[tuple[str, ...], Reader]] = {
+    "longreason_hub": (longreason_hub.LABELS, longreason_hub.read_items),
+    "humaneval": (functions.LABELS, partial(functions.read_items, "humaneval")),
+    "mbpp": (functions.LABELS, partial(functions.read_items, "mbpp")),
+    "longblocks": (longblocks.LABELS, longblocks.read_items),
+}
+"""Labels of each suite that is read, and what reads its items."""
+
+LABELS: dict[str, tuple[str, ...]] = {name: labels for name, (labels, _) in [*SUITES.items(), *READ.items()]}

@@ -23,6 +23,10 @@ class Cell:
     """Mean score with its 95 % interval: Wilson's if every score is 0 or 1, else the bootstrap's."""
     truncated: float
     """Share of answers that met the token limit."""
+    unparsed: float | None = None
+    """Share of answers in which no answer was found: wrong, and counted; None: not known of every record."""
+    floor: float | None = None
+    """Score of whoever always gives the most frequent answer, where there is one."""
 
 
 def cells(records: Iterable[ItemRecord]) -> list[Cell]:
@@ -31,7 +35,15 @@ def cells(records: Iterable[ItemRecord]) -> list[Cell]:
     for record in records:
         grouped[record.task, record.length].append(record)
     return [
-        Cell(task, length, len(group), score(group), fmean(record.truncated for record in group))
+        Cell(
+            task,
+            length,
+            len(group),
+            score(group),
+            fmean(record.truncated for record in group),
+            _mean([1 - record.parts["format"] if "format" in record.parts else None for record in group]),
+            _mean([record.floor for record in group]),
+        )
         for (task, length), group in sorted(grouped.items())
     ]
 
@@ -56,12 +68,18 @@ def metrics(records: Sequence[ItemRecord], suite: str = "heldout") -> dict[str, 
 
 
 def table(records: Sequence[ItemRecord]) -> str:
-    """One row per cell as aligned plain text, in percent with 95 % intervals; ``cut``: answers at the token limit."""
-    rows = [("task", "length", "n", "score", "cut")]
-    for cell in cells(records):
+    """One row per cell as aligned plain text, in percent with 95 % intervals; ``cut``: answers at the token limit;
+    ``unparsed``: answers without an answer; ``floor``: what the most frequent option gets, of multiple choice."""
+    found = cells(records)
+    choice = any(cell.floor is not None for cell in found)
+    rows: list[tuple[str, ...]] = [("task", "length", "n", "score", "cut", "unparsed", *["floor"] * choice)]
+    for cell in found:
         length = str(cell.length) if cell.length else "-"
-        rows.append((cell.task, length, str(cell.n), _percent(cell.score), f"{100 * cell.truncated:.0f}"))
-    return _aligned(rows)
+        unparsed = "-" if cell.unparsed is None else f"{100 * cell.unparsed:.1f}"
+        floor = "-" if cell.floor is None else f"{100 * cell.floor:.1f}"
+        row = (cell.task, length, str(cell.n), _percent(cell.score), f"{100 * cell.truncated:.0f}", unparsed)
+        rows.append((*row, *[floor] * choice))
+    return aligned(rows)
 
 
 def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str:
@@ -92,7 +110,12 @@ def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str
         rows.append(
             (task, length, str(len(late)), _percent(score(early)), _percent(score(late)), _percent(difference, "+"))
         )
-    return _aligned(rows)
+    return aligned(rows)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def _family(record: ItemRecord) -> str:
@@ -104,7 +127,7 @@ def _percent(estimate: Estimate, sign: str = "") -> str:
     return f"{100 * estimate.value:{sign}.1f} [{low}, {high}]"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Columns two blanks apart, the first one left-aligned, under a ruled heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

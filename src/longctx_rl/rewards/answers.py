@@ -9,6 +9,7 @@ from itertools import takewhile
 
 from longctx_rl.rewards.evidence import evidence_score
 from longctx_rl.rewards.ruler import recall, strict
+from longctx_rl.rewards.text import letter
 from longctx_rl.types import Example, Reward
 
 ANSWER_MARK = "Answer:"
@@ -49,6 +50,13 @@ def grade_exact(text: str, example: Example) -> Reward:
     return _reward(float(correct), predicted, text, example)
 
 
+def grade_letter(text: str, example: Example) -> Reward:
+    """1 if the last line's answer is the reference's letter; ``format``: it is a letter at all."""
+    predicted = final_answer(text)
+    chosen = letter(predicted) if predicted is not None else None
+    return _reward(float(chosen == example.answer), chosen, text, example)
+
+
 def grade_ordered_list(text: str, example: Example) -> Reward:
     """F1 of the longest common subsequence of predicted and reference items; repeated and surplus items count against.
 
@@ -81,7 +89,8 @@ GRADERS: dict[str, Grader] = {
     "multihop": grade_exact,
     "grounding": grade_exact,
     "longform": grade_ordered_list,
-    "longreason": grade_exact,
+    "longreason": grade_letter,
+    "longreason_hub": grade_letter,
     "ruler": grade_ruler,
     "copy": grade_continuation,
     "lookup": grade_continuation,

@@ -45,8 +45,8 @@ class CodeGrader:
     """
 
     def __init__(self, backend: str, *, ranks: int = 1) -> None:
-        self._sandbox = Sandbox(backend, ranks=ranks)
-        self.backend = self._sandbox.backend
+        self.sandbox = Sandbox(backend, ranks=ranks)
+        self.backend = self.sandbox.backend
 
     def __call__(self, answered: Sequence[tuple[str, Example]]) -> list[Reward]:
         """``answer``: 1 if every result is right; ``passed``: share of them that are; ``format``: it defines the
@@ -66,7 +66,7 @@ class CodeGrader:
                 Submission(code, tasks[one.id].entry, inputs[one.id], expected[one.id], dict(tasks[one.id].modules))
                 for code, (_, one) in zip(codes, answered, strict=True)
             ]
-            grades = grade(self._sandbox, submissions)
+            grades = grade(self.sandbox, submissions)
         except SandboxFailed as error:
             raise GraderUnavailable(str(error)) from error
         return [
@@ -90,7 +90,7 @@ class CodeGrader:
             for name, task in tasks.items()
         ]
         found = {}
-        for name, outcome in zip(tasks, self._sandbox.run(calls), strict=True):
+        for name, outcome in zip(tasks, self.sandbox.run(calls), strict=True):
             errors = [result.error for result in outcome.results if result.error]
             if outcome.status != "returned" or errors:
                 why = errors[0] if errors else outcome.status
@@ -99,7 +99,7 @@ class CodeGrader:
         return found
 
     def close(self) -> None:
-        self._sandbox.close()
+        self.sandbox.close()
 
 
 class ExactGrader:

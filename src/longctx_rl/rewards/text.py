@@ -117,11 +117,16 @@ def set_f1(predicted: str, reference: str) -> float:
     return 2 * common / (len(found) + len(set(wanted))) if common else 0.0
 
 
+def letter(text: str) -> str | None:
+    """The option that an answer names: ``B``, ``(B)``, ``B.``, ``option B``; None if it says anything else."""
+    found = regex.fullmatch(r"(?:option\s+)?\(?([A-Za-z])\)?[.:]?", text.strip(), regex.IGNORECASE)
+    return found[1].upper() if found else None
+
+
 def choice(predicted: str, reference: str) -> float:
-    """1 if the answer is the reference's letter and nothing else: ``B``, ``(B)``, ``B.``, ``option B``."""
-    found = regex.fullmatch(r"(?:option\s+)?\(?([A-Za-z])\)?[.:]?", predicted.strip(), regex.IGNORECASE)
+    """1 if the answer is the reference's letter and nothing else."""
     wanted = regex.match(r"\(?([A-Za-z])\b", reference.strip())
-    return float(found is not None and wanted is not None and found[1].upper() == wanted[1].upper())
+    return float(wanted is not None and letter(predicted) == wanted[1].upper())
 
 
 def rouge_l(predicted: str, reference: str) -> float:

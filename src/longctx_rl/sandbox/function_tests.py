@@ -11,7 +11,10 @@ So any assertion works, unique solution or not, and the answer never meets the t
 """
 
 import ast
+import gzip
 import json
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,8 @@ from longctx_rl.sandbox.pool import Call, Outcome, Sandbox
 
 REFERENCE_SECONDS = 20
 """Of a reference or a test: what takes it longer is broken."""
+PLUS_TOLERANCE = 1e-6
+"""Of floats, where a row names no other."""
 COLLECT = """
 import builtins as _builtins, copy as _copy, random as _random
 
@@ -71,32 +76,75 @@ class FunctionProblem:
     """A whole solution."""
     test: str
     """Code that defines ``_test(function)``, which raises if the function is wrong."""
+    stub: str = ""
+    """Code of the prompt, which stands before an answer: imports, helpers, and the function without a body."""
+
+    def program(self, code: str) -> str:
+        """An answer as a whole program: the function, or what continues the prompt."""
+        if not self.stub:
+            return code
+        if re.search(rf"^\s*(?:async\s+)?def\s+{re.escape(self.entry)}\b", code, re.MULTILINE):
+            return f"{self.stub}\n\n{code}"
+        return f"{self.stub}\n{textwrap.indent(textwrap.dedent(code), '    ')}"
 
     def checking(self) -> str:
         """The code of the first and third process."""
         return f"{self.reference}\n\n{self.test}\n{COLLECT.format(entry=self.entry)}"
 
 
+PLUS = """
+inf, nan = float("inf"), float("nan")
+_solution, _cases, _tolerance = {entry}, {cases!r}, {tolerance!r}
+
+def _close(found, wanted):
+    if isinstance(wanted, float) and type(found) in (int, float):
+        return found == wanted or abs(found - wanted) <= _tolerance + 1e-7 * abs(wanted)
+    if isinstance(wanted, (list, tuple)) and type(found) is type(wanted):
+        return len(found) == len(wanted) and all(map(_close, found, wanted))
+    return found == wanted
+
+def _test(function):
+    for arguments in _cases:
+        wanted = _solution(*_copy.deepcopy(arguments))
+        found = function(*_copy.deepcopy(arguments))
+        assert _close(found, wanted), "another value"
+"""
+"""EvalPlus's inputs: an answer is right if it returns what the solution returns, floats to a tolerance."""
+
+
 def read_humaneval(path: Path) -> list[FunctionProblem]:
-    """Rows with ``task_id``, ``prompt``, ``entry_point``, ``canonical_solution`` and ``test``, which defines ``check``.
+    """Rows with ``task_id``, ``prompt``, ``entry_point``, ``canonical_solution`` and ``test``, which defines ``check``;
+    or EvalPlus's, with ``base_input`` and ``plus_input`` in its place.
 
     Raises:
         ValueError: the file cannot be read, or a row lacks a column.
     """
+    rows = _rows(path, ("task_id", "prompt", "entry_point", "canonical_solution"), ("test", "base_input"))
+    for row in rows:
+        if f"def {row['entry_point']}" not in row["prompt"]:  # MBPP's, whose prompts are text
+            raise ValueError(f"{path}: the prompt of {row['task_id']} does not begin {row['entry_point']}")
     return [
         FunctionProblem(
-            id=row["task_id"],
+            id=str(row["task_id"]),
             prompt=row["prompt"],
             entry=row["entry_point"],
             reference=row["prompt"] + row["canonical_solution"],
-            test=f"{row['test']}\n\n_test = check\n",
+            test=_plus(row) if "plus_input" in row else f"{row['test']}\n\n_test = check\n",
+            stub=row["prompt"],
         )
-        for row in _rows(path, ("task_id", "prompt", "entry_point", "canonical_solution", "test"))
+        for row in rows
     ]
+
+
+def _plus(row: Mapping[str, Any]) -> str:
+    cases = [*row["base_input"], *row["plus_input"]]
+    return PLUS.format(entry=row["entry_point"], cases=cases, tolerance=row.get("atol") or PLUS_TOLERANCE)
 
 
 def read_mbpp(path: Path) -> list[FunctionProblem]:
     """Rows with ``task_id``, ``text`` (or ``prompt``), ``code`` and ``test_list``: assertions that call the function.
+
+    Or EvalPlus's, as in ``read_humaneval``, whose prompts end with an assertion, which is left out.
 
     The model is told the function's name and sees no test: shown ones can be learnt by heart.
 
@@ -104,7 +152,12 @@ def read_mbpp(path: Path) -> list[FunctionProblem]:
         ValueError: the file cannot be read, a row lacks a column, or its code defines no function.
     """
     found = []
-    for row in _rows(path, ("task_id", "code", "test_list")):
+    for row in _rows(path, ("task_id",), ("code", "base_input")):
+        if "base_input" in row:
+            found.append(_mbpp_plus(path, row))
+            continue
+        if "test_list" not in row:
+            raise ValueError(f"{path}: row {row['task_id']} has no column test_list")
         text = row.get("text") or row.get("prompt")
         called = {
             node.func.id
@@ -131,16 +184,40 @@ def read_mbpp(path: Path) -> list[FunctionProblem]:
     return found
 
 
-def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+def _mbpp_plus(path: Path, row: Mapping[str, Any]) -> FunctionProblem:
+    if missing := [name for name in ("prompt", "entry_point", "canonical_solution", "plus_input") if name not in row]:
+        raise ValueError(f"{path}: row {row['task_id']} has no column {missing[0]}")
+    defined = [node for node in ast.parse(row["canonical_solution"]).body if isinstance(node, ast.FunctionDef)]
+    function = next((node for node in defined if node.name == row["entry_point"]), None)
+    if function is None:
+        raise ValueError(f"{path}: the solution of {row['task_id']} does not define {row['entry_point']}")
+    lines = row["prompt"].strip().strip('"').strip().splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("assert "))
+    return FunctionProblem(
+        id=str(row["task_id"]),
+        prompt=f"{text}\nWrite the function {function.name}({ast.unparse(function.args)}).",
+        entry=function.name,
+        reference=row["canonical_solution"],
+        test=_plus(row),
+    )
+
+
+def _rows(path: Path, columns: Sequence[str], either: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Rows of a file, ``.gz`` or not, that have all ``columns`` and one of ``either``."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        rows = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as error:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON lines: {error}") from error
+    if not rows:
+        raise ValueError(f"{path} has no row")
     for number, row in enumerate(rows, 1):
         for column in columns:
             if not isinstance(row, dict) or column not in row:
                 raise ValueError(f"{path}, row {number} has no column {column}")
+        if either and not any(column in row for column in either):
+            raise ValueError(f"{path}, row {number} has no column {' or '.join(either)}")
     return rows
 
 

@@ -16,6 +16,7 @@ from longctx_rl.data.source import TrainingSource, check_tasks, open_source
 from longctx_rl.engine import Engine, distributed
 from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
 from longctx_rl.evals.evaluation import Evaluation
+from longctx_rl.evals.grading import runs_code
 from longctx_rl.evals.suites import check_suite
 from longctx_rl.policy.flops import ModelShape
 from longctx_rl.policy.frozen import FrozenScorer
@@ -130,7 +131,7 @@ def code_grader(config: Config, source: TrainingSource) -> CodeGrader | None:
     )
     asked = config.eval.during or config.eval.at_start or config.eval.at_end
     ranks = config.engine.num_processes
-    return CodeGrader(config.sandbox, ranks=ranks) if trained or (asked and "code" in config.eval.suites) else None
+    return CodeGrader(config.sandbox, ranks=ranks) if trained or (asked and runs_code(config.eval.suites)) else None
 
 
 def make_trainable(student: PreTrainedModel, *, checkpointing: bool) -> None:

@@ -1,0 +1,193 @@
+"""HumanEval and MBPP from local files: their problems as items, their answers graded in the sandbox.
+
+    python -m longctx_rl.evals.functions check FILE [sandbox=rlimit]
+
+says whether the file can be used here: every reference solution must pass its own test, and none may with its body
+replaced by ``pass``. The file is in the columns of openai/human-eval, of MBPP, or of EvalPlus; ``.gz`` or not.
+"""
+
+import ast
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import get_args
+
+from transformers import PreTrainedTokenizerBase
+
+from longctx_rl import process
+from longctx_rl.config_eval import SuiteConfig
+from longctx_rl.evals.items import Item
+from longctx_rl.rewards.code import CodeGrader
+from longctx_rl.rewards.judge import GraderUnavailable
+from longctx_rl.sandbox.function_tests import (
+    FunctionProblem,
+    grade_functions,
+    read_humaneval,
+    read_mbpp,
+    usable,
+)
+from longctx_rl.sandbox.isolation import Backend
+from longctx_rl.sandbox.judge import extract_code
+from longctx_rl.sandbox.pool import Sandbox, SandboxFailed
+from longctx_rl.types import Example, Reward
+
+LABELS = ("python",)
+TO_COMPLETE = (
+    "Complete the function {entry}. Answer with the whole function in one code block.\n\n```python\n{prompt}\n```"
+)
+TO_WRITE = "{prompt} Answer with the whole function in one code block."
+
+
+def problems(config: SuiteConfig, suite: str) -> dict[str, FunctionProblem]:
+    """The problems of a suite's file by id, without those that are left out by name."""
+    assert config.path is not None
+    found = {problem.id: problem for problem in read_problems(Path(config.path).expanduser())}
+    for name in config.without:
+        if name not in found:
+            raise ValueError(f"eval.suites.{suite}.without={name} is not in {config.path}")
+    return {name: problem for name, problem in found.items() if name not in config.without}
+
+
+@lru_cache(maxsize=4)
+def read_problems(path: Path) -> tuple[FunctionProblem, ...]:
+    """The problems of a file, whichever columns it has. Raises ValueError if it has neither's."""
+    try:
+        return tuple(read_humaneval(path))
+    except ValueError as no_humaneval:
+        try:
+            return tuple(read_mbpp(path))
+        except ValueError as no_mbpp:
+            raise ValueError(f"{no_humaneval}; and {no_mbpp}") from no_mbpp
+
+
+def read_items(
+    suite: str, config: SuiteConfig, first: int, count: int, tokenizer: PreTrainedTokenizerBase
+) -> list[Item]:
+    """At most ``count`` problems of the file. Raises ValueError if it cannot be read or has none from ``first`` on."""
+    del tokenizer
+    found = list(problems(config, suite).values())
+    if first >= len(found):
+        raise ValueError(f"eval.suites.{suite} has {len(found)} problems: set eval.first below that")
+    return [Item(LABELS[0], _example(problem, suite)) for problem in found[first : first + count]]
+
+
+def _example(problem: FunctionProblem, suite: str) -> Example:
+    question = TO_COMPLETE if problem.stub else TO_WRITE
+    return Example(
+        id=problem.id,
+        document="",
+        question=question.format(entry=problem.entry, prompt=problem.prompt.rstrip()),
+        answer=problem.reference,
+        task=suite,
+        response=f"```python\n{problem.reference}\n```",
+        source=suite,
+        family_id=problem.id,
+    )
+
+
+class FunctionGrader:
+    """Runs answers to problems of a file. The file's tests stay on the trusted side.
+
+    Args:
+        code: its sandbox is used.
+    """
+
+    def __init__(self, config: SuiteConfig, suite: str, code: CodeGrader) -> None:
+        self._suite, self._sandbox, self._problems = suite, code.sandbox, problems(config, suite)
+        self._inputs: dict[str, list[list[object]]] = {}
+
+    def __call__(self, answered: Sequence[tuple[str, Example]]) -> list[Reward]:
+        """``answer``: 1 if the test passes; ``format``: it can be read as code; ``suspicious``: it shows signs of an
+        attack on the judge.
+
+        Raises:
+            GraderUnavailable: no code can be run any more, or a problem cannot be graded.
+        """
+        asked = {example.id: self._problems[example.id] for _, example in answered}
+        try:
+            self._prepare([problem for name, problem in asked.items() if name not in self._inputs])
+            codes = [asked[one.id].program(extract_code(text, asked[one.id].entry)) for text, one in answered]
+            pairs = [(code, asked[one.id]) for code, (_, one) in zip(codes, answered, strict=True)]
+            grades = grade_functions(self._sandbox, pairs, self._inputs)
+        except SandboxFailed as error:
+            raise GraderUnavailable(str(error)) from error
+        return [
+            Reward(
+                float(grade.right),
+                {
+                    "answer": float(grade.right),
+                    "format": float(_is_code(code)),
+                    "suspicious": float(bool(grade.suspicious)),
+                    "evidence": 0.0,
+                },
+            )
+            for code, grade in zip(codes, grades, strict=True)
+        ]
+
+    def _prepare(self, new: list[FunctionProblem]) -> None:
+        inputs, unusable = usable(self._sandbox, new)
+        if unusable:
+            name, why = next(iter(unusable.items()))
+            raise GraderUnavailable(
+                f"{len(unusable)} problems cannot be graded, {name} for one ({why}): leave them out with "
+                f"eval.suites.{self._suite}.without=[{','.join(unusable)}]"
+            )
+        self._inputs |= inputs
+
+
+def _is_code(code: str) -> bool:
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def check(path: Path, backend: str = "auto") -> str:
+    """What can be graded of a file.
+
+    Raises:
+        ValueError: the file cannot be read; a reference fails; a function without a body passes.
+    """
+    found = read_problems(path)
+    try:
+        with Sandbox(backend) as sandbox:
+            inputs, unusable = usable(sandbox, found)
+            kept = [problem for problem in found if problem.id in inputs]
+            right = grade_functions(sandbox, [(problem.reference, problem) for problem in kept], inputs)
+            empty = grade_functions(sandbox, [(without_body(problem), problem) for problem in kept], inputs)
+    except SandboxFailed as error:
+        raise ValueError(f"{error}: nothing can be said of {path}") from error
+    wrong = unusable | {one.id: grade.status for one, grade in zip(kept, right, strict=True) if not grade.right}
+    loose = [one.id for one, grade in zip(kept, empty, strict=True) if grade.right]
+    said = f"{path}: {len(found) - len(wrong)} of {len(found)} reference solutions pass, and {len(loose)} of "
+    said += f"{len(kept)} functions whose body is `pass`"
+    if wrong or loose:
+        causes = [f"{name} ({why})" for name, why in wrong.items()] + [
+            f"{name} (passes without a body)" for name in loose
+        ]
+        names = ",".join([*wrong, *loose])
+        raise ValueError(f"{said}; cannot be graded: {', '.join(causes)}. Leave them out with without=[{names}]")
+    return said
+
+
+def without_body(problem: FunctionProblem) -> str:
+    """The reference, and after it the function anew with ``pass`` as its body."""
+    return f"{problem.reference}\n\ndef {problem.entry}(*arguments, **named):\n    pass\n"
+
+
+def main() -> None:
+    """Entry point."""
+    arguments = sys.argv[1:]
+    sandboxes = {"auto", *get_args(Backend)}
+    chosen = [one.removeprefix("sandbox=") for one in arguments if one.startswith("sandbox=")]
+    files = [one for one in arguments if not one.startswith("sandbox=")]
+    if len(files) != 2 or files[0] != "check" or not set(chosen) <= sandboxes:
+        print(__doc__)
+        sys.exit(0 if {"-h", "--help"} & set(arguments) else process.UNUSABLE)
+    process.command(lambda: check(Path(files[1]).expanduser(), *chosen[:1]))
+
+
+if __name__ == "__main__":
+    main()

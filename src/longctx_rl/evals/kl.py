@@ -1,0 +1,167 @@
+"""How far a checkpoint has moved from another one on short prompts: exact KL(checkpoint || base) per token.
+
+The base answers a fixed set of short prompts, greedily; both models then say of each of its tokens what could have
+stood there. What a method forgets shows here before it shows in a score: long training data moves the distribution on
+short text (LongReD, arXiv 2502.07365).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longctx_rl.config_eval import KLConfig, SuiteConfig
+from longctx_rl.data.packing import pack, plan_rows
+from longctx_rl.data.source import prompt_ids
+from longctx_rl.evals.items import Item
+from longctx_rl.evals.suites import Plan, items_of
+from longctx_rl.evals.summary import aligned
+from longctx_rl.objective.divergences import Divergence
+from longctx_rl.policy.frozen import FrozenScorer
+from longctx_rl.policy.loading import context_length, end_tokens, load_model, load_tokenizer
+from longctx_rl.policy.policy import Policy
+from longctx_rl.policy.scoring import Anchor
+from longctx_rl.rollout import SampleRequest
+from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.run_directory import write_text
+from longctx_rl.stats import Estimate, bootstrap_mean
+from longctx_rl.types import Completion, RolloutGroup
+
+PROMPTS = {"heldout": ("multihop", "grounding", "longform"), "longreason": ("original",), "code": ("short",)}
+"""Suite to the labels whose short items are asked."""
+ROW_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class TokenKL:
+    """KL at each token of the base's answer to one item."""
+
+    task: str
+    id: str
+    nats: tuple[float, ...]
+
+
+def prompts(config: KLConfig, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
+    """The fixed set: the same for every checkpoint of a tokenizer."""
+    suites = {
+        name: SuiteConfig(labels=labels, lengths=(config.length,), max_new_tokens=config.max_new_tokens)
+        for name, labels in PROMPTS.items()
+    }
+    return [item for name, suite in suites.items() for item in items_of(name, Plan(suite, config.items), tokenizer)]
+
+
+def base_model(config: KLConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The base, as it is on disk.
+
+    Raises:
+        ValueError: it cannot be loaded, has other tokens, or too short a context.
+    """
+    assert config.base is not None
+    if load_tokenizer(config.base).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"kl.base={config.base} has other tokens than the checkpoint, so their distributions cannot be compared: "
+            "give the model that it was trained from, or kl.base=null"
+        )
+    model = load_model(config.base).eval()
+    if config.length + config.max_new_tokens > context_length(model):
+        raise ValueError(
+            f"kl.length={config.length} and kl.max_new_tokens={config.max_new_tokens} exceed the context of "
+            f"{config.base}, {context_length(model)}: lower them"
+        )
+    return model
+
+
+@torch.no_grad()
+def token_kl(
+    model: PreTrainedModel,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    config: KLConfig,
+    batch_tokens: int,
+) -> list[TokenKL]:
+    """KL(model || base) at each token of the base's greedy answers, over the whole vocabulary, in nats.
+
+    Raises:
+        ValueError: a model that cannot be scored: see ``policy.attention.install``.
+    """
+    heads = [one.get_output_embeddings().weight for one in (model, base)]
+    vocabulary = None if len(heads[0]) == len(heads[1]) else len(tokenizer)  # padded to different sizes
+    sampler = HFSampler(
+        tokenizer,
+        temperature=0.0,
+        max_new_tokens=config.max_new_tokens,
+        batch_tokens=batch_tokens,
+        eos_ids=end_tokens(base, tokenizer),
+        vocabulary=vocabulary,
+    )
+    asked = [prompt_ids(tokenizer, item.example) for item in items]
+    answers = sampler.sample(base, [SampleRequest(prompt_ids=ids, seeds=(0,)) for ids in asked])
+    groups = [
+        RolloutGroup(item.example, ids, (Completion(answer.token_ids, answer.text, "recorded"),))
+        for item, ids, (answer,) in zip(items, asked, answers, strict=True)
+    ]
+    policy = Policy(model, chunk=config.chunk, vocabulary=vocabulary)
+    scorer = FrozenScorer(base, chunk=config.chunk, vocabulary=vocabulary).freeze()
+    found: list[TokenKL] = []
+    for row in plan_rows(groups, ROW_TOKENS):
+        packed = pack([groups[index] for index in row], base.device)
+        signal = scorer(packed, estimator="exact", temperature=1.0, top_k=1, head=heads[1])
+        scores = policy(packed, temperature=1.0, anchors={"ref": Anchor(Divergence("reverse", "exact"), signal)})
+        per_item = torch.split(scores.divergences["ref"], packed.sequence_lens.tolist())
+        # Rounding can leave a tiny number below 0.
+        found += [
+            TokenKL(items[index].label, items[index].example.id, tuple(values.clamp(min=0.0).tolist()))
+            for index, values in zip(row, per_item, strict=True)
+        ]
+    return found
+
+
+def measure(
+    path: Path,
+    facts: Mapping[str, object],
+    model: PreTrainedModel,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: KLConfig,
+    batch_tokens: int,
+) -> str:
+    """The table of the measurement in ``path``, made now unless it is there with the same facts.
+
+    Args:
+        facts: what was compared, and how.
+
+    Raises:
+        ValueError: as ``token_kl``.
+    """
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["facts"] == dict(facts):
+            return table([TokenKL(one["task"], one["id"], tuple(one["nats"])) for one in kept["items"]])
+    found = token_kl(model, base, tokenizer, prompts(config, tokenizer), config, batch_tokens)
+    value, tokens = mean(found)
+    summary = {"nats_per_token": value.value, "interval": [value.low, value.high], "tokens": tokens}
+    items = [{"id": one.id, "task": one.task, "nats": one.nats} for one in found]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"facts": dict(facts), **summary, "items": items}) + "\n")
+    return table(found)
+
+
+def mean(found: Sequence[TokenKL]) -> tuple[Estimate, int]:
+    """Nats per token over all tokens, with a 95 % interval over items, and the number of tokens."""
+    values = [value for one in found for value in one.nats]
+    families = [one.id for one in found for _ in one.nats]
+    return bootstrap_mean(values, families, seed=0, limits=(0.0, max(values))), len(values)
+
+
+def table(found: Sequence[TokenKL]) -> str:
+    """Nats per token of each task and of all of them, with 95 % intervals."""
+    rows = [("task", "items", "tokens", "nats per token")]
+    for task in (*dict.fromkeys(one.task for one in found), "all"):
+        chosen = [one for one in found if task in (one.task, "all")]
+        value, tokens = mean(chosen)
+        rows.append((task, str(len(chosen)), str(tokens), f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"))
+    return aligned(rows)

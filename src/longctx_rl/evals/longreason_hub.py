@@ -1,0 +1,140 @@
+"""LongReason (Ling et al., arXiv 2501.15089), as its authors published it: 794 questions, each in seven lengths.
+
+The same ``example_idx`` is in every split, and names the family. Splits are read under the generated suite's names:
+``original``, ``expanded``, and ``context`` at 8192 tokens for the split ``8k``, up to 131072 for ``128k``. The data
+set's own prompt is asked whole, and how to end the answer is said after it.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import PreTrainedTokenizerBase
+
+from longctx_rl.config_eval import SuiteConfig
+from longctx_rl.evals.items import WITHOUT_LENGTH, Item
+from longctx_rl.types import Example
+
+TASK = "longreason_hub"
+LABELS = ("original", "expanded", "context")
+LENGTHS = (8192, 16384, 32768, 65536, 131072)
+COLUMNS = ("example_idx", "prompt", "answer")
+INSTRUCTION = 'End with a line of its own: "Answer: " and the letter of the right option alone.'
+KEY = "eval.suites.longreason_hub"
+
+
+def read_items(config: SuiteConfig, first: int, count: int, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
+    """At most ``count`` families of each split that is asked for, in the order of their hashes.
+
+    Raises:
+        ValueError: not downloaded, no such split, a missing column, an answer that is no letter, splits that do not
+            hold the same questions, or no item from ``first`` on.
+    """
+    del tokenizer
+    folder, commit = find(config)
+    wanted = [
+        (label, length) for label in config.labels for length in ((0,) if label in WITHOUT_LENGTH else config.lengths)
+    ]
+    splits = {cell: read_split(folder, *cell) for cell in wanted}
+    (label, length), rows = next(iter(splits.items()))
+    for (other, at), others in splits.items():
+        if others.keys() != rows.keys():
+            raise ValueError(f"{folder}: {split_name(other, at)} has other questions than {split_name(label, length)}")
+    chosen = sorted(rows)[first : first + count]
+    if not chosen:
+        raise ValueError(f"{KEY} has {len(rows)} questions: set eval.first below that")
+    return [
+        _item(label, length, splits[label, length][name], commit, floor)
+        for (label, length) in wanted
+        for floor in [majority([row["answer"] for row in splits[label, length].values()])]
+        for name in chosen
+    ]
+
+
+def find(config: SuiteConfig) -> tuple[Path, str]:
+    """The folder of the data set, and its commit if it came from the Hub. Nothing is downloaded."""
+    if config.path is None:
+        raise ValueError(f"{KEY}.path is null: give a folder, or the Hub id lz1bytedance/LongReason")
+    local = Path(config.path).expanduser()
+    if local.is_dir():
+        return local, ""
+    if config.path.startswith((".", "/", "~")):
+        raise ValueError(f"{config.path} is no folder: set {KEY}.path")
+    try:
+        found = snapshot_download(config.path, repo_type="dataset", revision=config.revision, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
+        revision = f" --revision {config.revision}" if config.revision else ""
+        raise ValueError(
+            f"{config.path} is not in the Hub's local cache: hf download --repo-type dataset {config.path}{revision}"
+        ) from error
+    return Path(found), Path(found).name
+
+
+def split_name(label: str, length: int) -> str:
+    """The data set's own name of a split. Raises ValueError for a length that it does not have."""
+    if label in WITHOUT_LENGTH:
+        return label
+    if length not in LENGTHS:
+        raise ValueError(f"{KEY}.lengths={length} does not exist: choose from {', '.join(map(str, LENGTHS))}")
+    return f"{length // 1024}k"
+
+
+def read_split(folder: Path, label: str, length: int) -> dict[str, Mapping[str, Any]]:
+    """The rows of a split by ``example_idx``. Its files are named ``8k.jsonl`` or ``8k-00000-of-00001.parquet``."""
+    name = split_name(label, length)
+    named = re.compile(rf"{name}(?:-\d+-of-\d+)?\.(?:parquet|jsonl)")
+    files = sorted(path for path in folder.rglob("*") if named.fullmatch(path.name))
+    if not files:
+        raise ValueError(f"{folder} has no file of the split {name}: download it again, or leave {label} out")
+    found: dict[str, Mapping[str, Any]] = {}
+    for path in files:
+        for row in _rows(path):
+            if missing := [column for column in COLUMNS if not isinstance(row.get(column), str)]:
+                raise ValueError(f"{path} has a row without {missing[0]}: it is not LongReason's")
+            if not re.fullmatch("[A-Z]", row["answer"]) or row["example_idx"] in found:
+                raise ValueError(f"{path}: {row['example_idx']} has no letter as its answer, or is there twice")
+            found[row["example_idx"]] = row
+    return found
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        if path.suffix == ".parquet":
+            yield from pyarrow.parquet.read_table(path).to_pylist()
+            return
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("a line is no object")
+            yield row
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read ({cause}): download it again") from error
+
+
+def majority(letters: list[str]) -> float:
+    """Share of the most frequent answer."""
+    return max(Counter(letters).values()) / len(letters)
+
+
+def _item(label: str, length: int, row: Mapping[str, Any], commit: str, floor: float) -> Item:
+    name = row["example_idx"]
+    version = f"@{commit[:12]}" if commit else ""
+    example = Example(
+        id=f"longreason-{name}-{split_name(label, length)}{version}",
+        document=row["prompt"],
+        question=INSTRUCTION,
+        answer=row["answer"],
+        task=TASK,
+        source="LongReason",
+        family_id=f"longreason-{name}",
+        length=length,
+    )
+    return Item(label, example, floor)

@@ -60,7 +60,7 @@ def table(records: Sequence[ItemRecord]) -> str:
     rows = [("task", "length", "n", "score", "cut")]
     for cell in cells(records):
         length = str(cell.length) if cell.length else "-"
-        rows.append((cell.task, length, str(cell.n), _percent(cell.score), f"{100 * cell.truncated:.0f}"))
+        rows.append((cell.task, length, str(cell.n), percent(cell.score), f"{100 * cell.truncated:.0f}"))
     return _aligned(rows)
 
 
@@ -90,7 +90,7 @@ def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str
             seed=SEED,
         )
         rows.append(
-            (task, length, str(len(late)), _percent(score(early)), _percent(score(late)), _percent(difference, "+"))
+            (task, length, str(len(late)), percent(score(early)), percent(score(late)), percent(difference, "+"))
         )
     return _aligned(rows)
 
@@ -99,7 +99,8 @@ def _family(record: ItemRecord) -> str:
     return record.family_id or record.id
 
 
-def _percent(estimate: Estimate, sign: str = "") -> str:
+def percent(estimate: Estimate, sign: str = "") -> str:
+    """``62.5 [48.4, 74.8]``."""
     low, high = (f"{100 * bound:{sign}.1f}" for bound in (estimate.low, estimate.high))
     return f"{100 * estimate.value:{sign}.1f} [{low}, {high}]"
 

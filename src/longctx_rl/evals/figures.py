@@ -48,7 +48,7 @@ STYLE = {
 }
 WIDTH, HEIGHT = 2.9, 2.0
 """Inches of a figure of curves."""
-CELL_WIDTH, CELL_HEIGHT = 0.56, 0.36
+CELL_WIDTH, CELL_HEIGHT = 0.44, 0.36
 """Inches of a cell of a map."""
 FAINT = 0.45
 
@@ -62,14 +62,14 @@ class Series:
 
 
 def length_curves(
-    series: Sequence[Series], lengths: Sequence[int], references: Mapping[str, float], *, name: str, alt: str
+    series: Sequence[Series], lengths: Sequence[int], references: Sequence[float], *, name: str, alt: str
 ) -> str:
     """Shares by context length, a logarithmic axis.
 
     Args:
         series: one or two.
         lengths: all of the axis.
-        references: horizontal lines by what they are.
+        references: where dashed lines lie; name them beside the figure.
         name: unique within the page.
         alt: the figure in words.
     """
@@ -82,8 +82,8 @@ def length_curves(
         axes.minorticks_off()
         _percent_axis(axes)
         axes.set_xlabel("prompt tokens", labelpad=1)
-        for number, (label, value) in enumerate(references.items()):
-            _reference(axes, label, value, left=number % 2 == 1)
+        for value in references:
+            axes.axhline(value, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=FAINT, zorder=1)
         for index, one in enumerate(series):
             _line(axes, one, index, shift=1.04 ** (index - (len(series) - 1) / 2))
         if len(series) > 1:
@@ -100,7 +100,7 @@ def heat_map(
     name: str,
     alt: str,
 ) -> str:
-    """Shares in a grid, each with its number of items; where there are none, a dashed outline.
+    """Shares in a grid, in percent, each with its number of items; where there are none, a dotted outline.
 
     Args:
         cells: column and row to share and number of items.
@@ -108,7 +108,7 @@ def heat_map(
         name: unique within the page.
         alt: the figure in words.
     """
-    left, bottom = 0.95, 0.46
+    left, bottom = 0.72, 0.42
     width, height = len(columns) * CELL_WIDTH, len(rows) * CELL_HEIGHT
     full_width, full_height = left + width + 0.05, bottom + height + 0.05
     with _figure(full_width, full_height) as figure:
@@ -147,23 +147,6 @@ def tokens(length: int) -> str:
     return f"{length // 1024}k" if length % 1024 == 0 else str(length)
 
 
-def _reference(axes: Axes, label: str, value: float, *, left: bool) -> None:
-    """A dashed line across, named at one of its ends."""
-    axes.axhline(value, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=FAINT, zorder=1)
-    above = value < 0.9
-    axes.annotate(
-        label,
-        (0.02 if left else 0.98, value),
-        (0, 2 if above else -2),
-        ("axes fraction", "data"),
-        textcoords="offset points",
-        ha="left" if left else "right",
-        va="bottom" if above else "top",
-        fontsize=7,
-        alpha=0.8,
-    )
-
-
 def _line(axes: Axes, series: Series, index: int, *, shift: float) -> None:
     points = sorted(series.points.items())
     x = [length * shift for length, _ in points]
@@ -199,8 +182,8 @@ def _cell(axes: Axes, column: int, row: int, found: tuple[float, int] | None) ->
     fill = SCALE(share)
     letters = "#ffffff" if sum(w * c for w, c in zip((0.30, 0.59, 0.11), fill, strict=False)) < 0.5 else "#000001"
     axes.add_patch(Rectangle((column + 0.02, row + 0.03), 0.96, 0.94, color=fill, linewidth=0))
-    axes.text(column + 0.5, row + 0.46, f"{100 * share:.0f} %", ha="center", va="bottom", color=letters, fontsize=8)
-    axes.text(column + 0.5, row + 0.58, f"n {count}", ha="center", va="top", color=letters, fontsize=6.5)
+    axes.text(column + 0.5, row + 0.46, f"{100 * share:.0f}", ha="center", va="bottom", color=letters, fontsize=9)
+    axes.text(column + 0.5, row + 0.58, f"n {count}", ha="center", va="top", color=letters, fontsize=7)
 
 
 def _percent_axis(axes: Axes) -> None:

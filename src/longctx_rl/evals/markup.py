@@ -27,9 +27,10 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> s
     )
 
 
-def figure(title: str, svg: str) -> str:
+def figure(title: str, svg: str, note: str = "") -> str:
     """A figure under its title."""
-    return f"<figure>\n<figcaption>{text(title)}</figcaption>\n{svg}\n</figure>\n"
+    small = f"<small>{text(note)}</small>" if note else ""
+    return f"<figure>\n<figcaption>{text(title)}{small}</figcaption>\n{svg}\n</figure>\n"
 
 
 def figures(title: str, note: str, drawn: Sequence[str]) -> str:

@@ -43,7 +43,7 @@ def render(found: Results) -> str:
     css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     title = text(f"Evaluation of {found.checkpoint}")
     links = "".join(f'<li><a href="#{text(suite.name)}">{text(suite.name)}</a></li>' for suite in found.suites)
-    about = {"checkpoint": found.checkpoint, "hash of its weights": found.weights, "computed in": found.dtype}
+    about = {"hash of its weights": found.weights, "computed in": found.dtype}
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -91,7 +91,7 @@ def _overview(found: Results) -> str:
             ]
         )
     head = ["suite", "items", "mean score", "cut off"]
-    return table("All suites, in percent. In a mean, each task at each length weighs the same.", head, rows)
+    return table("What is answered, in percent. In a mean, each task at each length weighs the same.", head, rows)
 
 
 def main() -> None:

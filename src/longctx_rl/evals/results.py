@@ -189,7 +189,9 @@ def depth_map(suite: Suite, task: str) -> dict[tuple[int, int], tuple[float, int
 
 
 def examples(suite: Suite, task: str) -> tuple[ItemRecord | None, ItemRecord | None]:
-    """One item of a task that is right and one that is wrong, each of the longest prompts for which there is one."""
+    """One item of a task that is right and the one that is most wrong, each of the longest prompts that have one."""
     longest_first = [group for (name, _), group in reversed(suite.groups.items()) if name == task]
     ordered = [record for group in longest_first for record in group]
-    return next((r for r in ordered if r.score == 1.0), None), next((r for r in ordered if r.score == 0.0), None)
+    right = next((record for record in ordered if record.score == 1.0), None)
+    wrong = min((r for r in ordered if r.score < 1.0), key=lambda record: record.score, default=None)
+    return right, wrong

@@ -24,7 +24,7 @@ MEASURES = {
     "unparsed": "outputs without a final answer, which count as wrong",
     "majority floor": "what the most frequent right letter would score if it were always given",
 }
-OUTPUT = 1200
+OUTPUT = 800
 """Letters of an example's output that are shown."""
 NONE = "-"
 TOGETHER = "all tasks"
@@ -84,8 +84,8 @@ def _effective_length(suite: Suite, means: dict[str, dict[int, Estimate]]) -> st
     said = []
     for name, one in means.items():
         longest = results.effective_length(one)
-        below = f"none of {', '.join(map(str, one))}" if one else "unknown, since no length is complete"
-        said.append(f"by {name} {below if longest is None else f'{longest} tokens'}")
+        none = "none of these lengths" if one else "unknown, since no length is complete"
+        said.append(f"{name}: {none if longest is None else f'{longest} tokens'}")
     return (
         f"<h3>Effective length</h3>\n<p><strong>{text('; '.join(said))}.</strong> It is the longest length at which "
         f"the mean of all tasks is at least {share(EFFECTIVE)} %. RULER defines it by its own recall, from 4096 tokens "
@@ -118,17 +118,14 @@ def _by_length(suite: Suite) -> str:
             if length:
                 series.setdefault(task, {}).setdefault(name, {})[length] = cell.score
     drawn = [_curve(suite, task, points) for task, points in series.items()]
-    note = "Bars are 95 % intervals. Dashed lines are the tasks that have no length of their own."
-    if suite.name != "ruler":
-        return markup.figures("By length", note, drawn)
-    note = f"Bars are 95 % intervals. The dashed line is RULER's {share(EFFECTIVE)} %."
-    return _effective_length(suite, means) + markup.figures("By length", note, drawn)
+    effective = _effective_length(suite, means) if suite.name == "ruler" else ""
+    return effective + markup.figures("By length", "Percent by prompt length. Bars are 95 % intervals.", drawn)
 
 
 def _curve(suite: Suite, task: str, series: dict[str, dict[int, Estimate]]) -> str:
     references = {one: cell.score.value for (one, length), cell in suite.cells.items() if not length}
     if suite.name == "ruler":
-        references[f"{share(EFFECTIVE)} %"] = EFFECTIVE
+        references["RULER's threshold"] = EFFECTIVE
     for (one, _), group in suite.groups.items():
         if one == task and group and "majority floor" in (found := results.measures(group)):
             references["majority floor"] = found["majority floor"]
@@ -136,15 +133,15 @@ def _curve(suite: Suite, task: str, series: dict[str, dict[int, Estimate]]) -> s
         f"{name} " + ", ".join(f"{percent(point)} % at {length} tokens" for length, point in points.items())
         for name, points in series.items()
     ]
-    said += [f"dashed line {line}: {share(value)} %" for line, value in references.items()]
+    dashed = ", ".join(f"{line} {share(value)}" for line, value in references.items())
     drawing = figures.length_curves(
         [figures.Series(name, points) for name, points in series.items()],
         suite.lengths,
-        references,
+        list(references.values()),
         name=f"{suite.name} curve {task}",
         alt=f"{suite.name}, {task}, score by prompt length: {'; '.join(said)}",
     )
-    return markup.figure(task, drawing)
+    return markup.figure(task, drawing, f"dashed: {dashed}" if dashed else "")
 
 
 def _maps(suite: Suite) -> str:
@@ -169,7 +166,10 @@ def _maps(suite: Suite) -> str:
     if not drawn:
         return "<p>No record says how deep its evidence lies, so there is no map by depth.</p>\n" if lengths else ""
     drawn.append(markup.figure("colours", figures.colour_scale(name=f"{suite.name} colours")))
-    note = "Depth is where the first piece of evidence lies, 0 % the beginning of the document. Dashed: no items."
+    note = (
+        "Percent and number of items. Depth is where the first piece of evidence lies, 0 % the beginning of the "
+        "document. Dotted: no items."
+    )
     return markup.figures("By length and depth", note, drawn)
 
 
@@ -184,7 +184,7 @@ def _examples(suite: Suite) -> str:
 
 def _example(title: str, kind: str, record: ItemRecord | None) -> str:
     if record is None:
-        return f"<article>\n<h4>{title}</h4>\n<p>No answer is wholly {kind}.</p>\n</article>\n"
+        return f"<article>\n<h4>{title}</h4>\n<p>No answer is {kind}.</p>\n</article>\n"
     facts = [record.id, f"score {share(record.score)} %", f"{record.prompt_tokens} + {record.tokens} tokens"]
     if record.depth is not None:
         facts.append(f"evidence at {100 * record.depth:.0f} %")

@@ -126,7 +126,7 @@ def measures(group: Sequence[ItemRecord]) -> dict[str, float]:
     def mean(part: str) -> float:
         return fmean(record.parts[part] for record in group)
 
-    found = {}
+    found: dict[str, float] = {}
     if {"format", "recall", "hallucinated"} <= parts:
         found = {"parsed": mean("format"), "API recall": mean("recall"), "invented API": mean("hallucinated")}
     elif "recall" in parts:
@@ -149,7 +149,7 @@ def by_part(suite: Suite, part: str) -> Suite:
 
 def mean_by_length(suite: Suite) -> dict[int, Estimate]:
     """The mean of all tasks at each length at which all are complete, so that lengths compare like with like."""
-    found = {}
+    found: dict[int, Estimate] = {}
     for length in suite.lengths:
         groups = {key: group for key, group in suite.groups.items() if key[1] == length}
         if all(len(group) >= suite.asked.get(key, 1) for key, group in groups.items()):

@@ -29,9 +29,11 @@ def run(out: Path, *overrides: str) -> str:
 
 def test_answers_are_kept_and_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = run(tmp_path, *SHORT, "eval.items=4")
-    assert [line.split()[:3] for line in table.splitlines()[3:]] == [
+    assert [line.split()[:3] for line in table.splitlines()[3:-2]] == [
         ["grounding", "256", "4"], ["longform", "256", "4"], ["multihop", "256", "4"],
     ]  # fmt: skip
+    assert table.splitlines()[-1] == f"page: {tmp_path / 'index.html'}"
+    assert "Evaluation of mini-student" in (tmp_path / "index.html").read_text(encoding="utf-8")
     first = records.read(tmp_path / "evals" / "heldout.jsonl")
     asked: list[str] = []
     plain = command.answer
@@ -43,7 +45,7 @@ def test_answers_are_kept_and_asked_once(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(command, "answer", counting)
     assert run(tmp_path, *SHORT, "eval.items=4") == table and not asked
     more = run(tmp_path, *SHORT, "eval.items=5")
-    assert len(asked) == 3 and {line.split()[2] for line in more.splitlines()[3:]} == {"5"}
+    assert len(asked) == 3 and {line.split()[2] for line in more.splitlines()[3:-2]} == {"5"}
     assert records.read(tmp_path / "evals" / "heldout.jsonl")[: len(first)] == first
 
 

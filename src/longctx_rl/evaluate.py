@@ -27,7 +27,7 @@ from longctx_rl.__main__ import composed_evaluate
 from longctx_rl.config_eval import EvaluateConfig, SuiteConfig
 from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE
 from longctx_rl.data.source import prompt_ids
-from longctx_rl.evals import kl, records, summary
+from longctx_rl.evals import kl, page, records, summary
 from longctx_rl.evals.evaluation import answer
 from longctx_rl.evals.grading import Grading, grader_of, runs_code
 from longctx_rl.evals.items import Item
@@ -78,7 +78,7 @@ def evaluate(config: EvaluateConfig) -> str:
                 tables.append(distance(config, model, tokenizer))
         except GraderUnavailable as error:
             raise ValueError(f"{error}. Answers so far are kept: the same command goes on from there") from error
-    return "\n\n".join(tables)
+    return "\n\n".join([*tables, page.write(Path(config.out))])
 
 
 def run_suite(
@@ -164,6 +164,10 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
         "weights": weights_hash(model),
         "dtype": config.dtype,
         "max_new_tokens": {name: suite.max_new_tokens for name, suite in config.eval.suites.items()},
+        "asked": {
+            name: {"items": config.eval.items, "cells": list(Plan(suite.labels, suite.lengths, 0).cells())}
+            for name, suite in config.eval.suites.items()
+        },
     }
     path, other = out / "evaluation.json", "choose another out=FOLDER"
     if path.exists():
@@ -177,6 +181,7 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
                     f"{out} holds answers of at most {limit} tokens to {name}: set eval.suites.{name}.max_new_tokens="
                     f"{limit}, or {other}"
                 )
+        mine["asked"] = theirs.get("asked", {}) | mine["asked"]
     elif (out / "config.yaml").exists() or (out / "evals").exists():
         raise ValueError(f"{out} is a training run's folder, whose records would be lost: {other}")
     try:

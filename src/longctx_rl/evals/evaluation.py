@@ -61,6 +61,8 @@ def answer(
             prompt_hash=records.prompt_hash(request.prompt_ids),
             depth=item.depth,
             floor=item.floor,
+            question=item.example.question[-records.EXCERPT :],
+            expected=item.example.answer[: records.EXCERPT],
         )
         for item, request, completion, reward in zip(items, requests, completions, rewards, strict=True)
     ]

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+EXCERPT = 400
+"""Letters of a question and of its reference answer that are kept."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemRecord:
@@ -34,6 +37,10 @@ class ItemRecord:
     """Where the first piece of evidence lies, as a share of the document; None: there is none."""
     floor: float | None = None
     """Score of whoever always gives the most frequent answer; None: there is no such answer."""
+    question: str = ""
+    """Its end."""
+    expected: str = ""
+    """The reference answer, from its start."""
 
 
 def prompt_hash(ids: Sequence[int]) -> str:

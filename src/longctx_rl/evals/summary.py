@@ -77,7 +77,7 @@ def table(records: Sequence[ItemRecord]) -> str:
         length = str(cell.length) if cell.length else "-"
         unparsed = "-" if cell.unparsed is None else f"{100 * cell.unparsed:.1f}"
         floor = "-" if cell.floor is None else f"{100 * cell.floor:.1f}"
-        row = (cell.task, length, str(cell.n), _percent(cell.score), f"{100 * cell.truncated:.0f}", unparsed)
+        row = (cell.task, length, str(cell.n), percent(cell.score), f"{100 * cell.truncated:.0f}", unparsed)
         rows.append((*row, *[floor] * choice))
     return aligned(rows)
 
@@ -108,7 +108,7 @@ def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str
             seed=SEED,
         )
         rows.append(
-            (task, length, str(len(late)), _percent(score(early)), _percent(score(late)), _percent(difference, "+"))
+            (task, length, str(len(late)), percent(score(early)), percent(score(late)), percent(difference, "+"))
         )
     return aligned(rows)
 
@@ -122,7 +122,8 @@ def _family(record: ItemRecord) -> str:
     return record.family_id or record.id
 
 
-def _percent(estimate: Estimate, sign: str = "") -> str:
+def percent(estimate: Estimate, sign: str = "") -> str:
+    """``62.5 [48.4, 74.8]``."""
     low, high = (f"{100 * bound:{sign}.1f}" for bound in (estimate.low, estimate.high))
     return f"{100 * estimate.value:{sign}.1f} [{low}, {high}]"
 

@@ -80,16 +80,21 @@ def test_a_start_without_checkpoint_starts_the_record_anew(quiet: Config, tmp_pa
 
 def test_rollouts_are_readable(quiet: Config, tmp_path: Path) -> None:
     example = Example("id7", "a long document " * 100, "Who?", "KesDal", "multihop")
-    completions = (Completion((1, 2), "KesDal, né", "stop"), Completion((3,), "no", "length"))
+    completions = (
+        Completion((1, 2), "KesDal, né", "stop", teacher_gap=(0.123456, -0.00001)),
+        Completion((3,), "no", "length"),
+    )
     group = RolloutGroup(example, (5, 6), completions, (Reward(1.0, {"answer": 1.0}), Reward(0.0)), (0.7, -0.7))
     recorder = RunRecorder(quiet, tmp_path, None)
-    recorder.save_rollouts(10, [group])
+    recorder.save_rollouts(10, [group], lambda token_ids: [f"<{token_id}>" for token_id in token_ids])
     recorder.close()
     lines = (tmp_path / "rollouts" / "step-000010.jsonl").read_text().splitlines()
     first, second = map(json.loads, lines)
     assert "KesDal, né" in lines[0]
     assert first["prompt_tail"].endswith("a long document \n\nWho?") and len(first["prompt_tail"]) < 500
     assert (first["reward"], first["reward_parts"], first["advantage"]) == (1.0, {"answer": 1.0}, 0.7)
+    assert (first["tokens_text"], first["teacher_gap"]) == (["<1>", "<2>"], [0.1235, 0.0])
+    assert "teacher_gap" not in second and '-0.0,' not in lines[0]
     assert (second["completion"], second["finish_reason"], second["tokens"]) == ("no", "length", 1)
 
 
@@ -99,7 +104,7 @@ def test_only_the_main_rank_records(quiet: Config, tmp_path: Path, monkeypatch: 
     assert isinstance(recorder, NullRecorder)
     recorder.log(1, STEP)
     recorder.say("hello")
-    recorder.save_rollouts(1, [])
+    recorder.save_rollouts(1, [], lambda token_ids: [])
     recorder.close()
     assert not list(tmp_path.iterdir())
 

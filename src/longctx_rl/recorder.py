@@ -10,7 +10,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +20,17 @@ from longctx_rl.engine import distributed
 from longctx_rl.environment import git_state
 from longctx_rl.progress import Progress
 from longctx_rl.run_directory import write_text
-from longctx_rl.types import RolloutGroup
+from longctx_rl.types import Completion, RolloutGroup
 
 PROMPT_TAIL = 400
 """Characters of the document that are kept with a saved rollout."""
+GAP_DIGITS = 4
+"""Decimals of a token's gap to the teacher."""
 
 Row = dict[str, float | None]
+
+TokenTexts = Callable[[Sequence[int]], list[str]]
+"""Token ids to the text that each of them adds."""
 
 
 class Recorder(Protocol):
@@ -34,8 +39,8 @@ class Recorder(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics of a step. A step may have several rows."""
 
-    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
-        """Keep scored completions for people to read."""
+    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup], token_texts: TokenTexts) -> None:
+        """Keep scored completions for people to read; ``token_texts`` spells the tokens whose gap is known."""
 
     def say(self, text: str) -> None:
         """Tell the person at the terminal, and log.txt."""
@@ -60,7 +65,7 @@ class NullRecorder:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         pass
 
-    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup], token_texts: TokenTexts) -> None:
         pass
 
     def say(self, text: str) -> None:
@@ -93,9 +98,9 @@ class RunRecorder:
         if "perf/step_seconds" in metrics:
             self._progress.show(metrics)
 
-    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup], token_texts: TokenTexts) -> None:
         self._rollouts.mkdir(exist_ok=True)
-        lines = [json.dumps(row, ensure_ascii=False) for group in groups for row in _rollout_rows(group)]
+        lines = [json.dumps(row, ensure_ascii=False) for group in groups for row in _rollout_rows(group, token_texts)]
         write_text(self._rollouts / f"step-{step:06d}.jsonl", "".join(f"{line}\n" for line in lines))
 
     def say(self, text: str) -> None:
@@ -150,7 +155,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _rollout_rows(group: RolloutGroup) -> list[dict[str, Any]]:
+def _rollout_rows(group: RolloutGroup, token_texts: TokenTexts) -> list[dict[str, Any]]:
     example = group.example
     return [
         {
@@ -164,9 +169,18 @@ def _rollout_rows(group: RolloutGroup) -> list[dict[str, Any]]:
             "reward": group.rewards[index].score if group.rewards else None,
             "reward_parts": dict(group.rewards[index].parts) if group.rewards else {},
             "advantage": group.advantages[index] if group.advantages else None,
+            **_token_columns(completion, token_texts),
         }
         for index, completion in enumerate(group.completions)
     ]
+
+
+def _token_columns(completion: Completion, token_texts: TokenTexts) -> dict[str, Any]:
+    """``tokens_text`` and ``teacher_gap``, [C] each, if there is a teacher."""
+    if completion.teacher_gap is None:
+        return {}
+    gaps = [round(gap, GAP_DIGITS) + 0.0 for gap in completion.teacher_gap]
+    return {"tokens_text": token_texts(completion.token_ids), "teacher_gap": gaps}
 
 
 def mirror_settings(config: Config, run_dir: Path, resumed: bool) -> dict[str, Any]:

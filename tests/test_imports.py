@@ -18,7 +18,7 @@ LAYERS = (
     {"evals", "recorder", "report"},
     {"data", "rollout", "rewards", "engine", "progress", "process"},
     {"policy", "run_directory", "sandbox"},
-    {"objective", "environment", "stats", "endpoint"},
+    {"objective", "environment", "stats", "endpoint", "metrics_file"},
     {"config", "types"},
     {"strict", "validation", "config_data", "config_reward", "config_build", "config_eval"},
 )

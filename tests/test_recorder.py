@@ -14,8 +14,9 @@ import pytest
 from config.composing import composed
 from longctx_rl import recorder as recording
 from longctx_rl.config import Config
+from longctx_rl.metrics_file import read_metrics
 from longctx_rl.progress import Progress
-from longctx_rl.recorder import Mirror, NullRecorder, RunRecorder, build_recorder, mirror_settings, read_metrics
+from longctx_rl.recorder import Mirror, NullRecorder, RunRecorder, build_recorder, mirror_settings
 from longctx_rl.types import Completion, Example, Reward, RolloutGroup
 
 STEP = {"progress/step": 1.0, "loss/total": 0.5, "perf/step_seconds": 2.0, "perf/tokens_per_second": 1234.0}

@@ -26,8 +26,8 @@ from longctx_rl.evals.evaluation import answer
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.suites import Item, Plan, items_of
 from longctx_rl.evals.summary import cells
+from longctx_rl.metrics_file import read_metrics
 from longctx_rl.policy import attention
-from longctx_rl.recorder import read_metrics
 from longctx_rl.rewards.code import ExactGrader
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.types import UNANSWERABLE

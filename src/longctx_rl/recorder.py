@@ -18,6 +18,7 @@ from longctx_rl import strict
 from longctx_rl.config import Config
 from longctx_rl.engine import distributed
 from longctx_rl.environment import git_state
+from longctx_rl.metrics_file import Row, read_metrics
 from longctx_rl.progress import Progress
 from longctx_rl.run_directory import write_text
 from longctx_rl.types import Completion, RolloutGroup
@@ -26,8 +27,6 @@ PROMPT_TAIL = 400
 """Characters of the document that are kept with a saved rollout."""
 GAP_DIGITS = 4
 """Decimals of a token's gap to the teacher."""
-
-Row = dict[str, float | None]
 
 TokenTexts = Callable[[Sequence[int]], list[str]]
 """Token ids to the text that each of them adds."""
@@ -112,23 +111,6 @@ class RunRecorder:
         self._log.close()
         if self._mirror:
             self._mirror.close()
-
-
-def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl; a last line that was cut short by a crash is left out.
-
-    Raises:
-        ValueError: another line is not JSON.
-    """
-    lines = path.read_text(encoding="utf-8").split("\n")
-    complete = lines[:-1]  # what follows the last newline is empty, or cut short
-    rows: list[Row] = []
-    for number, line in enumerate(complete, 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {line[:60]!r}; restore the file") from error
-    return rows
 
 
 def cut_back(run_dir: Path, resume_step: int | None, evaluated: bool) -> None:

@@ -14,7 +14,8 @@ from longctx_rl import train
 from longctx_rl.engine import checkpoint
 from longctx_rl.engine.local import LocalEngine
 from longctx_rl.evals import records
-from longctx_rl.recorder import RunRecorder, read_metrics
+from longctx_rl.metrics_file import read_metrics
+from longctx_rl.recorder import RunRecorder
 
 TIMED = ("time/", "perf/", "progress/wall_seconds")
 

@@ -18,8 +18,8 @@ from longctx_rl.config import ArchitectureConfig
 from longctx_rl.data.packing import pack
 from longctx_rl.data.source import recorded_group
 from longctx_rl.engine import distributed
+from longctx_rl.metrics_file import read_metrics
 from longctx_rl.policy.loading import fresh_model, load_tokenizer
-from longctx_rl.recorder import read_metrics
 from longctx_rl.training.parts import build_parts
 
 SHAPE = {

@@ -1,0 +1,1 @@
+"""From run directories to committed results, and from those to tables and figures. Nothing here imports torch."""

@@ -1,0 +1,165 @@
+"""Run directories as they lie on the disk: whole, unfinished, cut off, or of another version.
+
+What can be read is used; what cannot is named in ``Run.problems``, one sentence each.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import longctx_rl
+from longctx_rl import strict
+from longctx_rl.config import Config
+from longctx_rl.evals.records import ItemRecord
+from longctx_rl.metrics_file import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training run, as its directory describes it."""
+
+    path: Path
+    config: dict[str, Any]
+    """config.yaml as plain nested data; empty if it cannot be read."""
+    environment: dict[str, Any]
+    """environment.json; empty if it cannot be read."""
+    metrics: list[Row]
+    """Rows of metrics.jsonl in the order they were written, ``step`` first."""
+    problems: tuple[str, ...]
+    """What is missing, cut off or of another version, one sentence each."""
+    finished: bool
+    """The run reached its end."""
+
+    @property
+    def algo(self) -> str:
+        """The method's name; ``unknown`` without a readable configuration."""
+        return str(self.config.get("algo", {}).get("name", "unknown"))
+
+    @property
+    def seed(self) -> int:
+        """-1 without a readable configuration."""
+        seed = self.config.get("seed")
+        return seed if isinstance(seed, int) else -1
+
+    @property
+    def experiment(self) -> str:
+        """The experiment that the run belongs to; its folder's name if the configuration does not say."""
+        return str(self.config.get("experiment_name", self.path.parent.name))
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.path.name
+
+    def evals(self) -> dict[str, list[ItemRecord]]:
+        """Suite to its records, in the order they were written; what cannot be read is left out (``read_evals``)."""
+        return {suite: found for suite, (found, _) in read_evals(self.path).items()}
+
+    def rollouts(self) -> dict[int, list[dict[str, Any]]]:
+        """Step to the completions that were saved there, by step; lines that cannot be read are left out."""
+        files = sorted((self.path / "rollouts").glob("step-*.jsonl"))
+        return {int(file.stem.removeprefix("step-")): _json_lines(file)[0] for file in files}
+
+
+def find_runs(root: Path) -> list[Run]:
+    """All runs under a folder, sorted by path. A directory with config.yaml and metrics.jsonl is a run.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [read_run(path) for path in sorted(_run_directories(root))]
+    if not found:
+        raise ValueError(f"no runs under {root}: name the folder that holds run directories, such as runs/table1")
+    return found
+
+
+def read_run(path: Path) -> Run:
+    """One run directory, whatever state it is in."""
+    problems: list[str] = []
+    config = _config(path / "config.yaml", problems)
+    environment = _environment(path / "environment.json", problems)
+    rows, unread = _json_lines(path / "metrics.jsonl")
+    metrics = [row for row in rows if isinstance(row.get("step"), int)]
+    problems += unread
+    if len(metrics) < len(rows):
+        problems.append(f"{path / 'metrics.jsonl'} has {len(rows) - len(metrics)} rows without a step, left out")
+    if not metrics:
+        problems.append(f"{path / 'metrics.jsonl'} holds no step")
+    finished = (path / "finished.json").is_file()
+    if not finished:
+        problems.append(f"{path} is not finished: continue it with resume=true")
+    return Run(path, config, environment, metrics, tuple(problems), finished)
+
+
+def read_evals(folder: Path) -> dict[str, tuple[list[ItemRecord], list[str]]]:
+    """Suite to its records and to what could not be read of them, from ``evals/`` of a run or evaluation folder."""
+    found: dict[str, tuple[list[ItemRecord], list[str]]] = {}
+    for file in sorted((folder / "evals").glob("*.jsonl")):
+        lines, problems = _json_lines(file)
+        kept: list[ItemRecord] = []
+        for line in lines:
+            try:
+                kept.append(ItemRecord(**line))
+            except TypeError:  # fields of another version
+                continue
+        if len(kept) < len(lines):
+            problems.append(f"{file} has {len(lines) - len(kept)} records of another version, left out")
+        found[file.stem] = (kept, problems)
+    return found
+
+
+def _run_directories(root: Path) -> Iterator[Path]:
+    for config in root.rglob("config.yaml"):
+        if (config.parent / "metrics.jsonl").is_file():
+            yield config.parent
+
+
+def _config(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problems.append(f"{path} cannot be read: {str(error).splitlines()[0]}")
+        return {}
+    if not isinstance(config, dict) or not isinstance(config.get("algo"), dict):
+        problems.append(f"{path} is not a run's configuration")
+        return {}
+    try:
+        strict.convert(Config, config)
+    except ValueError as error:
+        problems.append(f"{path} is of another version ({error})")
+    return config
+
+
+def _environment(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        environment = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        problems.append(f"{path} is missing or broken: commit and versions are not known")
+        return {}
+    version = environment.get("longctx_rl")
+    if version != longctx_rl.__version__:
+        problems.append(f"{path.parent} was made by longctx_rl {version}, and this is {longctx_rl.__version__}")
+    return dict(environment)
+
+
+def _json_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The objects of a file of lines, and what is wrong with it."""
+    *lines, rest = path.read_bytes().split(b"\n")
+    problems = [f"{path} ends in the middle of a line, left out"] if rest else []
+    found, broken = [], 0
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            value = None
+        if isinstance(value, dict):
+            found.append(value)
+        else:
+            broken += 1
+    if broken:
+        problems.append(f"{path} has {broken} lines that are not JSON objects, left out")
+    return found, problems

@@ -1,0 +1,80 @@
+"""Reading run directories that are whole, cut off, broken or of another version."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longctx_rl.report.runs import Run, find_runs
+from report.run_folders import write_run
+
+ROWS = [{"step": 0, "eval/heldout/mean": 0.5}, {"step": 1, "loss/total": None}]
+SCORES = {("heldout", "multihop", 256): [1.0, 0.0]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_run(tmp_path, "+algo=grpo", "seed=3", "experiment_name=t", evaluations={0: SCORES}, rows=ROWS)
+
+
+def only_run(root: Path) -> Run:
+    (run,) = find_runs(root)
+    return run
+
+
+def test_a_whole_run_is_read_without_complaint(folder: Path) -> None:
+    (folder / "rollouts").mkdir()
+    (folder / "rollouts" / "step-000010.jsonl").write_text('{"id": "a"}\n{"id": ')
+    run = only_run(folder.parent)
+    assert (run.algo, run.seed, run.experiment, run.name) == ("grpo", 3, "t", "grpo-mini-mix-s3")
+    assert run.metrics == ROWS
+    assert [record.score for record in run.evals()["heldout"]] == [1.0, 0.0]
+    assert run.rollouts() == {10: [{"id": "a"}]}
+    assert (run.problems, run.finished) == ((), True)
+
+
+def test_what_is_cut_off_is_left_out_and_named(folder: Path) -> None:
+    with (folder / "metrics.jsonl").open("a") as metrics:
+        metrics.write('oops\n{"no_step": 1}\n{"step": 2, "lo')
+    with (folder / "evals" / "heldout.jsonl").open("a") as evals:
+        evals.write('{"step": 1, "task": "future"}\n{"st')
+    run = only_run(folder.parent)
+    assert run.metrics == ROWS
+    assert [problem.split("metrics.jsonl ")[1] for problem in run.problems] == [
+        "ends in the middle of a line, left out",
+        "has 1 lines that are not JSON objects, left out",
+        "has 1 rows without a step, left out",
+    ]
+    assert len(run.evals()["heldout"]) == 2
+
+
+def test_a_run_of_another_version_is_named(folder: Path) -> None:
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("experiment_name:", "name_of_experiment:"))
+    environment = json.loads((folder / "environment.json").read_text()) | {"longctx_rl": "9.9"}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    first, second = only_run(folder.parent).problems
+    assert "is of another version (unknown key name_of_experiment" in first
+    assert "was made by longctx_rl 9.9" in second
+
+
+def test_broken_files_cost_what_they_held_and_no_more(folder: Path) -> None:
+    (folder / "config.yaml").write_text("{")
+    (folder / "environment.json").write_text("")
+    (folder / "finished.json").unlink()
+    run = only_run(folder.parent)
+    assert (run.algo, run.seed, run.experiment, run.finished) == ("unknown", -1, "t", False)
+    assert len(run.problems) == 3
+    assert run.metrics == ROWS
+
+
+def test_no_runs_at_all_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no runs under .*: name the folder"):
+        find_runs(tmp_path)
+
+
+def test_reading_runs_does_not_import_torch() -> None:
+    code = "import sys, longctx_rl.report.runs; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

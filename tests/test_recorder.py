@@ -95,7 +95,7 @@ def test_rollouts_are_readable(quiet: Config, tmp_path: Path) -> None:
     assert first["prompt_tail"].endswith("a long document \n\nWho?") and len(first["prompt_tail"]) < 500
     assert (first["reward"], first["reward_parts"], first["advantage"]) == (1.0, {"answer": 1.0}, 0.7)
     assert (first["tokens_text"], first["teacher_gap"]) == (["<1>", "<2>"], [0.1235, 0.0])
-    assert "teacher_gap" not in second and '-0.0,' not in lines[0]
+    assert "teacher_gap" not in second and "-0.0," not in lines[0]
     assert (second["completion"], second["finish_reason"], second["tokens"]) == ("no", "length", 1)
 
 

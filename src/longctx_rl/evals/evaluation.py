@@ -61,6 +61,8 @@ def answer(
             tokens=len(completion.token_ids),
             prompt_hash=records.prompt_hash(request.prompt_ids),
             depth=item.depth,
+            question=item.example.question,
+            reference=item.example.answer,
         )
         for item, request, completion, reward in zip(items, requests, completions, rewards, strict=True)
     ]

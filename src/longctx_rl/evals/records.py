@@ -32,6 +32,9 @@ class ItemRecord:
     prompt_hash: str = ""
     depth: float | None = None
     """Where the first piece of evidence lies, as a share of the document; None: there is none."""
+    question: str = ""
+    reference: str = ""
+    """The reference answer."""
 
 
 def prompt_hash(ids: Sequence[int]) -> str:

@@ -238,20 +238,12 @@ def _explained(config: Config) -> Iterator[None]:
 
 def _changes(old: Config, new: Config) -> list[str]:
     """``key old -> new`` for each difference that makes it another run."""
-    before, after = (dict(_flat(strict.plain(config))) for config in (old, new))
+    before, after = (dict(strict.flat(strict.plain(config))) for config in (old, new))
     return [
         f"{key} {_shown(before.get(key))} -> {_shown(after.get(key))}"
         for key in before | after
         if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE)
     ]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _shown(value: Any) -> str:

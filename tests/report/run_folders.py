@@ -10,6 +10,7 @@ from config.composing import composed
 from longctx_rl import config as configuration
 from longctx_rl.evals import records
 from longctx_rl.evals.records import ItemRecord
+from longctx_rl.metrics_file import Row
 
 Scores = Mapping[tuple[str, str, int], Sequence[float]]
 """Suite, task and length to one score for each family."""
@@ -71,3 +72,63 @@ def write_run(
     if finished:
         (path / "finished.json").write_text(json.dumps({"step": max(evaluations, default=0), "reason": "spent"}))
     return path
+
+
+def training_rows(
+    steps: int, *, tokens: int, seconds: float, evaluated: Sequence[int]
+) -> list[dict[str, float | None]]:
+    """metrics.jsonl of a run: each step costs the same."""
+    rows: list[dict[str, float | None]] = [{"step": 0, "progress/step": 0, "time/eval": 1.0}]
+    for step in range(1, steps + 1):
+        progress = {"step": step, "prompts": 8 * step, "sampled_tokens": 0, "teacher_tokens": 0}
+        progress |= {"trained_tokens": tokens * step, "flops": 1e9 * step}
+        row: Row = {"step": step}
+        row |= {f"progress/{name}": value for name, value in progress.items()}
+        row |= {"progress/wall_seconds": seconds * step, "loss/total": 1.0 / step, "grad/norm": None}
+        rows.append(row | {"policy/entropy": 2.0 - step / steps, "rollout/reward_mean": step / steps})
+        if step in evaluated:
+            rows.append({"step": step, "progress/step": step, "time/eval": 1.0, "eval/heldout/mean": 0.5})
+    return rows
+
+
+def shares(right: int, of: int) -> list[float]:
+    """Scores of ``of`` families, of which the first ``right`` are right."""
+    return [1.0] * right + [0.0] * (of - right)
+
+
+def answers(long: int, short: int, code_long: int, code_short: int, reasoning: int, of: int = 20) -> Scores:
+    """An evaluation of three suites: how many of ``of`` families are right in each cell."""
+    return {
+        ("heldout", "multihop", 256): shares(short, of),
+        ("heldout", "multihop", 1024): shares(long, of),
+        ("longreason", "context", 1024): shares(reasoning, of),
+        ("code", "bury", 1024): shares(code_long, of),
+        ("code", "short", 0): shares(code_short, of),
+    }
+
+
+def write_evaluation(folder: Path, scores: Scores) -> None:
+    """A folder of ``python -m longctx_rl.evaluate out=folder``."""
+    folder.mkdir(parents=True)
+    (folder / "evaluation.json").write_text(json.dumps({"checkpoint": "mini-student", "weights": "ab" * 16}))
+    append_scores(folder, 0, scores)
+
+
+def write_grid(root: Path) -> None:
+    """Two methods with three seeds each, and the base: ``root/table1``."""
+    base = answers(4, 18, 4, 16, 6)
+    write_evaluation(root / "table1" / "base", base)
+    write_evaluation(root / "table1" / "teacher", answers(18, 19, 16, 18, 17))
+    for seed in range(3):
+        for algo, tokens, gained in (("sft", 100, 4), ("grpo", 200, 8 + seed)):
+            during, end = answers(6, 18, 5, 16, 7), answers(4 + gained, 17, 4 + gained, 16, 6 + gained)
+            few = {cell: scores[:10] for cell, scores in during.items()}
+            write_run(
+                root,
+                f"+algo={algo}",
+                f"seed={seed}",
+                "experiment_name=table1",
+                "eval=all",
+                evaluations={0: base, 5: few, 10: end},
+                rows=training_rows(10, tokens=tokens, seconds=2.0, evaluated=(5, 10)),
+            )

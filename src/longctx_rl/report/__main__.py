@@ -1,0 +1,101 @@
+"""``python -m longctx_rl.report``: from run directories to committed results, and from those to tables and figures."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from longctx_rl import process
+from longctx_rl.__main__ import composed
+from longctx_rl.report.check import check
+from longctx_rl.report.collect import collect
+from longctx_rl.report.experiment import Experiment, open_experiment
+
+EXAMPLES = """examples:
+  python -m longctx_rl.report collect table1                    # runs/table1 -> experiments/table1/results
+  python -m longctx_rl.report collect table1 runs_root=/data/runs
+  python -m longctx_rl.report tables table1                     # results -> tables, figures, marks in READMEs
+  python -m longctx_rl.report check                             # do all of them fit together?
+  python -m longctx_rl.report dashboard table1                  # a wandb workspace and report, needs WANDB_API_KEY
+"""
+CHECKOUT = Path()
+"""Commands run at the top of a checkout: experiments/ lies there."""
+
+
+def main() -> None:
+    """Entry point. Exits with 0, with 1 if a check fails, with 2 for what cannot be used."""
+    arguments = parser().parse_args()
+    work: Callable[[argparse.Namespace], str] = arguments.work
+    process.command(lambda: work(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """All subcommands."""
+    top = argparse.ArgumentParser(
+        prog="python -m longctx_rl.report",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    collecting = commands.add_parser("collect", help="write the results of finished runs to experiments/NAME/results")
+    collecting.add_argument("experiment", metavar="NAME")
+    collecting.add_argument("setting", nargs="?", default="runs_root=runs", metavar="runs_root=runs")
+    collecting.set_defaults(work=_collect)
+    tables = commands.add_parser("tables", help="make tables, figures and the numbers in READMEs from the results")
+    tables.add_argument("experiment", metavar="NAME", nargs="*", help="all experiments that have tables, if left out")
+    tables.set_defaults(work=_tables)
+    checking = commands.add_parser("check", help="fail if a committed result or number was not made by what it says")
+    checking.add_argument(
+        "experiment", metavar="NAME", nargs="*", help="all experiments that have results, if left out"
+    )
+    checking.set_defaults(work=_check)
+    dashboard = commands.add_parser("dashboard", help="save a wandb workspace and a report that compare the runs")
+    dashboard.add_argument("experiment", metavar="NAME")
+    dashboard.set_defaults(work=_dashboard)
+    return top
+
+
+def _collect(arguments: argparse.Namespace) -> str:
+    key, _, value = arguments.setting.partition("=")
+    if key != "runs_root" or not value:
+        raise ValueError(f"{arguments.setting}: the one setting of collect is runs_root=FOLDER")
+    return collect(open_experiment(CHECKOUT / "experiments" / arguments.experiment), Path(value))
+
+
+def _tables(arguments: argparse.Namespace) -> str:
+    from longctx_rl.report import build  # matplotlib
+
+    return "\n".join(build.write(experiment, CHECKOUT) for experiment in _chosen(arguments.experiment))
+
+
+def _check(arguments: argparse.Namespace) -> str:
+    found = {experiment.name: check(experiment, CHECKOUT, composed) for experiment in _chosen(arguments.experiment)}
+    for name, (_, notes) in found.items():
+        print(*(f"{name}: {note}" for note in notes), sep="\n", end="\n" if notes else "")
+    if problems := [problem for wrong, _ in found.values() for problem in wrong]:
+        print(*problems, sep="\n", file=sys.stderr)
+        sys.exit(1)
+    return f"{', '.join(found)}: results, tables, figures and READMEs fit together"
+
+
+def _dashboard(arguments: argparse.Namespace) -> str:
+    from longctx_rl.report import workspace
+
+    return workspace.save(open_experiment(CHECKOUT / "experiments" / arguments.experiment))
+
+
+def _chosen(names: list[str]) -> list[Experiment]:
+    """The named experiments, or all that have results as ``collect`` writes them."""
+    folder = CHECKOUT / "experiments"
+    if not names:
+        names = sorted(
+            path.parents[1].name for path in folder.glob("*/results/") if (path.parent / "tables.md").exists()
+        )
+    if not names:
+        raise ValueError("no experiment has tables yet: python -m longctx_rl.report tables NAME")
+    return [open_experiment(folder / name) for name in names]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The tables of an experiment with axes: level x column, and each level against the default one."""
+
+from collections.abc import Sequence
+
+from longctx_rl.report.comparison import Groups, costs, differences, fixed_of, levels, listing
+from longctx_rl.report.experiment import Experiment
+from longctx_rl.report.results import Result
+from longctx_rl.report.study import base_of, columns_of
+from longctx_rl.report.tables import Table
+
+
+def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
+    """Two tables for each axis, then costs and the list of runs."""
+    columns, base = columns_of(results), base_of(results)
+    tables = []
+    every: dict[str, list[Result]] = {}
+    for axis in experiment.axes:
+        groups = groups_of(experiment, axis, results)
+        every |= {f"{axis} {level}": list(runs) for level, runs in groups.items()}
+        if not groups:
+            continue
+        default = experiment.default_level(axis)
+        tables.append(levels(axis, _marked(groups, default), fixed_of(results, base), columns))
+        others = {level: runs for level, runs in groups.items() if level != default}
+        if default is not None and default in groups and others:
+            tables.append(differences(f"{axis}_differences", others, groups[default], columns, f"{axis} {default}"))
+    return [*tables, costs(every), listing(results)]
+
+
+def groups_of(experiment: Experiment, axis: str, results: Sequence[Result]) -> Groups:
+    """The levels of an axis that have runs, in the order of axes.yaml."""
+    found = {level: experiment.level(axis, level, results) for level in experiment.axes[axis]}
+    return {level: runs for level, runs in found.items() if runs}
+
+
+def _marked(groups: Groups, default: str | None) -> Groups:
+    return {f"{level} (default)" if level == default else level: runs for level, runs in groups.items()}

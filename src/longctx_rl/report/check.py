@@ -1,0 +1,87 @@
+"""``check``: are the committed results made by their configuration, and all numbers from the committed results?"""
+
+import io
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import image
+
+from longctx_rl import strict
+from longctx_rl.config import Config
+from longctx_rl.report import build, results
+from longctx_rl.report.collect import PLACES
+from longctx_rl.report.experiment import NO_SETTINGS, Experiment, check_cells
+from longctx_rl.report.results import Result
+
+COMMAND = "python -m longctx_rl "
+Compose = Callable[[list[str]], Config]
+"""From overrides to the configuration they give today."""
+
+
+def check(experiment: Experiment, checkout: Path, compose: Compose) -> tuple[list[str], list[str]]:
+    """Problems and notes, one sentence each."""
+    found = results.read_all(experiment.results)
+    problems = check_cells(experiment, found)
+    notes: dict[str, None] = {}
+    for result in found:
+        if result.trained:
+            wrong, new = check_origin(result, compose)
+            problems += wrong
+            notes |= dict.fromkeys(new)
+    if not problems:
+        problems += check_files(experiment, checkout)
+    return problems, list(notes)
+
+
+def check_origin(result: Result, compose: Compose) -> tuple[list[str], list[str]]:
+    """Does the command of a result still give its configuration? Keys that only one side has are notes."""
+    command = str(result.origin.get("command") or "")
+    if not command.startswith(COMMAND):
+        return [f"{result.name}: its command is not known, so its configuration cannot be checked"], []
+    try:
+        today = dict(strict.flat(strict.plain(compose(shlex.split(command.removeprefix(COMMAND))))))
+    except ValueError as error:
+        return [f"{result.name}: `{command}` gives no configuration today ({error})"], []
+    differing = [
+        f"{key} {result.config[key]} is {today[key]} today"
+        for key in sorted(result.config.keys() & today.keys())
+        if result.config[key] != today[key] and not key.startswith(NO_SETTINGS)
+    ]
+    problems = [f"{result.name} was not made by `{command}`: {', '.join(differing)}"] if differing else []
+    return problems, _one_sided(result.config, today)
+
+
+def check_files(experiment: Experiment, checkout: Path) -> list[str]:
+    """Tables, figures and README marks that differ from what the results give."""
+    try:
+        made = build.files_of(experiment, checkout)
+    except ValueError as error:
+        return [str(error)]
+    problems = []
+    for path, content in made.items():
+        if not path.is_file():
+            problems.append(f"{path} is missing: make it with python -m longctx_rl.report tables {experiment.name}")
+        elif not same(path.read_bytes(), content, path.suffix):
+            problems.append(
+                f"{path} is not what the committed results give: python -m longctx_rl.report tables {experiment.name}"
+            )
+    return problems + [f"{path} is made by nothing: remove it" for path in build.stale(experiment, made)]
+
+
+def same(there: bytes, made: bytes, suffix: str) -> bool:
+    """Equal bytes, or equal pixels: machines may compress a PNG differently."""
+    if there == made or suffix != ".png":
+        return there == made
+    try:
+        first, second = (image.imread(io.BytesIO(content), format="png") for content in (there, made))
+    except (OSError, SyntaxError):
+        return False
+    return first.shape == second.shape and bool(np.array_equal(first, second))
+
+
+def _one_sided(stored: Mapping[str, Any], today: Mapping[str, Any]) -> list[str]:
+    added = [f"new since then: {key}={today[key]}" for key in sorted(today.keys() - stored.keys()) if key not in PLACES]
+    return added + [f"gone since then: {key}={stored[key]}" for key in sorted(stored.keys() - today.keys())]

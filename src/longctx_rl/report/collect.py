@@ -1,0 +1,204 @@
+"""``collect``: from run directories to an experiment's committed results.
+
+Adds and replaces what it finds. A committed result whose run is gone stays.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import longctx_rl
+from longctx_rl import strict
+from longctx_rl.evals.records import ItemRecord
+from longctx_rl.metrics_file import Row
+from longctx_rl.report import results
+from longctx_rl.report.experiment import Experiment, check_cells
+from longctx_rl.report.results import Cell, CellScores, Result
+from longctx_rl.report.runs import Run, find_runs, read_evals
+
+POINTS = 60
+"""Points of a committed curve: each the mean of as many training steps as it takes."""
+DIGITS = 6
+"""Significant digits of what is committed."""
+PLACES = ("run_dir", "runs_root")
+"""Keys that say where on this machine a run lies."""
+CURVES = (
+    "loss/total",
+    "rollout/reward_mean",
+    "rollout/reward_std",
+    "rollout/zero_std_groups",
+    "rollout/length_mean",
+    "rollout/truncated_frac",
+    "policy/entropy",
+    "policy/sampler_mismatch",
+    "teacher/kl_reverse",
+    "teacher/kl_forward",
+    "teacher/agree_top1",
+    "grad/norm",
+    "grad/pg_kd_cosine",
+    "perf/step_seconds",
+    "perf/peak_gib",
+    "time/rollout",
+    "time/teacher",
+    "time/policy",
+    "time/backward",
+)
+
+
+def collect(experiment: Experiment, runs_root: Path) -> str:
+    """Write the results of all finished runs under ``runs_root/<experiment>``; say what was done.
+
+    Raises:
+        ValueError: nothing to collect, or runs that cannot stand beside each other. Nothing is written then.
+    """
+    folder = runs_root / experiment.name
+    evaluations = sorted(path.parent for path in folder.rglob("evaluation.json"))
+    runs = [] if evaluations and not _has_runs(folder) else find_runs(folder)
+    finished = [run for run in runs if run.finished]
+    found = [of_run(run) for run in finished] + [of_evaluation(path) for path in evaluations]
+    committed = results.read_all(experiment.results) if any(experiment.results.glob("*.jsonl")) else []
+    fresh = {result.name for result in found}
+    kept = [result for result in committed if result.name not in fresh]
+    problems = _same_names(found) + check_cells(experiment, [*kept, *found])
+    if problems:
+        raise ValueError(f"{problems[0]}{f' ({len(problems) - 1} more like it)' if problems[1:] else ''}")
+    for result in found:
+        results.write(experiment.results, result)
+    lines = [f"{len(found)} results written to {experiment.results}, {len(kept)} kept that have no run here"]
+    lines += [f"skipped: {run.path} is not finished, continue it with resume=true" for run in runs if not run.finished]
+    lines += [f"marked: {problem}" for result in found for problem in result.problems]
+    return "\n".join(lines)
+
+
+def of_run(run: Run) -> Result:
+    """What is kept of a run."""
+    evals = read_evals(run.path)
+    broken = [problem for _, unread in evals.values() for problem in unread]
+    cells = cells_of({suite: found for suite, (found, _) in evals.items()})
+    steps = {step for cell in cells.values() for step in cell.scores}
+    problems = [*run.problems, *broken] + ([] if cells else [f"{run.path} holds no evaluation"])
+    return Result(
+        name=run.name,
+        algo=run.algo,
+        seed=run.seed,
+        config={key: value for key, value in strict.flat(run.config) if key not in PLACES},
+        origin=origin(run),
+        problems=tuple(problem.replace(f"{run.path}/", "").replace(str(run.path), run.name) for problem in problems),
+        costs=costs_at(run.metrics, steps),
+        curves=curves_of(run.metrics),
+        cells=cells,
+    )
+
+
+def of_evaluation(folder: Path) -> Result:
+    """What is kept of ``python -m longctx_rl.evaluate out=folder``: a row of fixed weights, named as its folder."""
+    evals = read_evals(folder)
+    problems = tuple(problem.replace(f"{folder}/", "") for _, unread in evals.values() for problem in unread)
+    described = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    cells = cells_of({suite: found for suite, (found, _) in evals.items()})
+    return Result(name=folder.name, algo=folder.name, seed=None, origin=described, problems=problems, cells=cells)
+
+
+def cells_of(evals: dict[str, list[ItemRecord]]) -> dict[Cell, CellScores]:
+    """Scores by suite, task and length. An item that was answered twice at a step counts with its last answer."""
+    items: dict[Cell, dict[int, dict[str, ItemRecord]]] = defaultdict(lambda: defaultdict(dict))
+    for suite, records in evals.items():
+        for record in records:
+            items[suite, record.task, record.length][record.step][record.id] = record
+    return {
+        cell: CellScores(
+            scores={step: _family_means(answers.values()) for step, answers in steps.items()},
+            cut={step: rounded(fmean(one.truncated for one in answers.values())) for step, answers in steps.items()},
+        )
+        for cell, steps in items.items()
+    }
+
+
+def costs_at(rows: Sequence[Row], steps: Iterable[int]) -> dict[int, dict[str, float]]:
+    """The ``progress/`` metrics of each evaluated step that was recorded; nothing is spent at step 0."""
+    spent: dict[int, dict[str, float]] = {}
+    for row in rows:
+        if "progress/trained_tokens" in row:
+            names = (name for name in row if name.startswith("progress/"))
+            spent[int(row["step"] or 0)] = {
+                name.removeprefix("progress/"): rounded(value) for name in names if (value := row[name]) is not None
+            }
+    zero = dict.fromkeys(next(iter(spent.values()), {}), 0.0)
+    return {step: spent.get(step, zero) for step in sorted(steps) if step in spent or step == 0}
+
+
+def curves_of(rows: Sequence[Row]) -> dict[str, list[float | None]]:
+    """Training curves of at most ``POINTS`` points: means of metrics, the last value of steps and costs."""
+    training = [row for row in rows if "progress/trained_tokens" in row]
+    count = min(POINTS, len(training))
+    edges = [round(index * len(training) / count) for index in range(count + 1)] if count else []
+    bins = [training[start:end] for start, end in pairwise(edges)]
+    costs = ["step", *sorted({name for row in training for name in row if name.startswith("progress/")})]
+    curves: dict[str, list[float | None]] = {name: [_rounded(part[-1].get(name)) for part in bins] for name in costs}
+    for name in CURVES:
+        values = [[value for row in part if (value := row.get(name)) is not None] for part in bins]
+        if any(values):
+            curves[name] = [rounded(fmean(part)) if part else None for part in values]
+    return curves
+
+
+def origin(run: Run) -> dict[str, Any]:
+    """Where a run came from, without what names people or machines."""
+    environment = run.environment
+    host = environment.get("host", {})
+    return {
+        "command": environment.get("command"),
+        "started": environment.get("started"),
+        "git": environment.get("git"),
+        "longctx_rl": environment.get("longctx_rl"),
+        "python": environment.get("python"),
+        "packages": environment.get("packages"),
+        "machine": {key: host.get(key) for key in ("cores", "memory_gib", "gpus")},
+        "resumed": len(environment.get("resumed", [])),
+        "student": student_hash(run),
+    }
+
+
+def student_hash(run: Run) -> str | None:
+    """A hash of the weights that the run started from; None where they are not files on this machine."""
+    student = str(run.config.get("model", {}).get("student"))
+    shipped = Path(longctx_rl.__file__).parent / "models" / student
+    folder = shipped if shipped.is_dir() else Path(run.environment.get("directory", "."), student)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def rounded(value: float) -> float:
+    """A number with the digits that are committed; whole numbers stay whole."""
+    return float(f"{value:.{DIGITS}g}") if value != int(value) or abs(value) > 1e15 else int(value)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else rounded(value)
+
+
+def _family_means(answers: Iterable[ItemRecord]) -> dict[str, float]:
+    grouped: dict[str, list[float]] = defaultdict(list)
+    for answer in answers:
+        grouped[answer.family_id or answer.id].append(answer.score)
+    return {family: rounded(fmean(scores)) for family, scores in grouped.items()}
+
+
+def _has_runs(folder: Path) -> bool:
+    return any((path.parent / "metrics.jsonl").is_file() for path in folder.rglob("config.yaml"))
+
+
+def _same_names(found: Sequence[Result]) -> list[str]:
+    names = [result.name for result in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return [f"two directories are named {name}: move one of them elsewhere" for name in twice]

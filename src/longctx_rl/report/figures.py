@@ -1,0 +1,254 @@
+"""Figures for papers, as SVG and PNG: the same bytes from the same results."""
+
+import io
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from longctx_rl.report.comparison import Groups
+from longctx_rl.report.results import Result
+from longctx_rl.report.study import (
+    CODE_LONG,
+    CODE_SHORT,
+    LONGREASON,
+    METHODS,
+    Column,
+    difference,
+    level,
+)
+
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
+"""Okabe and Ito's, which colour-blind people tell apart. A marker says the same again."""
+MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
+FIXED = {"base": ("#777777", ":"), "teacher": ("#000000", "--")}
+AXES = {
+    "step": "steps",
+    "progress/trained_tokens": "trained tokens",
+    "progress/flops": "FLOPs",
+    "progress/wall_seconds": "seconds",
+}
+DYNAMICS = {
+    "rollout/reward_mean": "reward",
+    "policy/entropy": "entropy, nats",
+    "teacher/kl_reverse": "KL(student ‖ teacher), nats",
+    "grad/norm": "gradient norm",
+    "grad/pg_kd_cosine": "cosine of reward's and\nteacher's gradient",
+    "rollout/length_mean": "response length, tokens",
+}
+STYLE: dict[str, Any] = {
+    "svg.hashsalt": "longctx_rl",
+    "font.size": 8.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "figure.dpi": 100.0,
+    "savefig.dpi": 160.0,
+}
+Curve = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+"""Points of an axis, mean over runs, and half of its 95 % interval (nan with one run)."""
+
+
+def drawn(make: Callable[[], Figure]) -> dict[str, bytes]:
+    """Extension to the file's content, without dates. ``make`` is called with this project's style."""
+    kinds: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+    files = {}
+    with matplotlib.rc_context(STYLE):
+        figure = make()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it is laid out now, once for both kinds
+        for kind, metadata in kinds.items():
+            with io.BytesIO() as file:
+                figure.savefig(file, format=kind, metadata=metadata)
+                files[kind] = file.getvalue()
+    return files
+
+
+def level_figure(groups: Groups, fixed: Groups, columns: Sequence[Column]) -> Figure:
+    """One panel for each column: every row's mean with its interval."""
+    wide = min(5, len(columns))
+    figure, panels = _grid(columns, wide, 1.7, 0.35 + 0.2 * len(groups))
+    for place, (panel, column) in enumerate(zip(panels, columns, strict=False)):
+        for index, (row, runs) in enumerate(groups.items()):
+            value = level(runs, column)
+            if value is not None:
+                mean, low, high = value.estimate.value, value.estimate.low, value.estimate.high
+                color, marker = _look(row, index)
+                panel.plot([mean], [-index], marker=marker, color=color, markersize=4)
+                panel.plot([low, high], [-index, -index], color=color)
+        _reference_lines(panel.axvline, fixed, column)
+        panel.set_title(column.title)
+        panel.set_ylim(-len(groups) + 0.5, 0.5)
+        panel.set_yticks([-index for index in range(len(groups))], list(groups) if place % wide == 0 else [])
+    return figure
+
+
+def transfer_figure(groups: Groups, base: Result) -> Figure:
+    """Gain on LongReason against gain on code, long and short: a point for each run and checkpoint, the last larger."""
+    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for panel, column in zip(panels, (CODE_LONG, CODE_SHORT), strict=True):
+        for index, (row, runs) in enumerate(groups.items()):
+            color, marker = _look(row, index)
+            for point in transfer_points(runs, base, column):
+                panel.plot(
+                    [100 * point["longreason"]],
+                    [100 * point["code"]],
+                    marker=marker,
+                    color=color,
+                    markersize=5.5 if point["last"] else 2.5,
+                    alpha=0.9 if point["last"] else 0.45,
+                    linestyle="none",
+                )
+            panel.plot([], [], marker=marker, color=color, linestyle="none", label=row)
+        panel.axhline(0, color="#777777", linewidth=0.7)
+        panel.axvline(0, color="#777777", linewidth=0.7)
+        panel.set_title(f"{column.title}")
+        panel.set_xlabel("gain on LongReason, points")
+    panels[0].set_ylabel("gain on code, points")
+    panels[1].legend()
+    return figure
+
+
+def transfer_points(runs: Sequence[Result], base: Result, column: Column) -> list[dict[str, float]]:
+    """Both gains of each run at each of its evaluations after the start."""
+    points = []
+    for run in runs:
+        trained = [step for step in run.steps if step > 0]
+        for step in trained:
+
+            def at(result: Result, step: int = step) -> int:
+                return step if result.trained else 0
+
+            reasoning, code = difference([run], [base], LONGREASON, at), difference([run], [base], column, at)
+            if reasoning is not None and code is not None:
+                gains = {"longreason": reasoning.estimate.value, "code": code.estimate.value}
+                points.append({"seed": run.seed or 0, "step": step, "last": step == trained[-1], **gains})
+    return points
+
+
+def dynamics_figure(groups: Groups) -> Figure:
+    """Training curves: a row for each metric, a column for each cost axis, mean and 95 % interval over runs."""
+    rows = [name for name in DYNAMICS if any(name in run.curves for runs in groups.values() for run in runs)]
+    figure = Figure(figsize=(2.4 * len(AXES), 0.4 + 1.6 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), len(AXES), squeeze=False)
+    for panel_row, metric in zip(panels, rows, strict=True):
+        for panel, axis in zip(panel_row, AXES, strict=True):
+            for index, (row, runs) in enumerate(groups.items()):
+                curve = mean_curve(runs, metric, axis)
+                if curve is not None:
+                    points, mean, half = curve
+                    color, _ = _look(row, index)
+                    panel.plot(points, mean, color=color, linewidth=1.2, label=row)
+                    panel.fill_between(points, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
+        panel_row[0].set_ylabel(DYNAMICS[metric])
+    for panel, words in zip(panels[-1], AXES.values(), strict=True):
+        panel.set_xlabel(words)
+    _legend_below(figure, panels.ravel())
+    return figure
+
+
+def mean_curve(runs: Sequence[Result], metric: str, axis: str, points: int = 60) -> Curve | None:
+    """A metric over an axis, interpolated where all runs have it. None: no run has two points."""
+    lines = []
+    for run in runs:
+        pairs = zip(run.curves.get(axis, []), run.curves.get(metric, []), strict=False)
+        known = [(x, y) for x, y in pairs if x is not None and y is not None]
+        if len(known) > 1:
+            lines.append(np.array(known, dtype=np.float64).T)
+    if not lines:
+        return None
+    start, end = max(line[0][0] for line in lines), min(line[0][-1] for line in lines)
+    if end <= start:
+        return None
+    grid = np.linspace(start, end, points)
+    values = np.array([np.interp(grid, line[0], line[1]) for line in lines])
+    count = len(lines)
+    quantile = float(student.ppf(0.975, count - 1)) if count > 1 else float("nan")
+    spread = values.std(0, ddof=1) if count > 1 else np.full(points, np.nan)
+    return grid, values.mean(0), quantile * spread / count**0.5
+
+
+def asked_lengths(groups: Groups) -> dict[tuple[str, str], list[int]]:
+    """Suite and task to the context lengths it was asked at, for those that were asked at several."""
+    lengths: dict[tuple[str, str], list[int]] = {}
+    for suite, task, length in sorted({cell for runs in groups.values() for run in runs for cell in run.cells}):
+        lengths.setdefault((suite, task), []).append(length)
+    return {place: found for place, found in lengths.items() if len(found) > 1}
+
+
+def length_figure(groups: Groups, fixed: Groups) -> Figure:
+    """Accuracy by context length: a panel for each task that was asked at several lengths."""
+    several = asked_lengths(groups)
+    figure, panels = _grid(several, min(4, len(several)), 2.0, 1.8)
+    for panel, ((suite, task), asked) in zip(panels, several.items(), strict=False):
+        for index, (row, runs) in enumerate({**groups, **fixed}.items()):
+            values = [level(runs, Column("", "", suite, (task,), length)) for length in asked]
+            known = [(length, one.estimate) for length, one in zip(asked, values, strict=True) if one is not None]
+            color, marker = _look(row, index)
+            style = FIXED[row][1] if row in FIXED else "-"
+            where = [length for length, _ in known]
+            panel.plot(where, [one.value for _, one in known], marker=marker, color=color, linestyle=style, label=row)
+            bounds = [one.low for _, one in known], [one.high for _, one in known]
+            panel.fill_between(where, *bounds, color=color, alpha=0.12, linewidth=0)
+        panel.set_title(f"{suite} / {task}" if suite != task else task)
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(asked, [str(length) for length in asked])
+        panel.minorticks_off()
+    _legend_below(figure, panels)
+    return figure
+
+
+def axis_figure(axis: str, groups: Groups, fixed: Groups, columns: Sequence[Column]) -> Figure:
+    """One panel for each column: the levels of an axis from left to right, with intervals."""
+    figure, panels = _grid(columns, min(5, len(columns)), 1.9, 1.6)
+    for panel, column in zip(panels, columns, strict=False):
+        for place, runs in enumerate(groups.values()):
+            value = level(runs, column)
+            if value is not None:
+                panel.plot([place], [value.estimate.value], marker="o", color=COLORS[0], markersize=4)
+                panel.plot([place, place], [value.estimate.low, value.estimate.high], color=COLORS[0])
+        _reference_lines(panel.axhline, fixed, column)
+        panel.set_title(column.title)
+        panel.set_xticks(range(len(groups)), list(groups))
+        panel.set_xlabel(axis)
+    return figure
+
+
+def _grid(items: Collection[Any], wide: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel for each item, ``wide`` in a row; panels left over are hidden."""
+    high = -(-len(items) // wide)
+    figure = Figure(figsize=(width * wide + 0.5, (height + 0.4) * high + 0.2), layout="constrained")
+    panels = list(figure.subplots(high, wide, squeeze=False).ravel())
+    for panel in panels[len(items) :]:
+        panel.set_visible(False)
+    return figure, panels
+
+
+def _reference_lines(draw: Callable[..., object], fixed: Groups, column: Column) -> None:
+    """A line for each model that was not trained, with ``axhline`` or ``axvline`` of a panel."""
+    for row, runs in fixed.items():
+        value = level(runs, column)
+        if value is not None and row in FIXED:
+            color, style = FIXED[row]
+            draw(value.estimate.value, color=color, linestyle=style, linewidth=0.8)
+
+
+def _legend_below(figure: Figure, panels: Sequence[Axes]) -> None:
+    handles = {
+        label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles) or 1)
+
+
+def _look(row: str, index: int) -> tuple[str, str]:
+    """Colour and marker of a row: a method has its own in every figure."""
+    place = METHODS.index(row) if row in METHODS else index % len(COLORS)
+    return FIXED.get(row, (COLORS[place], ""))[0], MARKERS[place]

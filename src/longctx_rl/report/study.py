@@ -1,0 +1,257 @@
+"""From results to estimates: levels, gains over the base, equal-cost readings, transfer.
+
+Every interval is ``stats.contrast``'s: runs and item families as crossed random effects. See docs/evaluation.md.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from longctx_rl.report.results import COSTS, Result
+from longctx_rl.stats import Contrast, Estimate, contrast, holm, retention_influence
+from longctx_rl.stats.studies import Scores
+
+METHODS = ("sft", "kd", "grpo", "opd", "dgrpo")
+"""In the order of tables."""
+BASE, TEACHER = "base", "teacher"
+LEVEL = 0.05
+SLACK = 1.05
+"""An evaluation may exceed the common budget by this factor: a budget is met by whole steps."""
+
+Reading = Callable[[Result], int | None]
+"""Which evaluated step of a result is read; None: it has none that counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A quantity that each run has: a mean over items of some tasks at one length, or the retention of code."""
+
+    key: str
+    title: str
+    suite: str
+    tasks: tuple[str, ...]
+    """Empty: all tasks of the suite."""
+    length: Literal["longest", "shortest"] | int = "longest"
+    given: str | None = None
+    """Task that must be passed for an item to count: P(pass | pass given)."""
+
+
+COLUMNS = (
+    Column("long_reasoning", "long reasoning", "heldout", ("multihop", "grounding")),
+    Column("short_reasoning", "short reasoning", "heldout", ("multihop", "grounding"), "shortest"),
+    Column("grounding", "grounding", "heldout", ("grounding",)),
+    Column("longform", "longform", "heldout", ("longform",)),
+    Column("longreason", "LongReason", "longreason", ("context",)),
+    Column("ruler", "RULER", "ruler", ()),
+    Column("code_long", "code long", "code", ("bury",)),
+    Column("code_short", "code short", "code", ("short",)),
+    Column("retention", "retention", "code", ("bury",), given="short"),
+)
+"""Of the main table. Long is the longest length that was asked."""
+LONGREASON, CODE_LONG, CODE_SHORT = (
+    next(column for column in COLUMNS if column.key == key) for key in ("longreason", "code_long", "code_short")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One number of a table, with how sure it is."""
+
+    estimate: Estimate
+    """Bounds are nan where there is one run: how runs vary cannot be known then."""
+    runs: int
+    families: int
+    p_value: float | None = None
+    """Of no difference; Holm's over the rows of its column."""
+    detectable: float | None = None
+    """The difference that this study finds with 80 % power."""
+    starred: bool = False
+
+
+def columns_of(results: Sequence[Result]) -> list[Column]:
+    """The columns that some result has items for."""
+    return [column for column in COLUMNS if any(_cells(result, column) for result in results)]
+
+
+def methods_of(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Trained runs by method, in the order of tables; methods of no preset come last."""
+    names = sorted({one.algo for one in results if one.trained}, key=lambda n: (n not in METHODS, _place(n), n))
+    return {name: sorted((r for r in results if r.trained and r.algo == name), key=_by_seed) for name in names}
+
+
+def base_of(results: Sequence[Result]) -> Result | None:
+    """The model before training: the collected base, else what the first run answered at step 0."""
+    for result in results:
+        if result.algo == BASE and not result.trained:
+            return result
+    for result in results:
+        if result.trained and 0 in result.steps:
+            return replace(result, name=f"step 0 of {result.name}", algo=BASE, seed=None)
+    return None
+
+
+def final(result: Result) -> int | None:
+    """The last evaluation of a run; the only one of fixed weights."""
+    if not result.trained:
+        return 0
+    trained = [step for step in result.steps if step > 0]
+    return trained[-1] if trained else None
+
+
+def equal_cost(results: Sequence[Result], axis: str) -> tuple[float, Reading]:
+    """The smallest final cost of any run, and for each run its last evaluation within it.
+
+    Raises:
+        ValueError: no run recorded it at its end.
+    """
+    ends = [one.costs.get(final(one) or 0, {}) for one in results if one.trained and final(one)]
+    finals = [end[axis] for end in ends if axis in end]
+    if not finals:
+        raise ValueError(f"no run has recorded its {axis}: choose from {', '.join(COSTS)}")
+    limit = min(finals)
+
+    def reading(result: Result) -> int | None:
+        if not result.trained:
+            return 0
+        spent = {step: result.costs.get(step, {}).get(axis) for step in result.steps}
+        within = [step for step, cost in spent.items() if cost is not None and cost <= SLACK * limit]
+        return within[-1] if within else None
+
+    return limit, reading
+
+
+def level(runs: Sequence[Result], column: Column, reading: Reading = final) -> Value | None:
+    """The mean of some runs in a column; None if they have no two families in common."""
+    scores = arms([runs], column, reading)
+    if scores is None:
+        return None
+    found = contrast(scores)
+    clipped = replace(found.estimate, low=max(found.estimate.low, 0.0), high=min(found.estimate.high, 1.0))
+    alone = runs[0].trained and len(scores[0]) < 2
+    return _value(replace(found, estimate=clipped), scores[0], alone=alone, tested=False)
+
+
+def difference(
+    runs: Sequence[Result], others: Sequence[Result], column: Column, reading: Reading = final
+) -> Value | None:
+    """How much more the first runs have than the others, over the families that all of them answered."""
+    scores = arms([runs, others], column, reading)
+    if scores is None:
+        return None
+    after, before = scores
+    found = contrast([after, -before])
+    return _value(found, after, alone=len(after) < 2 or (others[0].trained and len(before) < 2))
+
+
+def transfer(runs: Sequence[Result], base: Result, reading: Reading = final) -> Value | None:
+    """(long code, runs minus base) minus (short code, runs minus base): the primary estimand of docs/evaluation.md."""
+    columns = (CODE_LONG, CODE_SHORT)
+    groups = _answering([runs, [base]], columns, reading)
+    families = _shared(groups, columns, reading)
+    if not all(groups) or len(families) < 2:
+        return None
+    after, before = (
+        _table(group, CODE_LONG, reading, families) - _table(group, CODE_SHORT, reading, families) for group in groups
+    )
+    return _value(contrast([after, -before], reach=2.0), after, alone=len(after) < 2)
+
+
+def with_holm(
+    values: Mapping[str, Value | None], *, also: Callable[[str], bool] = lambda row: True
+) -> dict[str, Value | None]:
+    """p-values of a column adjusted for its rows; a star where one is below 5 % and ``also`` holds."""
+    tested = {row: value.p_value for row, value in values.items() if value and value.p_value is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    return {
+        row: replace(value, p_value=adjusted[row], starred=adjusted[row] < LEVEL and also(row))
+        if value and row in adjusted
+        else value
+        for row, value in values.items()
+    }
+
+
+def arms(groups: Sequence[Sequence[Result]], column: Column, reading: Reading) -> list[Scores] | None:
+    """[S, F] of each group over the families that all runs of all groups answered; None if there are not two."""
+    columns = _conditions(column)
+    groups = _answering(groups, columns, reading)
+    families = _shared(groups, columns, reading)
+    if not all(groups) or len(families) < 2:
+        return None
+    tables = [_table(group, column, reading, families) for group in groups]
+    if column.given is None:
+        return tables
+    passed = [_table(group, columns[1], reading, families) for group in groups]
+    if any(float(one.mean()) == 0.0 for one in passed):
+        return None
+    return [retention_influence(long, given)[1] for long, given in zip(tables, passed, strict=True)]
+
+
+def family_scores(result: Result, column: Column, step: int) -> dict[str, float]:
+    """Family to its mean score over the column's cells. For retention: of the long condition."""
+    found: dict[str, list[float]] = {}
+    for cell in _cells(result, column):
+        for family, score in result.cells[cell].scores.get(step, {}).items():
+            found.setdefault(family, []).append(score)
+    return {family: sum(scores) / len(scores) for family, scores in found.items()}
+
+
+def _cells(result: Result, column: Column) -> list[tuple[str, str, int]]:
+    asked = [cell for cell in result.cells if cell[0] == column.suite and (not column.tasks or cell[1] in column.tasks)]
+    lengths = [length for _, _, length in asked]
+    if isinstance(column.length, int):
+        chosen = column.length
+    else:
+        chosen = (max if column.length == "longest" else min)(lengths, default=0)
+    return [cell for cell in asked if cell[2] == chosen]
+
+
+def _answering(groups: Sequence[Sequence[Result]], columns: Sequence[Column], reading: Reading) -> list[list[Result]]:
+    """The runs that have answers in every column at their reading; a run without is left out, not filled."""
+
+    def answers(result: Result) -> bool:
+        step = reading(result)
+        return step is not None and all(family_scores(result, column, step) for column in columns)
+
+    return [[result for result in group if answers(result)] for group in groups]
+
+
+def _shared(groups: Sequence[Sequence[Result]], columns: Sequence[Column], reading: Reading) -> list[str]:
+    """Families that every run answered in every column, sorted."""
+    answered = [
+        set(family_scores(result, column, reading(result) or 0))
+        for group in groups
+        for result in group
+        for column in columns
+    ]
+    return sorted(set.intersection(*answered)) if answered else []
+
+
+def _conditions(column: Column) -> list[Column]:
+    """A column without condition, and its condition."""
+    if column.given is None:
+        return [column]
+    return [replace(column, given=None), replace(column, tasks=(column.given,), given=None)]
+
+
+def _table(group: Sequence[Result], column: Column, reading: Reading, families: Sequence[str]) -> Scores:
+    rows = [family_scores(result, column, reading(result) or 0) for result in group]
+    return np.array([[row[family] for family in families] for row in rows])
+
+
+def _value(found: Contrast, scores: Scores, *, alone: bool, tested: bool = True) -> Value:
+    """A contrast as a table shows it. ``alone``: one training run, which says nothing about how runs vary."""
+    runs, families = scores.shape
+    if alone:
+        return Value(Estimate(found.estimate.value, float("nan"), float("nan")), runs, families)
+    p_value, detectable = (found.p_value, found.minimum_detectable) if tested else (None, None)
+    return Value(found.estimate, runs, families, p_value, detectable)
+
+
+def _by_seed(result: Result) -> tuple[int, str]:
+    return (result.seed or 0, result.name)
+
+
+def _place(name: str) -> int:
+    return METHODS.index(name) if name in METHODS else len(METHODS)

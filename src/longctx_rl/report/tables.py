@@ -1,0 +1,95 @@
+"""Tables as Markdown, CSV and LaTeX: the same numbers in each."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longctx_rl.report.study import Value
+
+Entry = Value | str | None
+"""A number with its uncertainty, text, or nothing."""
+NOTHING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows by name. Values are shares of items; people see percent."""
+
+    name: str
+    caption: str
+    columns: tuple[str, ...]
+    """Headings, the first one of the rows' names."""
+    rows: tuple[tuple[str, tuple[Entry, ...]], ...]
+    signed: bool = False
+    """Differences: values carry their sign."""
+
+
+def markdown(table: Table) -> str:
+    """A Markdown table and its caption under it."""
+    lines = [_line(table.columns), _line(["---", *["---:"] * (len(table.columns) - 1)])]
+    lines += [_line([name, *(shown(entry, table.signed) for entry in entries)]) for name, entries in table.rows]
+    return "\n".join([*lines, "", table.caption])
+
+
+def comma_separated(table: Table) -> str:
+    """One line for each entry, with all that is known of it; values are shares."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "column", "value", "low", "high", "runs", "families", "p_holm", "detectable", "star"])
+    for name, entries in table.rows:
+        for column, entry in zip(table.columns[1:], entries, strict=True):
+            if isinstance(entry, Value):
+                bounds = (entry.estimate.value, entry.estimate.low, entry.estimate.high)
+                tested = [_number(entry.p_value), _number(entry.detectable), "yes" if entry.starred else ""]
+                writer.writerow([name, column, *map(_number, bounds), entry.runs, entry.families, *tested])
+            else:
+                writer.writerow([name, column, entry or "", *[""] * 7])
+    return text.getvalue()
+
+
+def latex(table: Table) -> str:
+    """A booktabs tabular, with the caption as a comment."""
+    heading = " & ".join(map(_escaped, table.columns))
+    lines = [f"% {table.caption}", rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule"]
+    lines += [rf"{heading} \\", r"\midrule"]
+    for name, entries in table.rows:
+        cells = " & ".join([_escaped(name), *(_escaped(shown(entry, table.signed)) for entry in entries)])
+        lines.append(rf"{cells} \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def shown(entry: Entry, signed: bool = False) -> str:
+    """An entry as people read it: percent with the 95 % interval, a star for what passed its test."""
+    if not isinstance(entry, Value):
+        return entry or NOTHING
+    value = percent(entry.estimate.value, signed)
+    if math.isnan(entry.estimate.low):
+        return f"{value} (one run)"
+    low, high = percent(entry.estimate.low, signed), percent(entry.estimate.high, signed)
+    return f"{value} [{low}, {high}]{'*' if entry.starred else ''}"
+
+
+def percent(share: float, signed: bool = False) -> str:
+    """A share in percent with one digit, and a true minus sign."""
+    text = f"{100 * share:{'+' if signed else ''}.1f}"
+    if text == "-0.0":
+        return "+0.0" if signed else "0.0"
+    return text.replace("-", MINUS)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(value: float | None) -> str:
+    """Six significant digits; empty for what is not known."""
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"
+
+
+def _escaped(text: str) -> str:
+    for letter in "&%_#$":
+        text = text.replace(letter, rf"\{letter}")
+    return text.replace(MINUS, "$-$").replace(NOTHING, "--")

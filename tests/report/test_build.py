@@ -1,0 +1,119 @@
+"""The whole way from runs to files, the command line, and the check of what is committed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from config.composing import composed
+from longctx_rl.config import Config
+from longctx_rl.report import build, results
+from longctx_rl.report.check import check_files, check_origin, same
+from longctx_rl.report.experiment import Experiment
+from report.run_folders import write_grid
+
+README = "# t\n\n<!-- table1/levels -->\n<!-- end -->\n\nmore\n"
+
+
+def report(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``python -m longctx_rl.report`` in a process that fails if torch is imported."""
+    code = "import sys; sys.modules['torch'] = None; from longctx_rl.report.__main__ import main; main()"
+    environment = {key: value for key, value in os.environ.items() if key != "WANDB_API_KEY"}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which the grid was run, collected and built through the command line."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "experiments" / "table1").mkdir(parents=True)
+    (folder / "README.md").write_text(README)
+    write_grid(folder / "runs")
+    for command in ("collect", "tables"):
+        done = report(folder, command, "table1")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_everything_is_made_and_made_again_byte_for_byte(checkout: Path) -> None:
+    experiment = Experiment(checkout / "experiments" / "table1")
+    made = build.files_of(experiment, checkout)
+    assert {path: path.read_bytes() for path in made} == made
+    names = {path.name for path in made}
+    assert {"levels.csv", "levels.tex", "tables.md", "README.md", "transfer_points.csv"} <= names
+    figures = ("levels", "transfer", "dynamics", "scaling")
+    assert {f"{figure}.{kind}" for figure in figures for kind in ("svg", "png")} <= names
+    text = (checkout / "README.md").read_text()
+    assert text.startswith("# t\n\n<!-- table1/levels -->\n|  | runs | long reasoning |") and text.endswith("more\n")
+    assert "| grpo | 3 | 65.0 [" in text and "| grpo | 3 | 65.0 [" in (experiment.folder / "tables.md").read_text()
+    points = (experiment.folder / "tables" / "transfer_points.csv").read_text()
+    assert "grpo,2,10,1,code_long,0.5,0.5\n" in points and "sft,0,5,0,code_short,0.1,0\n" in points
+
+
+def test_what_differs_from_the_results_is_named(checkout: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(checkout, tmp_path / "checkout"))
+    experiment = Experiment(copy / "experiments" / "table1")
+    for path in (copy / "README.md", experiment.folder / "tables" / "gains.csv"):
+        path.write_text(path.read_text().replace("0.0", "0.1"))
+    (experiment.folder / "figures" / "levels.png").unlink()
+    (experiment.folder / "tables" / "old.csv").write_text("")
+    said = check_files(experiment, copy)
+    assert [sentence.removeprefix(f"{copy}/").split(":")[0] for sentence in said] == [
+        "experiments/table1/tables/gains.csv is not what the committed results give",
+        "experiments/table1/figures/levels.png is missing",
+        "README.md is not what the committed results give",
+        "experiments/table1/tables/old.csv is made by nothing",
+    ]
+
+
+def test_pictures_are_compared_by_their_pixels(checkout: Path) -> None:
+    pictures = checkout / "experiments" / "table1" / "figures"
+    first, second = ((pictures / f"{name}.png").read_bytes() for name in ("levels", "scaling"))
+    assert same(first, first, ".png") and not same(first, second, ".png") and not same(b"no picture", first, ".png")
+
+
+def test_a_result_whose_command_gives_another_configuration_is_named(checkout: Path) -> None:
+    result = results.read(checkout / "experiments" / "table1" / "results" / "sft-mini-mix-s1.jsonl")
+
+    def compose(overrides: list[str]) -> Config:
+        return composed(*overrides)
+
+    assert check_origin(result, compose) == ([], [])
+    changed = replace(result, config=result.config | {"optim.lr": 0.5, "old.key": 1})
+    changed.config.pop("seed")
+    problems, notes = check_origin(changed, compose)
+    assert (
+        len(problems) == 1 and "sft-mini-mix-s1 was not made by `python -m longctx_rl +algo=sft seed=1" in problems[0]
+    )
+    assert problems[0].endswith(": optim.lr 0.5 is 0.001 today")
+    assert notes == ["new since then: seed=1", "gone since then: old.key=1"]
+    commands = {None: "its command is not known", "python -m longctx_rl +algo=nope": "no configuration today"}
+    for command, said in commands.items():
+        (problem,), _ = check_origin(replace(result, origin={"command": command}), compose)
+        assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("collect", "table1", "root=x"), "error: root=x: the one setting of collect is runs_root=FOLDER"),
+        (("collect", "table1", "runs_root=nowhere"), "error: no runs under nowhere/table1"),
+        (("collect", "table9"), "error: experiments/table9 does not exist"),
+        (("tables",), "error: no experiment has tables yet"),
+        (("dashboard", "table1"), "error: set WANDB_API_KEY"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "experiments" / "table1").mkdir(parents=True)
+    done = report(tmp_path, *arguments)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
+def test_help_shows_examples(tmp_path: Path) -> None:
+    done = report(tmp_path, "--help")
+    assert done.returncode == 0 and "python -m longctx_rl.report collect table1" in done.stdout

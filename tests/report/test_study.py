@@ -1,0 +1,127 @@
+"""Estimates against numbers worked out by hand or by ``stats`` directly."""
+
+import numpy as np
+import pytest
+
+from longctx_rl.report.results import CellScores, Result
+from longctx_rl.report.study import (
+    CODE_LONG,
+    CODE_SHORT,
+    COLUMNS,
+    Value,
+    base_of,
+    difference,
+    equal_cost,
+    level,
+    methods_of,
+    transfer,
+    with_holm,
+)
+from longctx_rl.stats import Estimate, contrast
+
+RETENTION = next(column for column in COLUMNS if column.key == "retention")
+BASE_LONG, BASE_SHORT = [0, 0, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0]
+LONG = [[1, 1, 0, 1, 0, 0], [1, 0, 0, 1, 1, 0]]
+SHORT = [[1, 1, 0, 1, 1, 0], [1, 1, 0, 1, 0, 0]]
+
+
+def result(name: str, long: list[int], short: list[int], seed: int | None = None, step: int = 0) -> Result:
+    def cell(scores: list[int]) -> CellScores:
+        return CellScores(scores={step: {f"f{i}": float(one) for i, one in enumerate(scores)}}, cut={})
+
+    return Result(
+        name=name,
+        algo=name.split("-")[0],
+        seed=seed,
+        cells={
+            ("code", "bury", 1024): cell(long),
+            ("code", "bury", 512): cell([1] * 6),
+            ("code", "short", 0): cell(short),
+        },
+    )
+
+
+BASE = result("base", BASE_LONG, BASE_SHORT)
+RUNS = [result(f"grpo-{seed}", LONG[seed], SHORT[seed], seed, step=10) for seed in range(2)]
+
+
+def test_a_level_is_the_contrast_of_one_arm_at_the_longest_length() -> None:
+    value = level(RUNS, CODE_LONG)
+    expected = contrast([np.array(LONG, float)]).estimate
+    assert value is not None and value.estimate.value == 0.5 and (value.runs, value.families) == (2, 6)
+    assert value.estimate.high == min(1.0, expected.high) and value.estimate.low == max(0.0, expected.low)
+
+
+def test_gains_are_over_the_base_and_transfer_is_the_difference_of_differences() -> None:
+    long, short = difference(RUNS, [BASE], CODE_LONG), difference(RUNS, [BASE], CODE_SHORT)
+    both = transfer(RUNS, BASE)
+    assert long is not None and short is not None and both is not None
+    assert long.estimate.value == pytest.approx(3 / 6 - 1 / 6)
+    assert short.estimate.value == pytest.approx(3.5 / 6 - 4 / 6)
+    assert both.estimate.value == pytest.approx(long.estimate.value - short.estimate.value)
+    arms = [np.array(LONG, float) - SHORT, -(np.array([BASE_LONG], float) - [BASE_SHORT])]
+    expected = contrast(arms, reach=2.0)
+    assert both.p_value == pytest.approx(expected.p_value) and both.detectable == expected.minimum_detectable
+
+
+def test_retention_is_the_share_of_short_passes_that_are_passed_long() -> None:
+    value = level(RUNS, RETENTION)
+    assert value is not None and value.estimate.value == pytest.approx(5 / 7)  # 3 of 4 and 2 of 3
+    nothing = result("base", BASE_LONG, [0] * 6)
+    assert level([nothing], RETENTION) is None
+
+
+def test_one_run_has_no_interval_and_fixed_weights_have_one() -> None:
+    alone, base = difference(RUNS[:1], [BASE], CODE_LONG), level([BASE], CODE_LONG)
+    assert alone is not None and np.isnan(alone.estimate.low) and alone.p_value is None
+    assert base is not None and base.estimate.low < base.estimate.value < base.estimate.high
+
+
+def test_runs_are_compared_on_the_families_that_all_of_them_answered() -> None:
+    short_run = result("grpo-1", [0, 0, 0], [1, 1, 1], 1, step=10)
+    value = difference([RUNS[0], short_run], [BASE], CODE_LONG)
+    assert value is not None and value.families == 3
+    assert value.estimate.value == pytest.approx((2 / 3 + 0) / 2)
+    without = Result(name="grpo-2", algo="grpo", seed=2)
+    kept = difference([*RUNS, without], [BASE], CODE_LONG)
+    assert kept is not None and kept.runs == 2
+    assert level([without], CODE_LONG) is None
+
+
+def test_equal_cost_reads_the_last_evaluation_within_the_smallest_budget() -> None:
+    def run(name: str, costs: dict[int, float]) -> Result:
+        scores = {step: {"f": 1.0, "g": 0.0} for step in costs}
+        return Result(
+            name=name,
+            algo=name,
+            seed=0,
+            costs={step: {"flops": cost} for step, cost in costs.items()},
+            cells={("code", "short", 0): CellScores(scores=scores, cut={})},
+        )
+
+    cheap, dear = run("sft", {0: 0.0, 10: 100.0}), run("grpo", {0: 0.0, 5: 90.0, 6: 104.0, 7: 106.0, 10: 300.0})
+    limit, reading = equal_cost([cheap, dear, BASE], "flops")
+    assert (limit, reading(cheap), reading(dear), reading(BASE)) == (100.0, 10, 6, 0)
+    with pytest.raises(ValueError, match="no run has recorded its wall_seconds"):
+        equal_cost([cheap], "wall_seconds")
+
+
+def test_stars_follow_holm_and_the_further_condition() -> None:
+    def value(p_value: float | None) -> Value:
+        return Value(Estimate(0.1, 0.0, 0.2), 3, 10, p_value)
+
+    found = with_holm({"a": value(0.01), "b": value(0.03), "c": None, "d": value(None)})
+    a, b, d = found["a"], found["b"], found["d"]
+    assert a is not None and a.starred and a.p_value == pytest.approx(0.02)
+    assert b is not None and b.starred and b.p_value == pytest.approx(0.03)
+    assert found["c"] is None and d is not None and not d.starred
+    refused = with_holm({"a": value(0.01)}, also=lambda row: row != "a")["a"]
+    assert refused is not None and not refused.starred
+
+
+def test_methods_come_in_the_order_of_tables_and_step_0_stands_for_a_missing_base() -> None:
+    started = result("sft-0", BASE_LONG, BASE_SHORT, 0, step=0)
+    assert list(methods_of([*RUNS, BASE, started, result("mine-0", LONG[0], SHORT[0], 0)])) == ["sft", "grpo", "mine"]
+    base = base_of([*RUNS, started])
+    assert base is not None and (base.name, base.trained) == ("step 0 of sft-0", False)
+    assert base_of([started, BASE]) is BASE and base_of(RUNS) is None

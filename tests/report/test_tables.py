@@ -1,0 +1,143 @@
+"""Tables: the same numbers as Markdown, CSV and LaTeX, and tables of whole experiments."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from longctx_rl.report import ablation, comparison
+from longctx_rl.report.experiment import Experiment, open_experiment
+from longctx_rl.report.marks import filled
+from longctx_rl.report.results import CellScores, Result
+from longctx_rl.report.study import Value, difference
+from longctx_rl.report.tables import Table, comma_separated, latex, markdown, percent, shown
+from longctx_rl.stats import Estimate
+from report.test_study import BASE, RUNS
+
+NAN = float("nan")
+SURE = Value(Estimate(-0.0523, -0.1, -0.0046), 3, 40, 0.01, 0.07, starred=True)
+ALONE = Value(Estimate(0.25, NAN, NAN), 1, 40)
+TABLE = Table("t", "5 % of it.", ("", "a_b", "c"), (("x & y", (SURE, ALONE)), ("z", (None, "text"))), signed=True)
+
+
+def test_the_same_numbers_in_three_forms() -> None:
+    assert markdown(TABLE).splitlines() == [
+        "|  | a_b | c |",
+        "| --- | ---: | ---: |",
+        "| x & y | \N{MINUS SIGN}5.2 [\N{MINUS SIGN}10.0, \N{MINUS SIGN}0.5]* | +25.0 (one run) |",
+        "| z | \N{EN DASH} | text |",
+        "",
+        "5 % of it.",
+    ]
+    rows = list(csv.DictReader(io.StringIO(comma_separated(TABLE))))
+    assert [rows[0][key] for key in ("row", "column", "value", "low", "high")] == [
+        "x & y",
+        "a_b",
+        "-0.0523",
+        "-0.1",
+        "-0.0046",
+    ]
+    assert (rows[0]["p_holm"], rows[0]["detectable"], rows[0]["star"]) == ("0.01", "0.07", "yes")
+    assert (rows[1]["value"], rows[1]["low"], rows[1]["runs"], rows[3]["value"]) == ("0.25", "", "1", "text")
+    assert latex(TABLE).splitlines()[1:6] == [
+        r"\begin{tabular}{lrr}",
+        r"\toprule",
+        r" & a\_b & c \\",
+        r"\midrule",
+        r"x \& y & $-$5.2 [$-$10.0, $-$0.5]* & +25.0 (one run) \\",
+    ]
+
+
+def test_nothing_is_minus_zero() -> None:
+    assert [percent(-0.0001), percent(-0.0001, True), percent(0.0, True)] == ["0.0", "+0.0", "+0.0"]
+
+
+def test_the_tables_of_a_comparison_show_what_the_study_says() -> None:
+    tables = {table.name: table for table in comparison.tables_of([*RUNS, BASE])}
+    assert list(tables) == ["levels", "gains", "transfer", "scaling", "costs", "runs"]
+    gains = dict(tables["gains"].rows)["grpo"]
+    raw = difference(RUNS, [BASE], comparison.CODE_LONG)
+    assert raw is not None
+    assert tables["gains"].columns[2] == "code long" and gains[0] == "2"
+    assert isinstance(gains[1], Value) and gains[1].estimate == raw.estimate
+    assert [row for row, _ in tables["levels"].rows] == ["base", "grpo"]
+    assert [row for row, _ in tables["scaling"].rows][0] == "code / bury / 512"
+
+
+def test_transfer_has_a_star_only_where_long_code_was_gained() -> None:
+    families = [f"f{index}" for index in range(60)]
+
+    def run(name: str, long: int, short: int, seed: int | None, step: int) -> Result:
+        def cell(right: int) -> CellScores:
+            return CellScores(scores={step: {f: float(i < right) for i, f in enumerate(families)}}, cut={})
+
+        cells = {("code", "bury", 1024): cell(long), ("code", "short", 0): cell(short)}
+        return Result(name=name, algo=name.split("-")[0], seed=seed, cells=cells)
+
+    base = run("base", 20, 50, None, 0)
+    forgetting = [run(f"sft-{seed}", 20, 10 + seed, seed, 5) for seed in range(3)]
+    gaining = [run(f"opd-{seed}", 50 + seed, 50, seed, 5) for seed in range(3)]
+    table = comparison.transfers({"sft": forgetting, "opd": gaining}, base)
+    entries = {row: values[-1] for row, values in table.rows}
+    forgot, gained = entries["sft"], entries["opd"]
+    assert isinstance(forgot, Value) and isinstance(gained, Value)
+    assert forgot.estimate.low > 0 and (forgot.p_value or 1) < 0.05 and not forgot.starred
+    assert gained.starred and "*" in shown(gained)
+
+
+def test_axes_are_read_and_compared_with_their_default(tmp_path: Path) -> None:
+    (tmp_path / "axes.yaml").write_text(
+        "default: {algo.weights.kd: 0.5, model.student: mini}\n"
+        "axes:\n  beta: {0: {algo.weights.kd: 0.0}, 0.5: }\n  start: {none: , warm: {model.student: sft}}\n"
+    )
+    experiment = open_experiment(tmp_path)
+
+    def run(kd: float, student: str, seed: int, right: int) -> Result:
+        scores = {10: {f"f{index}": float(index < right) for index in range(8)}}
+        return Result(
+            name=f"{kd}-{student}-{seed}",
+            algo="dgrpo",
+            seed=seed,
+            config={"algo.weights.kd": kd, "model.student": student},
+            cells={("code", "short", 0): CellScores(scores=scores, cut={})},
+        )
+
+    cells = ((0.0, "mini", 2), (0.5, "mini", 4), (0.5, "sft", 6))
+    runs = [run(kd, student, seed, right) for kd, student, right in cells for seed in (0, 1)]
+    tables = {table.name: table for table in ablation.tables_of(experiment, runs)}
+    assert list(tables) == ["beta", "beta_differences", "start", "start_differences", "costs", "runs"]
+    levels = [(row, shown(entries[1])[:4]) for row, entries in tables["beta"].rows]
+    assert levels == [("0", "25.0"), ("0.5 (default)", "50.0")]
+    (row, entries), _ = tables["start_differences"].rows
+    assert row == "warm" and shown(entries[1], True).startswith("+25.0")
+
+
+def test_axes_that_cannot_be_used_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        open_experiment(tmp_path / "nothing")
+    (tmp_path / "axes.yaml").write_text("axes: {}")
+    with pytest.raises(ValueError, match="needs `default:` and `axes:`"):
+        open_experiment(tmp_path)
+    (tmp_path / "axes.yaml").write_text("default: {}\naxes: {lr: {1: {optim.lr: 1}}}")
+    with pytest.raises(ValueError, match=r"lr, level 1 sets optim\.lr, which needs a value under default:"):
+        open_experiment(tmp_path)
+
+
+def test_marks_are_filled_for_their_experiment_only(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    other = "<!-- table2/beta -->\nkept\n<!-- end -->\n"
+    readme.write_text(f"a\n<!-- table1/levels -->\nold\n<!-- end -->\nb\n{other}")
+    text = filled(readme, "table1", {"levels": "| new |"})
+    assert text == f"a\n<!-- table1/levels -->\n| new |\n<!-- end -->\nb\n{other}"
+    readme.write_text(text)
+    assert filled(readme, "table1", {"levels": "| new |"}) == text
+    with pytest.raises(ValueError, match="there is no table table1/levels, choose from gains"):
+        filled(readme, "table1", {"gains": ""})
+    readme.write_text("<!-- table1/levels -->\nold\n" + other)
+    with pytest.raises(ValueError, match="<!-- table1/levels --> has no <!-- end -->"):
+        filled(readme, "table1", {"levels": ""})
+
+
+def test_an_experiment_without_axes_varies_the_method(tmp_path: Path) -> None:
+    assert open_experiment(tmp_path) == Experiment(tmp_path)

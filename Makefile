@@ -6,7 +6,7 @@ PYTHON  := $(VENV)/bin/python
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test lint format mini-models vllm-proof clean
+.PHONY: help demo smoke report test lint format mini-models vllm-proof clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ mini-models: $(VENV)/.installed ## Train the shipped mini models again from rand
 
 vllm-proof: $(VENV)/.installed-dev ## Build data and judge answers against a real vLLM server, 10 minutes
 	$(PYTHON) experiments/vllm/prove.py $(ARGS)
+
+report: $(VENV)/.installed-report ## One HTML page that compares runs (ARGS="--runs runs/table1 --out report.html")
+	$(PYTHON) -m longctx_rl.report page $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run the tests (ARGS="-k name")
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
@@ -47,8 +50,20 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@
 
-# Generated code is tested inside bubblewrap where that can be had.
+$(VENV)/.installed-report: $(VENV)/.installed
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[report]'
+	@touch $@
+
+# Programs that some tests need, and their Debian packages: generated code runs in bubblewrap, the report's page in Chromium.
+PROGRAMS := bwrap=bubblewrap chromium=chromium chromedriver=chromium-driver
+
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@command -v bwrap >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y bubblewrap >/dev/null; } || echo 'bubblewrap is not installed, so its tests are skipped: apt install bubblewrap'
+	@for pair in $(PROGRAMS); do \
+	  command -v $${pair%=*} >/dev/null && continue; \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	    { test -n "$$updated" || apt-get update -qq; updated=1; } && \
+	    apt-get install -qq -y --no-install-recommends $${pair#*=} >/dev/null; } || \
+	  echo "$${pair%=*} is not installed, so its tests are skipped: apt install $${pair#*=}"; \
+	done
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -119,6 +119,13 @@ def test_single_runs_intervals_and_smoothing(page: Page) -> None:
     assert page.texts("#last tbody th") == list(METHODS)
 
 
+def test_no_button_sends_the_chart_anywhere(page: Page) -> None:
+    titles = page.run("return [...document.querySelectorAll('.modebar-btn')].map((e) => e.dataset.title)")
+    assert titles == ["Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"]
+    policy = page.element("meta[http-equiv='Content-Security-Policy']").get_attribute("content")
+    assert "default-src 'none'" in policy and "connect-src" not in policy
+
+
 def test_methods_are_toggled_everywhere(page: Page) -> None:
     page.click("[data-arm='2']")
     left = [name for name in METHODS if name != "grpo"]

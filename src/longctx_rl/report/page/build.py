@@ -28,16 +28,17 @@ def write(root: Path, out: Path) -> str:
         ValueError: there are no runs, or plotly is not installed.
     """
     runs = find_runs(root)
-    text = render(runs, root)
+    embedded = data_of(runs, root)
+    text = filled(embedded, embedded["overview"]["title"])
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, text)
-    marked = sum(bool(run.problems) for run in runs)
+    marked = sum(bool(run["problems"]) for run in embedded["overview"]["runs"])
     lines = [f"{out}: {len(runs)} runs, {len(text.encode()) / 1e6:.1f} MB; open it in a browser"]
     return "\n".join(lines + ([f"marked: {marked} of them are not whole, see the page's last part"] if marked else []))
 
 
-def render(runs: Sequence[Run], root: Path) -> str:
-    """The page's HTML."""
+def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
+    """What the page holds, by name; each is parsed when it is first looked at."""
     read = [read_evals(run.path) for run in runs]
     evals = [{suite: records for suite, (records, _) in suites.items()} for suites in read]
     unread = [[problem for _, problems in suites.values() for problem in problems] for suites in read]
@@ -57,7 +58,7 @@ def render(runs: Sequence[Run], root: Path) -> str:
         "metrics": list(curves),
         "depths": table.DEPTHS,
     }
-    embedded = {
+    return {
         "overview": overview,
         "maps": table.maps(counted, evals),
         "config": _config(settings),
@@ -65,7 +66,6 @@ def render(runs: Sequence[Run], root: Path) -> str:
         "rollouts": texts.rollouts(runs),
         **{f"metric-{place}": curve for place, curve in enumerate(curves.values())},
     }
-    return filled(embedded, str(overview["title"]))
 
 
 def filled(embedded: dict[str, Any], title: str) -> str:

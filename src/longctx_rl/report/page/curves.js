@@ -4,6 +4,8 @@ const AXIS_TITLES = {
   step: "steps", trained_tokens: "trained tokens", flops: "FLOPs (training, sampling and teacher)", wall_seconds: "seconds in steps",
 };
 const MOST_POINTS = 800;
+// Named one by one: Plotly's own choice has a button that uploads the chart.
+const BUTTONS = [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]];
 
 /** A value between the points of a growing grid, by a straight line; null outside. */
 function between(grid, values, at) {
@@ -129,7 +131,7 @@ function drawCurves() {
   const drawn = shown().map((arm) => [arm, meanCurve(arm, metric, axis, width)]);
   const traces = drawn.flatMap(([arm, points]) => points.length ? tracesOf(arm, points, metric, axis, width) : []);
   Plotly.react(byId("chart"), traces, chartLayout(metric, axis), {
-    responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
+    responsive: true, displaylogo: false, plotlyServerURL: "", modeBarButtons: BUTTONS,
   });
   const without = drawn.filter(([, points]) => !points.length).map(([arm]) => arms[arm].name);
   byId("chart-note").textContent = `${metric} over ${AXIS_TITLES[axis]}: mean over runs at the same step, at the mean of what ` +

@@ -6,10 +6,12 @@ PYTHON  := $(VENV)/bin/python
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke report test lint format mini-models vllm-proof clean
+STUDIES := table1 table2 table3
+.PHONY: help demo smoke test lint format mini-models vllm-proof clean $(STUDIES) figures report all check-results dashboard
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@echo '  make $(word 1,$(STUDIES)), $(word 2,$(STUDIES)), $(word 3,$(STUDIES))  Tables, figures and README numbers of a study, from its committed results'
 
 demo: $(VENV)/.installed ## Train the mini student with dGRPO, 4 minutes on 2 cores (ARGS="seed=1 ...")
 	$(PYTHON) -m longctx_rl +algo=dgrpo experiment_name=demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
@@ -24,8 +26,23 @@ mini-models: $(VENV)/.installed ## Train the shipped mini models again from rand
 vllm-proof: $(VENV)/.installed-dev ## Build data and judge answers against a real vLLM server, 10 minutes
 	$(PYTHON) experiments/vllm/prove.py $(ARGS)
 
+$(STUDIES): $(VENV)/.installed
+	$(PYTHON) -m longctx_rl.report tables $@
+
+figures: $(VENV)/.installed ## The same for every study that has tables
+	$(PYTHON) -m longctx_rl.report tables
+
 report: $(VENV)/.installed-report ## One HTML page that compares runs (ARGS="--runs runs/table1 --out report.html")
 	$(PYTHON) -m longctx_rl.report page $(ARGS)
+
+all: figures report ## Every table, every figure, and the page
+
+check-results: $(VENV)/.installed ## Fail if a committed result or number was not made by what it says
+	$(PYTHON) -m longctx_rl.report check
+
+dashboard: $(VENV)/.installed ## A wandb workspace and report of a study (STUDY=table1; needs WANDB_API_KEY)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dashboard]'
+	$(PYTHON) -m longctx_rl.report dashboard $(or $(STUDY),table1)
 
 test: $(VENV)/.installed-dev ## Run the tests (ARGS="-k name")
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)

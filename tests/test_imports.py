@@ -16,7 +16,7 @@ LAYERS = (
     {"train"},
     {"training", "models"},
     {"evals", "recorder", "report"},
-    {"data", "rollout", "rewards", "engine", "progress", "process"},
+    {"data", "rollout", "rewards", "engine", "progress", "process", "mirror"},
     {"policy", "run_directory", "sandbox"},
     {"objective", "environment", "stats", "endpoint", "metrics_file"},
     {"config", "types"},
@@ -28,7 +28,7 @@ DOORS = {
     "hydra": {"__main__"},
     "omegaconf": {"__main__", "config"},
     "deepspeed": {"engine/zero3"},
-    "wandb": {"recorder", "report"},
+    "wandb": {"mirror", "report"},
     "vllm": {"rollout/vllm"},
 }
 """Library to the only files, or folders, that import it."""

@@ -4,7 +4,7 @@ import io
 import json
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,22 @@ from config.composing import composed
 from longctx_rl import recorder as recording
 from longctx_rl.config import Config
 from longctx_rl.metrics_file import read_metrics
+from longctx_rl.mirror import Mirror, mirror_settings
 from longctx_rl.progress import Progress
-from longctx_rl.recorder import Mirror, NullRecorder, RunRecorder, build_recorder, mirror_settings
+from longctx_rl.recorder import NullRecorder, RunRecorder, build_recorder
 from longctx_rl.types import Completion, Example, Reward, RolloutGroup
 
 STEP = {"progress/step": 1.0, "loss/total": 0.5, "perf/step_seconds": 2.0, "perf/tokens_per_second": 1234.0}
+EXAMPLE = Example("id7", "a long document " * 100, "Who?", "KesDal", "multihop")
+COMPLETIONS = (
+    Completion((1, 2), "KesDal, né", "stop", teacher_gap=(0.123456, -0.00001)),
+    Completion((3,), "no", "length"),
+)
+GROUP = RolloutGroup(EXAMPLE, (5, 6), COMPLETIONS, (Reward(1.0, {"answer": 1.0}), Reward(0.0)), (0.7, -0.7))
+
+
+def spelled(token_ids: Sequence[int]) -> list[str]:
+    return [f"<{token_id}>" for token_id in token_ids]
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +91,8 @@ def test_a_start_without_checkpoint_starts_the_record_anew(quiet: Config, tmp_pa
 
 
 def test_rollouts_are_readable(quiet: Config, tmp_path: Path) -> None:
-    example = Example("id7", "a long document " * 100, "Who?", "KesDal", "multihop")
-    completions = (
-        Completion((1, 2), "KesDal, né", "stop", teacher_gap=(0.123456, -0.00001)),
-        Completion((3,), "no", "length"),
-    )
-    group = RolloutGroup(example, (5, 6), completions, (Reward(1.0, {"answer": 1.0}), Reward(0.0)), (0.7, -0.7))
     recorder = RunRecorder(quiet, tmp_path, None)
-    recorder.save_rollouts(10, [group], lambda token_ids: [f"<{token_id}>" for token_id in token_ids])
+    recorder.save_rollouts(10, [GROUP], spelled)
     recorder.close()
     lines = (tmp_path / "rollouts" / "step-000010.jsonl").read_text().splitlines()
     first, second = map(json.loads, lines)
@@ -105,7 +110,8 @@ def test_only_the_main_rank_records(quiet: Config, tmp_path: Path, monkeypatch: 
     assert isinstance(recorder, NullRecorder)
     recorder.log(1, STEP)
     recorder.say("hello")
-    recorder.save_rollouts(1, [], lambda token_ids: [])
+    recorder.save_rollouts(1, [], spelled)
+    recorder.keep(tmp_path)
     recorder.close()
     assert not list(tmp_path.iterdir())
 
@@ -114,9 +120,10 @@ class FakeRun:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.finished = False
+        self.defined: dict[str, dict[str, Any]] = {}
 
-    def define_metric(self, *arguments: Any, **settings: Any) -> None:
-        pass
+    def define_metric(self, name: str, **settings: Any) -> None:
+        self.defined[name] = settings
 
     def log(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -125,8 +132,12 @@ class FakeRun:
         self.finished = True
 
 
+def list_of_rows(columns: list[str], data: list[list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, row, strict=True)) for row in data]
+
+
 def fake_wandb(monkeypatch: pytest.MonkeyPatch, init: Callable[..., FakeRun]) -> None:
-    module = types.SimpleNamespace(init=init, Settings=lambda **settings: settings)
+    module = types.SimpleNamespace(init=init, Settings=lambda **settings: settings, Table=list_of_rows)
     monkeypatch.setitem(sys.modules, "wandb", module)
 
 
@@ -135,8 +146,13 @@ def test_the_mirror_gets_the_same_rows(offline: Config, tmp_path: Path, monkeypa
     fake_wandb(monkeypatch, lambda **settings: run)
     recorder = RunRecorder(offline, tmp_path, None)
     recorder.log(1, STEP | {"grad/norm": float("nan")})
+    recorder.save_rollouts(1, [GROUP], spelled)
     recorder.close()
-    assert run.rows == [{"step": 1, **STEP}] and run.finished
+    metrics, table = run.rows
+    assert metrics == {"step": 1, **STEP} and run.finished
+    assert table["step"] == 1
+    assert [(row["completion"], row["reward"]) for row in table["rollouts"]] == [("KesDal, né", 1.0), ("no", 0.0)]
+    assert {"eval/*", "progress/*"} < set(run.defined) and run.defined["eval/*"]["summary"] == "last,max"
 
 
 @pytest.mark.parametrize("broken", ["init", "log", "finish"])
@@ -200,8 +216,16 @@ def test_how_a_run_appears_in_the_mirror(offline: Config, tmp_path: Path) -> Non
 
 
 def test_wandb_itself_offline_without_an_account(offline: Config, tmp_path: Path, capfd: Any) -> None:
-    record(offline, tmp_path, range(1, 3))
-    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text("{}")
+    recorder = RunRecorder(replace(offline, logging=replace(offline.logging, artifacts=True)), tmp_path, None)
+    recorder.log(1, STEP)
+    recorder.save_rollouts(1, [GROUP], spelled)
+    recorder.keep(tmp_path / "export")
+    recorder.close()
+    (written,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    kept = written.read_bytes()
+    assert b"-results" in kept and b"-model" in kept and b"rollouts" in kept
     captured = capfd.readouterr()
     assert captured.err == "" and "wandb" not in captured.out
 

@@ -191,6 +191,8 @@ class LoggingConfig:
     rollouts_every: int
     """Steps between saved rollouts; 0: none."""
     rollouts_kept: int  # groups saved each time
+    artifacts: bool = False
+    """Upload the trained model to wandb, too; results always are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

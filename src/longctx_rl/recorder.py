@@ -1,24 +1,18 @@
 """What a run leaves behind: ``metrics.jsonl``, sampled rollouts, log.txt, and a wandb mirror of the metrics.
 
-``metrics.jsonl`` is the truth: one JSON object a line, ``step`` first. wandb gets the same rows from a thread of its
-own, so that a mirror which fails or hangs costs a warning and nothing else.
+``metrics.jsonl`` is the truth: one JSON object a line, ``step`` first. wandb gets the same rows (mirror.py).
 """
 
 import json
 import math
-import os
-import queue
-import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from longctx_rl import strict
 from longctx_rl.config import Config
 from longctx_rl.engine import distributed
-from longctx_rl.environment import git_state
 from longctx_rl.metrics_file import Row, read_metrics
+from longctx_rl.mirror import Mirror, mirror_settings
 from longctx_rl.progress import Progress
 from longctx_rl.run_directory import write_text
 from longctx_rl.types import Completion, RolloutGroup
@@ -40,6 +34,9 @@ class Recorder(Protocol):
 
     def save_rollouts(self, step: int, groups: Sequence[RolloutGroup], token_texts: TokenTexts) -> None:
         """Keep scored completions for people to read; ``token_texts`` spells the tokens whose gap is known."""
+
+    def keep(self, export: Path) -> None:
+        """The run has reached its end and left ``export``: hand over what is uploaded of it."""
 
     def say(self, text: str) -> None:
         """Tell the person at the terminal, and log.txt."""
@@ -67,6 +64,9 @@ class NullRecorder:
     def save_rollouts(self, step: int, groups: Sequence[RolloutGroup], token_texts: TokenTexts) -> None:
         pass
 
+    def keep(self, export: Path) -> None:
+        pass
+
     def say(self, text: str) -> None:
         pass
 
@@ -78,6 +78,7 @@ class RunRecorder:
     """Writes a run directory. What an earlier process recorded after its checkpoint is cut away."""
 
     def __init__(self, config: Config, run_dir: Path, resume_step: int | None, evaluated: bool = False) -> None:
+        self._run_dir, self._uploads_model = run_dir, config.logging.artifacts
         self._rollouts = run_dir / "rollouts"
         run_dir.mkdir(parents=True, exist_ok=True)
         cut_back(run_dir, resume_step, evaluated)
@@ -99,8 +100,15 @@ class RunRecorder:
 
     def save_rollouts(self, step: int, groups: Sequence[RolloutGroup], token_texts: TokenTexts) -> None:
         self._rollouts.mkdir(exist_ok=True)
-        lines = [json.dumps(row, ensure_ascii=False) for group in groups for row in _rollout_rows(group, token_texts)]
+        rows = [row for group in groups for row in _rollout_rows(group, token_texts)]
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         write_text(self._rollouts / f"step-{step:06d}.jsonl", "".join(f"{line}\n" for line in lines))
+        if self._mirror:
+            self._mirror.log_rollouts(step, rows)
+
+    def keep(self, export: Path) -> None:
+        if self._mirror:
+            self._mirror.keep(self._run_dir, export if self._uploads_model else None)
 
     def say(self, text: str) -> None:
         self._progress.say(text)
@@ -163,82 +171,3 @@ def _token_columns(completion: Completion, token_texts: TokenTexts) -> dict[str,
         return {}
     gaps = [round(gap, GAP_DIGITS) + 0.0 for gap in completion.teacher_gap]
     return {"tokens_text": token_texts(completion.token_ids), "teacher_gap": gaps}
-
-
-def mirror_settings(config: Config, run_dir: Path, resumed: bool) -> dict[str, Any]:
-    """Arguments of ``wandb.init``: how the run appears there.
-
-    An online run is continued under its id. An offline run cannot be: each piece is a wandb run of its own, in the same
-    group, named ``-r2`` and so on.
-    """
-    name, piece = run_dir.name, 1 + len(list((run_dir / "wandb").glob("*run-*"))) if resumed else 1
-    git = git_state(Path(__file__).resolve().parents[2])
-    arguments: dict[str, Any] = {
-        "mode": config.logging.mode,
-        "dir": str(run_dir),
-        "project": config.logging.project,
-        "entity": config.logging.entity,
-        "group": config.experiment_name,
-        "job_type": "train",
-        "name": f"{name}-r{piece}" if piece > 1 and config.logging.mode == "offline" else name,
-        "tags": [config.algo.name, config.model.name, config.task.name, *config.logging.tags]
-        + ([git["commit"][:10]] if git else []),
-        "config": strict.plain(config),
-    }
-    identity = run_dir / "wandb" / "id"
-    if config.logging.mode == "online":
-        if not (resumed and identity.is_file()):
-            identity.parent.mkdir(exist_ok=True)
-            write_text(identity, os.urandom(6).hex())
-        arguments |= {"id": identity.read_text(encoding="utf-8"), "resume": "allow"}
-    return arguments
-
-
-class Mirror:
-    """wandb in a thread of its own. After its first failure it says so once and does nothing more."""
-
-    CLOSE_SECONDS = 60.0
-    ROWS_WAITING = 10_000
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._rows: queue.Queue[Row | None] = queue.Queue(self.ROWS_WAITING)
-        self._failed = False
-        self._thread = threading.Thread(target=self._work, args=(settings,), name="wandb mirror", daemon=True)
-        self._thread.start()
-
-    def log(self, row: Row) -> None:
-        """Hand over a row. Never waits."""
-        if self._failed:
-            return
-        try:
-            self._rows.put_nowait(row)
-        except queue.Full:
-            self._give_up("it does not keep up")
-
-    def close(self) -> None:
-        """Finish, unless it takes more than a minute."""
-        if self._failed:
-            return
-        self._rows.put(None)
-        self._thread.join(self.CLOSE_SECONDS)
-        if self._thread.is_alive():
-            self._give_up(f"it did not finish within {self.CLOSE_SECONDS:.0f} s")
-
-    def _work(self, settings: dict[str, Any]) -> None:
-        try:
-            os.environ.setdefault("WANDB_SILENT", "true")
-            import wandb
-
-            run = wandb.init(**settings, settings=wandb.Settings(silent=True, console="off", init_timeout=60))
-            run.define_metric("step")
-            run.define_metric("*", step_metric="step")
-            while (row := self._rows.get()) is not None:
-                run.log({name: value for name, value in row.items() if value is not None})
-            run.finish()
-        except Exception as error:  # whatever a mirror dies of, the run goes on
-            self._give_up(f"{type(error).__name__}: {error}")
-
-    def _give_up(self, reason: str) -> None:
-        if not self._failed:
-            self._failed = True
-            print(f"warning: the wandb mirror stopped ({reason}); metrics.jsonl is complete", file=sys.stderr)

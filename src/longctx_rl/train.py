@@ -117,6 +117,7 @@ def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, i
         raise ValueError(f"{error}. Step {state.step} is saved; continue with: {resume}") from error
     export = Path(config.run_dir) / "export"
     parts.engine.export(export, parts.tokenizer)
+    recorder.keep(export)
     if distributed.is_main():
         recorder.say(summary.render(config, parts.evaluation, state, reason))
 

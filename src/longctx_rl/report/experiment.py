@@ -49,7 +49,7 @@ def open_experiment(folder: Path) -> Experiment:
     """Read an experiment's axes, if it has any.
 
     Raises:
-        ValueError: the folder does not exist, or axes.yaml is not as described in docs/experiments.md.
+        ValueError: the folder does not exist, or axes.yaml is not as described in docs/report.md.
     """
     if not folder.is_dir():
         known = sorted(path.parent.name for path in folder.parent.glob("*/README.md"))

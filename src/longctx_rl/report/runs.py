@@ -17,7 +17,6 @@ from longctx_rl.config import Config
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.metrics_file import Row
 
-
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The same in C where it is built in: 200 configurations in one second instead of ten."""
 

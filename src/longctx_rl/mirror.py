@@ -1,0 +1,160 @@
+"""The wandb mirror of a run: the same rows, tables of rollouts, and what the run leaves behind.
+
+It works in a thread of its own, so that a mirror which fails or hangs costs a warning and nothing else.
+"""
+
+import os
+import queue
+import re
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from longctx_rl import strict
+from longctx_rl.config import Config
+from longctx_rl.environment import git_state
+from longctx_rl.metrics_file import Row
+from longctx_rl.run_directory import write_text
+
+SUMMARIES = {
+    "progress": "last",
+    "loss": "last,min",
+    "policy": "last",
+    "teacher": "last",
+    "rollout": "last,max",
+    "grad": "last,max",
+    "optim": "last",
+    "perf": "last,mean",
+    "time": "last,mean",
+    "eval": "last,max",
+}
+"""Group of metrics to what of each stands in wandb's table of runs: its end, and its best or mean."""
+ROLLOUT_COLUMNS = (
+    "id",
+    "task",
+    "prompt_tail",
+    "answer",
+    "completion",
+    "tokens",
+    "finish_reason",
+    "reward",
+    "advantage",
+)
+
+Work = Callable[[Any, Any], None]
+"""Something to do with the wandb module and its run."""
+
+
+def mirror_settings(config: Config, run_dir: Path, resumed: bool) -> dict[str, Any]:
+    """Arguments of ``wandb.init``: how the run appears there.
+
+    An online run is continued under its id. An offline run cannot be: each piece is a wandb run of its own, in the same
+    group, named ``-r2`` and so on.
+    """
+    name, piece = run_dir.name, 1 + len(list((run_dir / "wandb").glob("*run-*"))) if resumed else 1
+    git = git_state(Path(__file__).resolve().parents[2])
+    arguments: dict[str, Any] = {
+        "mode": config.logging.mode,
+        "dir": str(run_dir),
+        "project": config.logging.project,
+        "entity": config.logging.entity,
+        "group": config.experiment_name,
+        "job_type": "train",
+        "name": f"{name}-r{piece}" if piece > 1 and config.logging.mode == "offline" else name,
+        "tags": [config.algo.name, config.model.name, config.task.name, *config.logging.tags]
+        + ([git["commit"][:10]] if git else []),
+        "config": strict.plain(config),
+    }
+    identity = run_dir / "wandb" / "id"
+    if config.logging.mode == "online":
+        if not (resumed and identity.is_file()):
+            identity.parent.mkdir(exist_ok=True)
+            write_text(identity, os.urandom(6).hex())
+        arguments |= {"id": identity.read_text(encoding="utf-8"), "resume": "allow"}
+    return arguments
+
+
+class Mirror:
+    """wandb in a thread of its own. After its first failure it says so once and does nothing more."""
+
+    CLOSE_SECONDS = 60.0
+    UPLOAD_SECONDS = 3600.0
+    """How long ``close`` waits where a model is uploaded."""
+    ROWS_WAITING = 10_000
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._waiting: queue.Queue[Work | None] = queue.Queue(self.ROWS_WAITING)
+        self._failed = False
+        self._patience = self.CLOSE_SECONDS
+        self._thread = threading.Thread(target=self._work, args=(settings,), name="wandb mirror", daemon=True)
+        self._thread.start()
+
+    def log(self, row: Row) -> None:
+        """Hand over a row of metrics. Never waits."""
+        self._hand_over(lambda wandb, run: run.log({name: value for name, value in row.items() if value is not None}))
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Hand over saved completions, as a table. Never waits."""
+        data = [[row[column] for column in ROLLOUT_COLUMNS] for row in rows]
+        self._hand_over(
+            lambda wandb, run: run.log({"step": step, "rollouts": wandb.Table(list(ROLLOUT_COLUMNS), data)})
+        )
+
+    def keep(self, run_dir: Path, export: Path | None) -> None:
+        """Hand over the run's results, and its model if there is one to upload."""
+        if export is not None:
+            self._patience = self.UPLOAD_SECONDS
+        name = re.sub(r"[^\w.-]", "-", f"{run_dir.parent.name}-{run_dir.name}")
+
+        def work(wandb: Any, run: Any) -> None:
+            results = wandb.Artifact(f"{name}-results", type="results")
+            for file in (*sorted(run_dir.glob("*.yaml")), *sorted(run_dir.glob("*.json*"))):
+                results.add_file(str(file), policy="immutable")
+            for file in sorted((run_dir / "evals").glob("*.jsonl")):
+                results.add_file(str(file), name=f"evals/{file.name}", policy="immutable")
+            run.log_artifact(results)
+            if export is not None:
+                model = wandb.Artifact(f"{name}-model", type="model")
+                model.add_dir(str(export), policy="immutable")
+                run.log_artifact(model)
+
+        self._hand_over(work)
+
+    def close(self) -> None:
+        """Finish, unless it takes more than a minute; an hour where a model is uploaded."""
+        if self._failed:
+            return
+        self._waiting.put(None)
+        self._thread.join(self._patience)
+        if self._thread.is_alive():
+            self._give_up(f"it did not finish within {self._patience:.0f} s")
+
+    def _hand_over(self, work: Work) -> None:
+        if self._failed:
+            return
+        try:
+            self._waiting.put_nowait(work)
+        except queue.Full:
+            self._give_up("it does not keep up")
+
+    def _work(self, settings: dict[str, Any]) -> None:
+        try:
+            os.environ.setdefault("WANDB_SILENT", "true")
+            import wandb
+
+            run = wandb.init(**settings, settings=wandb.Settings(silent=True, console="off", init_timeout=60))
+            run.define_metric("step", summary="last")
+            for group, summary in SUMMARIES.items():  # progress/ among them: every panel can be drawn over a cost
+                run.define_metric(f"{group}/*", step_metric="step", summary=summary)
+            while (work := self._waiting.get()) is not None:
+                work(wandb, run)
+            run.finish()
+        except Exception as error:  # whatever a mirror dies of, the run goes on
+            self._give_up(f"{type(error).__name__}: {error}")
+
+    def _give_up(self, reason: str) -> None:
+        if not self._failed:
+            self._failed = True
+            print(f"warning: the wandb mirror stopped ({reason}); metrics.jsonl is complete", file=sys.stderr)

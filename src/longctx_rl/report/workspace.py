@@ -1,0 +1,202 @@
+"""``dashboard``: a saved wandb workspace and a report that compare an experiment's runs."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from longctx_rl.report import results
+from longctx_rl.report.experiment import Experiment
+from longctx_rl.report.results import Cell, Result
+
+if TYPE_CHECKING:
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+AXES = {
+    "progress/step": "steps",
+    "progress/trained_tokens": "trained tokens",
+    "progress/flops": "FLOPs",
+    "progress/wall_seconds": "seconds",
+}
+CURVES = (
+    "rollout/reward_mean",
+    "policy/entropy",
+    "teacher/kl_reverse",
+    "grad/norm",
+    "grad/pg_kd_cosine",
+    "rollout/length_mean",
+    "loss/total",
+)
+METHOD = "algo.name"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where on wandb the runs are."""
+
+    entity: str
+    project: str
+
+
+def save(experiment: Experiment) -> str:
+    """Save workspace and report; say where they are.
+
+    Raises:
+        ValueError: no key, no entity, the extra is not installed, or wandb refuses.
+    """
+    if not os.environ.get("WANDB_API_KEY"):
+        raise ValueError(
+            "set WANDB_API_KEY to a key from https://wandb.ai/authorize, and logging.entity or WANDB_ENTITY to a team "
+            "or user; offline runs are uploaded first with: wandb sync runs/*/*/wandb/offline-run-*"
+        )
+    found = results.read_all(experiment.results)
+    place = place_of(found)
+    try:
+        workspace, report = build_workspace(experiment, found, place), build_report(experiment, found, place)
+        import wandb
+    except ImportError as error:
+        raise ValueError("the dashboard needs an extra: pip install 'longctx-rl[dashboard]'") from error
+    try:
+        workspace.save()
+        report.save()
+    except (wandb.Error, OSError) as error:
+        raise ValueError(f"wandb did not save the dashboard of {place.entity}/{place.project}: {error}") from error
+    return f"workspace: {workspace.url}\nreport: {report.url}"
+
+
+def place_of(found: Sequence[Result]) -> Place:
+    """Entity and project that the runs were logged to. Raises ValueError if no entity is known."""
+    logged = [result.config for result in found if result.trained]
+    entities = [str(config["logging.entity"]) for config in logged if config.get("logging.entity")]
+    entity = os.environ.get("WANDB_ENTITY") or next(iter(entities), None)
+    if entity is None:
+        raise ValueError("set WANDB_ENTITY to the wandb team or user that the runs were uploaded to")
+    projects = [str(config["logging.project"]) for config in logged if config.get("logging.project")]
+    return Place(entity, next(iter(projects), "longctx-rl"))
+
+
+def build_workspace(experiment: Experiment, found: Sequence[Result], place: Place) -> "ws.Workspace":
+    """The saved view: curves over each cost axis, lengths, ablations, and what differs between runs."""
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    sections = [
+        ws.Section(
+            name=f"Training over {words}", panels=curves(CURVES, axis), is_open=axis == "progress/trained_tokens"
+        )
+        for axis, words in AXES.items()
+    ]
+    sections += [
+        ws.Section(name="Accuracy over trained tokens", panels=curves(accuracies(found), "progress/trained_tokens")),
+        ws.Section(name="Accuracy by context length", panels=length_panels(found), is_open=True),
+    ]
+    if experiment.axes:
+        sections.append(ws.Section(name="Ablations", panels=ablation_panels(experiment, found), is_open=True))
+    sections.append(ws.Section(name="What differs between runs", panels=[wr.RunComparer(diff_only=True)]))
+    return ws.Workspace(
+        entity=place.entity,
+        project=place.project,
+        name=f"{experiment.name}: methods compared",
+        sections=sections,
+        settings=ws.WorkspaceSettings(x_axis="progress/trained_tokens", max_runs=100, group_by_prefix="first"),
+        runset_settings=ws.RunsetSettings(
+            filters=ws.And(ws.Config("experiment_name") == experiment.name), groupby=[ws.Config(METHOD)]
+        ),
+    )
+
+
+def build_report(experiment: Experiment, found: Sequence[Result], place: Place) -> "wr.Report":
+    """The same panels with words between them."""
+    import wandb_workspaces.reports.v2 as wr
+
+    def grid(panels: "list[wr.LinePlot | wr.BarPlot | wr.RunComparer | wr.ParameterImportancePlot]") -> "wr.PanelGrid":
+        runset = wr.Runset(
+            entity=place.entity,
+            project=place.project,
+            name=experiment.name,
+            filters=f"Config('experiment_name') = '{experiment.name}'",
+            groupby=[f"config.{METHOD}"],
+        )
+        return wr.PanelGrid(runsets=[runset], panels=panels)
+
+    blocks: list[wr.H1 | wr.P | wr.PanelGrid | wr.TableOfContents] = [
+        wr.TableOfContents(),
+        wr.P(
+            f"Curves are means over seeds with standard errors, grouped by method. Tables with intervals are in "
+            f"experiments/{experiment.name} of the repository: these panels show, they do not test."
+        ),
+        wr.H1("Accuracy by context length"),
+        grid(length_panels(found)),
+    ]
+    for axis, words in AXES.items():
+        blocks += [wr.H1(f"Training over {words}"), grid(curves((*CURVES, *accuracies(found)), axis))]
+    if experiment.axes:
+        blocks += [wr.H1("Ablations"), grid(ablation_panels(experiment, found))]
+    blocks += [wr.H1("What differs between runs"), grid([wr.RunComparer(diff_only=True)])]
+    return wr.Report(
+        entity=place.entity,
+        project=place.project,
+        title=f"longctx_rl: {experiment.name}",
+        description="Five post-training methods as five points of one objective",
+        blocks=blocks,
+        width="fluid",
+    )
+
+
+def curves(metrics: Sequence[str], axis: str) -> "list[wr.LinePlot]":
+    """One panel for each metric: mean and standard error of each method over a cost axis."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return [
+        wr.LinePlot(
+            title=f"{metric} / {AXES[axis]}",
+            x=axis,
+            y=[metric],
+            groupby=wr.Config(METHOD),
+            groupby_aggfunc="mean",
+            groupby_rangefunc="stderr",
+            max_runs_to_show=100,
+        )
+        for metric in metrics
+    ]
+
+
+def length_panels(found: Sequence[Result]) -> "list[wr.BarPlot]":
+    """One panel for each task that was asked at several lengths: its last accuracy at each of them, by method."""
+    import wandb_workspaces.reports.v2 as wr
+
+    lengths: dict[tuple[str, str], list[str]] = {}
+    for cell in _cells(found):
+        lengths.setdefault(cell[:2], []).append(_metric(cell))
+    return [
+        wr.BarPlot(title=f"{suite} / {task} by length", metrics=metrics, groupby=METHOD, groupby_aggfunc="mean")
+        for (suite, task), metrics in lengths.items()
+        if len(metrics) > 1
+    ]
+
+
+def ablation_panels(experiment: Experiment, found: Sequence[Result]) -> "list[wr.BarPlot | wr.ParameterImportancePlot]":
+    """The suites' means by each varied key, and which key matters most."""
+    import wandb_workspaces.reports.v2 as wr
+
+    suites = sorted({f"eval/{suite}/mean" for suite, _, _ in _cells(found)})
+    panels: list[wr.BarPlot | wr.ParameterImportancePlot] = [
+        wr.BarPlot(title=f"by {key}", metrics=suites, groupby=key, groupby_aggfunc="mean", groupby_rangefunc="stderr")
+        for key in experiment.defaults
+    ]
+    return panels + [wr.ParameterImportancePlot(with_respect_to=metric) for metric in suites]
+
+
+def accuracies(found: Sequence[Result]) -> list[str]:
+    """The suites' means and every cell, as metrics."""
+    cells = _cells(found)
+    return [*sorted({f"eval/{suite}/mean" for suite, _, _ in cells}), *map(_metric, cells)]
+
+
+def _cells(found: Sequence[Result]) -> list[Cell]:
+    return sorted({cell for result in found if result.trained for cell in result.cells})
+
+
+def _metric(cell: Cell) -> str:
+    return f"eval/{cell[0]}/{cell[1]}/{cell[2]}"

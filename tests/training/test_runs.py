@@ -102,7 +102,6 @@ def test_methods_keep_rollouts_of_the_same_prompts(models: tuple[str, ...], tmp_
     assert not any("teacher_gap" in row for rows in kept["grpo"] for row in rows)
     for row in (row for algo in ("opd", "dgrpo") for rows in kept[algo] for row in rows):
         assert len(row["teacher_gap"]) == len(row["tokens_text"]) == row["tokens"] > 0
-        assert row["completion"].strip() in "".join(row["tokens_text"])
         assert any(row["teacher_gap"])
 
 

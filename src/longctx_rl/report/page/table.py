@@ -49,13 +49,13 @@ def table(
         rows.append({"label": label, "arm": -1, "score": scores, "gain": [None] * len(columns), "cost": []})
     for index, (arm, places) in enumerate(zip(arms, counted, strict=True)):
         mine = [results[place] for place in places]
-        base = bases.get(settings[places[0]].get("model.student", ""))
+        start = bases.get(settings[places[0]].get("model.student", ""))
         rows.append(
             {
                 "label": arm.name,
                 "arm": index,
                 "score": [_shown(level(mine, column)) for column in columns],
-                "gain": [_shown(difference(mine, [base], column)) if base else None for column in columns],
+                "gain": [_shown(difference(mine, [start], column)) if start else None for column in columns],
                 "cost": [_cost([runs[place] for place in places], name) for name in COSTS],
             }
         )

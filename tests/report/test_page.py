@@ -249,7 +249,7 @@ def test_light_dark_and_as_the_system(page: Page) -> None:
 
 
 def test_everything_is_reached_and_worked_by_keyboard(page: Page) -> None:
-    page.click("#none")  # fewer cards to pass on the way
+    page.run("document.getElementById('none').click()")  # fewer cards to pass on the way; the focus stays at the top
     page.run("document.activeElement.blur()")
     keys, reached = page.element("body"), []
     controls = page.run(

@@ -40,7 +40,7 @@ $(GRIDS): $(VENV)/.installed
 figures: $(VENV)/.installed ## Tables, figures and README numbers of every study that has results
 	$(PYTHON) -m longctx_rl.report tables
 
-report: $(VENV)/.installed ## One page that compares runs, from run directories (ARGS="runs/table1 ...")
+report: $(VENV)/.installed-report ## One HTML page that compares runs (ARGS="--runs runs/table1 --out report.html")
 	$(PYTHON) -m longctx_rl.report page $(ARGS)
 
 all: figures report ## Every table, every figure, and the page
@@ -84,8 +84,20 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@
 
-# Generated code is tested inside bubblewrap where that can be had.
+$(VENV)/.installed-report: $(VENV)/.installed
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[report]'
+	@touch $@
+
+# Programs that some tests need, and their Debian packages: generated code runs in bubblewrap, the report's page in Chromium.
+PROGRAMS := bwrap=bubblewrap chromium=chromium chromedriver=chromium-driver
+
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@command -v bwrap >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y bubblewrap >/dev/null; } || echo 'bubblewrap is not installed, so its tests are skipped: apt install bubblewrap'
+	@for pair in $(PROGRAMS); do \
+	  command -v $${pair%=*} >/dev/null && continue; \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	    { test -n "$$updated" || apt-get update -qq; updated=1; } && \
+	    apt-get install -qq -y --no-install-recommends $${pair#*=} >/dev/null; } || \
+	  echo "$${pair%=*} is not installed, so its tests are skipped: apt install $${pair#*=}"; \
+	done
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@

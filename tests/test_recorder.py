@@ -4,7 +4,7 @@ import io
 import json
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,15 @@ from longctx_rl.types import Completion, Example, Reward, RolloutGroup
 
 STEP = {"progress/step": 1.0, "loss/total": 0.5, "perf/step_seconds": 2.0, "perf/tokens_per_second": 1234.0}
 EXAMPLE = Example("id7", "a long document " * 100, "Who?", "KesDal", "multihop")
-COMPLETIONS = (Completion((1, 2), "KesDal, né", "stop"), Completion((3,), "no", "length"))
+COMPLETIONS = (
+    Completion((1, 2), "KesDal, né", "stop", teacher_gap=(0.123456, -0.00001)),
+    Completion((3,), "no", "length"),
+)
 GROUP = RolloutGroup(EXAMPLE, (5, 6), COMPLETIONS, (Reward(1.0, {"answer": 1.0}), Reward(0.0)), (0.7, -0.7))
+
+
+def spelled(token_ids: Sequence[int]) -> list[str]:
+    return [f"<{token_id}>" for token_id in token_ids]
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +92,15 @@ def test_a_start_without_checkpoint_starts_the_record_anew(quiet: Config, tmp_pa
 
 def test_rollouts_are_readable(quiet: Config, tmp_path: Path) -> None:
     recorder = RunRecorder(quiet, tmp_path, None)
-    recorder.save_rollouts(10, [GROUP])
+    recorder.save_rollouts(10, [GROUP], spelled)
     recorder.close()
     lines = (tmp_path / "rollouts" / "step-000010.jsonl").read_text().splitlines()
     first, second = map(json.loads, lines)
     assert "KesDal, né" in lines[0]
     assert first["prompt_tail"].endswith("a long document \n\nWho?") and len(first["prompt_tail"]) < 500
     assert (first["reward"], first["reward_parts"], first["advantage"]) == (1.0, {"answer": 1.0}, 0.7)
+    assert (first["tokens_text"], first["teacher_gap"]) == (["<1>", "<2>"], [0.1235, 0.0])
+    assert "teacher_gap" not in second and "-0.0," not in lines[0]
     assert (second["completion"], second["finish_reason"], second["tokens"]) == ("no", "length", 1)
 
 
@@ -101,7 +110,7 @@ def test_only_the_main_rank_records(quiet: Config, tmp_path: Path, monkeypatch: 
     assert isinstance(recorder, NullRecorder)
     recorder.log(1, STEP)
     recorder.say("hello")
-    recorder.save_rollouts(1, [])
+    recorder.save_rollouts(1, [], spelled)
     recorder.keep(tmp_path)
     recorder.close()
     assert not list(tmp_path.iterdir())
@@ -137,7 +146,7 @@ def test_the_mirror_gets_the_same_rows(offline: Config, tmp_path: Path, monkeypa
     fake_wandb(monkeypatch, lambda **settings: run)
     recorder = RunRecorder(offline, tmp_path, None)
     recorder.log(1, STEP | {"grad/norm": float("nan")})
-    recorder.save_rollouts(1, [GROUP])
+    recorder.save_rollouts(1, [GROUP], spelled)
     recorder.close()
     metrics, table = run.rows
     assert metrics == {"step": 1, **STEP} and run.finished
@@ -211,7 +220,7 @@ def test_wandb_itself_offline_without_an_account(offline: Config, tmp_path: Path
     (tmp_path / "export" / "config.json").write_text("{}")
     recorder = RunRecorder(replace(offline, logging=replace(offline.logging, artifacts=True)), tmp_path, None)
     recorder.log(1, STEP)
-    recorder.save_rollouts(1, [GROUP])
+    recorder.save_rollouts(1, [GROUP], spelled)
     recorder.keep(tmp_path / "export")
     recorder.close()
     (written,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")

@@ -5,7 +5,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,10 +15,15 @@ from longctx_rl.metrics_file import Row, read_metrics
 from longctx_rl.mirror import Mirror, mirror_settings
 from longctx_rl.progress import Progress
 from longctx_rl.run_directory import write_text
-from longctx_rl.types import RolloutGroup
+from longctx_rl.types import Completion, RolloutGroup
 
 PROMPT_TAIL = 400
 """Characters of the document that are kept with a saved rollout."""
+GAP_DIGITS = 4
+"""Decimals of a token's gap to the teacher."""
+
+TokenTexts = Callable[[Sequence[int]], list[str]]
+"""Token ids to the text that each of them adds."""
 
 
 class Recorder(Protocol):
@@ -27,8 +32,8 @@ class Recorder(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics of a step. A step may have several rows."""
 
-    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
-        """Keep scored completions for people to read."""
+    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup], token_texts: TokenTexts) -> None:
+        """Keep scored completions for people to read; ``token_texts`` spells the tokens whose gap is known."""
 
     def keep(self, export: Path) -> None:
         """The run has reached its end and left ``export``: hand over what is uploaded of it."""
@@ -56,7 +61,7 @@ class NullRecorder:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         pass
 
-    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup], token_texts: TokenTexts) -> None:
         pass
 
     def keep(self, export: Path) -> None:
@@ -93,9 +98,9 @@ class RunRecorder:
         if "perf/step_seconds" in metrics:
             self._progress.show(metrics)
 
-    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup], token_texts: TokenTexts) -> None:
         self._rollouts.mkdir(exist_ok=True)
-        rows = [row for group in groups for row in _rollout_rows(group)]
+        rows = [row for group in groups for row in _rollout_rows(group, token_texts)]
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         write_text(self._rollouts / f"step-{step:06d}.jsonl", "".join(f"{line}\n" for line in lines))
         if self._mirror:
@@ -140,7 +145,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _rollout_rows(group: RolloutGroup) -> list[dict[str, Any]]:
+def _rollout_rows(group: RolloutGroup, token_texts: TokenTexts) -> list[dict[str, Any]]:
     example = group.example
     return [
         {
@@ -154,6 +159,15 @@ def _rollout_rows(group: RolloutGroup) -> list[dict[str, Any]]:
             "reward": group.rewards[index].score if group.rewards else None,
             "reward_parts": dict(group.rewards[index].parts) if group.rewards else {},
             "advantage": group.advantages[index] if group.advantages else None,
+            **_token_columns(completion, token_texts),
         }
         for index, completion in enumerate(group.completions)
     ]
+
+
+def _token_columns(completion: Completion, token_texts: TokenTexts) -> dict[str, Any]:
+    """``tokens_text`` and ``teacher_gap``, [C] each, if there is a teacher."""
+    if completion.teacher_gap is None:
+        return {}
+    gaps = [round(gap, GAP_DIGITS) + 0.0 for gap in completion.teacher_gap]
+    return {"tokens_text": token_texts(completion.token_ids), "teacher_gap": gaps}

@@ -10,15 +10,24 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from torch import Tensor
+
 from longctx_rl import config as configuration
 from longctx_rl import process, run_directory
 from longctx_rl.config import Config
+from longctx_rl.data.prompts import token_texts
 from longctx_rl.data.source import check_lengths
 from longctx_rl.engine import checkpoint, distributed
 from longctx_rl.recorder import Recorder, build_recorder
 from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.training import summary
-from longctx_rl.training.collect import recorded_groups, rollout_metrics, rollout_sums, sampled_groups
+from longctx_rl.training.collect import (
+    recorded_groups,
+    rollout_metrics,
+    rollout_sums,
+    sampled_groups,
+    with_teacher_gaps,
+)
 from longctx_rl.training.parts import Parts, build_parts, peak_gib
 from longctx_rl.training.state import Stopwatch, TrainState, parts_spent, spent, spent_share
 from longctx_rl.training.update import add_costs, global_count, objective_from, prepare, update
@@ -168,7 +177,7 @@ def train_step(config: Config, parts: Parts, state: TrainState, recorder: Record
     compare = bool(every) and state.step % every == 0
     share = spent_share(state, config.budget)
     for _ in range(config.algo.updates_per_rollout):
-        outcome, metrics = update(
+        outcome, metrics, gaps = update(
             parts.engine,
             rows,
             spec,
@@ -192,14 +201,22 @@ def train_step(config: Config, parts: Parts, state: TrainState, recorder: Record
     metrics |= {"grad/norm": outcome.grad_norm, "optim/lr": outcome.lr, "optim/skipped": state.skipped}
     metrics |= {"perf/step_seconds": seconds, "perf/tokens_per_second": tokens / seconds, "perf/peak_gib": peak_gib()}
     recorder.log(state.step, state.metrics() | metrics | watch.metrics())
-    save_rollouts(config, state.step, groups if sampled else [], recorder)
+    if sampled:
+        save_rollouts(config, state.step, groups, gaps, parts, recorder)
 
 
-def save_rollouts(config: Config, step: int, groups: list[RolloutGroup], recorder: Recorder) -> None:
-    """A few groups of the main rank, every ``logging.rollouts_every`` steps."""
+def save_rollouts(
+    config: Config, step: int, groups: list[RolloutGroup], gaps: Tensor | None, parts: Parts, recorder: Recorder
+) -> None:
+    """A few groups of the main rank, every ``logging.rollouts_every`` steps; ``gaps``: those of ``update``."""
     every = config.logging.rollouts_every
     if groups and every and step % every == 0:
-        recorder.save_rollouts(step, groups[: config.logging.rollouts_kept])
+        kept = config.logging.rollouts_kept
+        recorder.save_rollouts(
+            step,
+            groups[:kept] if gaps is None else with_teacher_gaps(groups, gaps, kept),
+            lambda token_ids: token_texts(parts.tokenizer, token_ids),
+        )
 
 
 def evaluate(config: Config, parts: Parts, state: TrainState, recorder: Recorder, items: int) -> None:

@@ -107,6 +107,8 @@ class Completion:
     """Optimizer steps taken by the policy that drew it."""
     loss_mask: tuple[bool, ...] | None = None
     """[C] tokens that the loss is computed on. None: all of them."""
+    teacher_gap: tuple[float, ...] | None = None
+    """[C] log p(student) - log p(teacher) of each token in nats, when trained on. None: no teacher, or not kept."""
 
     @property
     def num_loss_tokens(self) -> int:

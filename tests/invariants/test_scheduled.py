@@ -124,7 +124,7 @@ def test_a_step_of_the_shipped_pair(settings: tuple[str, ...], tmp_path: Path) -
             config, parts.engine, parts.sampler, parts.source, parts.tokenizer, parts.rewarder, [0, 1], 0, watch
         )
         spec, denominators = objective_from(config), global_count(groups)
-        (packed, expected), (one_by_one, found) = (
+        (packed, expected, gaps), (one_by_one, found, found_gaps) = (
             update(
                 parts.engine,
                 prepare(config, parts.engine, parts.anchors, groups, watch, scheduled=scheduled),
@@ -140,4 +140,6 @@ def test_a_step_of_the_shipped_pair(settings: tuple[str, ...], tmp_path: Path) -
         distributed.shutdown()
     exact = config.model.dtype == "float32"
     assert one_by_one.grad_norm == pytest.approx(packed.grad_norm, rel=1e-5 if exact else 2e-2)
+    assert gaps is not None and found_gaps is not None
+    assert found_gaps.tolist() == pytest.approx(gaps.tolist(), abs=1e-3 if exact else 0.5)
     assert found == pytest.approx(expected, rel=1e-4 if exact else 5e-2, abs=1e-7 if exact else 5e-3)

@@ -40,7 +40,7 @@ def work(rank: int, port: int, root: str) -> None:
     found: list[Found] = []
     for scheduled in (False, True, False):
         rows = prepare(config, parts.engine, parts.anchors, groups, watch, scheduled=scheduled)
-        outcome, metrics = update(parts.engine, rows, spec, denominators, 1.0, watch, compare_terms=True)
+        outcome, metrics, _ = update(parts.engine, rows, spec, denominators, 1.0, watch, compare_terms=True)
         found.append((outcome.grad_norm, metrics))
     torch.save(found, f"{root}/{rank}.pt")
     distributed.shutdown()

@@ -24,6 +24,8 @@ def test_a_wheel_holds_configuration_and_models(wheel: Path) -> None:
     models = ROOT / "src" / "longctx_rl" / "models"
     wanted = [f"longctx_rl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")]
     wanted += [path.relative_to(ROOT / "src").as_posix() for path in models.glob("mini-*/*")]
+    page = ROOT / "src" / "longctx_rl" / "report" / "page"
+    wanted += [path.relative_to(ROOT / "src").as_posix() for path in page.glob("page.*")]
     assert len(wanted) > 30 and set(wanted) <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -87,6 +87,24 @@ def test_every_method_trains_two_steps(algo: str, models: tuple[str, ...], tmp_p
         assert steps[0]["teacher/kl_reverse"] > 0 and steps[0]["grad/norm"] > 0
 
 
+def test_methods_keep_rollouts_of_the_same_prompts(models: tuple[str, ...], tmp_path: Path) -> None:
+    """So that they can be read side by side. Each token carries its gap to the teacher where there is one."""
+    kept = {}
+    for algo in ("grpo", "opd", "dgrpo"):
+        in_place([f"+algo={algo}", *smoke(models, tmp_path, "eval=none")])
+        (run,) = tmp_path.glob(f"smoke/{algo}-*")
+        files = sorted((run / "rollouts").iterdir())
+        kept[algo] = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    prompts = {
+        algo: [[(row["id"], row["prompt_tail"]) for row in rows] for rows in steps] for algo, steps in kept.items()
+    }
+    assert prompts["grpo"] == prompts["opd"] == prompts["dgrpo"] and len(prompts["grpo"]) == 2
+    assert not any("teacher_gap" in row for rows in kept["grpo"] for row in rows)
+    for row in (row for algo in ("opd", "dgrpo") for rows in kept[algo] for row in rows):
+        assert len(row["teacher_gap"]) == len(row["tokens_text"]) == row["tokens"] > 0
+        assert any(row["teacher_gap"])
+
+
 def test_a_run_starts_from_an_earlier_export(models: tuple[str, ...], tmp_path: Path) -> None:
     in_place(["+algo=sft", *smoke(models, tmp_path, "optim.lr=0.01", "eval=none")])
     (run,) = tmp_path.glob("smoke/sft-*")

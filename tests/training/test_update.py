@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from config.composing import composed
 from longctx_rl.engine import distributed
 from longctx_rl.objective.terms import Objective, objective
-from longctx_rl.training.collect import sampled_groups
+from longctx_rl.policy.loading import load_model
+from longctx_rl.training.collect import sampled_groups, with_teacher_gaps
 from longctx_rl.training.parts import Parts, build_parts
 from longctx_rl.training.state import Stopwatch
 from longctx_rl.training.update import PreparedRow, global_count, objective_from, prepare, update
-from longctx_rl.types import Denominators
+from longctx_rl.types import Denominators, RolloutGroup
 
 
 def gradient_of(parts: Parts, rows: list[PreparedRow], spec: Objective, denominators: Denominators) -> Tensor:
@@ -26,6 +27,21 @@ def gradient_of(parts: Parts, rows: list[PreparedRow], spec: Objective, denomina
         loss = objective(spec, scores, row.packed, denominators).loss
         total = [a + b.double() for a, b in zip(total, torch.autograd.grad(loss, parameters), strict=True)]
     return torch.cat([gradient.flatten() for gradient in total])
+
+
+def gaps_one_by_one(groups: list[RolloutGroup]) -> list[tuple[float, ...]]:
+    """log p(student) - log p(teacher) of each token by two plain models, one completion at a time, [C] each."""
+    student, teacher = load_model("mini-student"), load_model("mini-teacher")
+    found = []
+    for group in groups:
+        for one in group.completions:
+            ids = torch.tensor([group.prompt_ids + one.token_ids])
+            place = torch.tensor(one.token_ids)[:, None]
+            with torch.no_grad():
+                logits = [m(ids).logits[0, len(group.prompt_ids) - 1 : -1] for m in (student, teacher)]
+            ours, theirs = (torch.log_softmax(x.float(), -1).gather(-1, place)[:, 0] for x in logits)
+            found.append(tuple((ours - theirs).tolist()))
+    return found
 
 
 @pytest.mark.parametrize("ce", [0.0, 0.3])
@@ -50,12 +66,13 @@ def test_cosine_of_policy_gradient_and_teacher(ce: float, tmp_path: Path) -> Non
         spec, denominators = objective_from(config), global_count(groups)
         rows = prepare(config, parts.engine, parts.anchors, groups, watch)
         assert len(rows) == 2
+        apart = gaps_one_by_one(groups)
         pg = gradient_of(parts, rows, Objective(pg=1.0), denominators)
         kd = gradient_of(parts, rows, Objective(kd=0.5), denominators)
         expected = nn.functional.cosine_similarity(pg, kd, dim=0).item()
         assert pg.norm() > 0 and abs(expected) < 0.99
         whole = gradient_of(parts, rows, spec, denominators)
-        (measured, metrics), (_, plain) = (
+        (measured, metrics, gaps), (_, plain, plain_gaps) = (
             update(parts.engine, rows, spec, denominators, 1.0, watch, compare_terms=compare)
             for compare in (True, False)
         )
@@ -63,4 +80,9 @@ def test_cosine_of_policy_gradient_and_teacher(ce: float, tmp_path: Path) -> Non
         distributed.shutdown()
     assert metrics.pop("grad/pg_kd_cosine") == pytest.approx(expected, abs=1e-4)
     assert metrics == pytest.approx(plain, rel=1e-5, abs=1e-7)
+    assert gaps is not None and plain_gaps is not None and torch.equal(gaps, plain_gaps)
+    assert gaps.mean().item() == pytest.approx(-metrics["teacher/logprob_gap"], rel=1e-5)
+    (kept,) = with_teacher_gaps(groups, gaps, 1)
+    assert [one.teacher_gap for one in kept.completions] == [pytest.approx(gap, abs=1e-4) for gap in apart[:8]]
+    assert max(map(max, apart)) > 0.1
     assert measured.grad_norm == pytest.approx(whole.norm().item(), rel=1e-5)

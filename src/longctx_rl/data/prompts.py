@@ -5,6 +5,7 @@ exactly. Text from a data set never becomes a special token, even where it spell
 text does.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -13,6 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from longctx_rl.types import Example
 
 TokenIds = tuple[int, ...]
+
+UTF8_BYTES = 4
+"""Bytes, and so tokens, that the longest letter can take."""
 
 _MARK = "\u241eMESSAGE\u241e"
 
@@ -58,6 +62,21 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenIds:
     if not text:
         return ()
     return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
+    """The text that each token adds, special tokens spelled out, [C].
+
+    A letter that several tokens share comes with the last of them; those before it add nothing.
+    """
+    texts, held = [], []
+    for token_id in token_ids:
+        held.append(token_id)
+        text = str(tokenizer.decode(held, clean_up_tokenization_spaces=False))
+        whole = not text.endswith("\ufffd") or len(held) == UTF8_BYTES
+        texts.append(text if whole else "")
+        held = [] if whole else held
+    return texts
 
 
 @lru_cache(maxsize=8)

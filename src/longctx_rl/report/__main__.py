@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   python -m longctx_rl.report collect table1 runs_root=/data/runs
   python -m longctx_rl.report tables table1                     # results -> tables, figures, marks in READMEs
   python -m longctx_rl.report check                             # do all of them fit together?
+  python -m longctx_rl.report page --runs runs/table1           # report.html: one page that compares the runs
   python -m longctx_rl.report dashboard table1                  # a wandb workspace and report, needs WANDB_API_KEY
 """
 CHECKOUT = Path()
@@ -47,6 +48,10 @@ def parser() -> argparse.ArgumentParser:
     checking = commands.add_parser("check", help="fail if a committed result or number was not made by what it says")
     checking.add_argument("experiment", metavar="NAME", nargs="*", help="all experiments that have tables, if left out")
     checking.set_defaults(work=_check)
+    page = commands.add_parser("page", help="make one HTML file that compares runs")
+    page.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="holds run directories: runs")
+    page.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="report.html")
+    page.set_defaults(work=_page)
     dashboard = commands.add_parser("dashboard", help="save a wandb workspace and a report that compare the runs")
     dashboard.add_argument("experiment", metavar="NAME")
     dashboard.set_defaults(work=_dashboard)
@@ -76,6 +81,12 @@ def _check(arguments: argparse.Namespace) -> str:
         print(*problems, sep="\n", file=sys.stderr)
         sys.exit(1)
     return f"{', '.join(found)}: results, tables, figures and READMEs fit together"
+
+
+def _page(arguments: argparse.Namespace) -> str:
+    from longctx_rl.report.page import build
+
+    return build.write(arguments.runs, arguments.out)
 
 
 def _dashboard(arguments: argparse.Namespace) -> str:

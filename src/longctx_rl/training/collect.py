@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.config import Config
@@ -98,6 +99,26 @@ def task_spread(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     for task, values in distributed.gather(list(mine.items())):
         scores.setdefault(task, []).extend(values)
     return {task: statistics.stdev(values) for task, values in scores.items()}
+
+
+def with_teacher_gaps(groups: Sequence[RolloutGroup], gaps: Tensor, first: int) -> list[RolloutGroup]:
+    """The ``first`` of a step's sampled groups, with each token's gap to the teacher.
+
+    Args:
+        groups: all of this rank's.
+        gaps: [T] of all their tokens, in order.
+    """
+    assert len(gaps) == sum(len(one.token_ids) for group in groups for one in group.completions)
+    known = iter(gaps[: sum(len(one.token_ids) for group in groups[:first] for one in group.completions)].tolist())
+    return [
+        replace(
+            group,
+            completions=tuple(
+                replace(one, teacher_gap=tuple(next(known) for _ in one.token_ids)) for one in group.completions
+            ),
+        )
+        for group in groups[:first]
+    ]
 
 
 def rollout_sums(groups: Sequence[RolloutGroup]) -> dict[str, float]:

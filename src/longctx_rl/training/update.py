@@ -145,25 +145,29 @@ def update(
     *,
     compare_terms: bool = False,
     spent: float = 0.0,
-) -> tuple[StepOutcome, dict[str, float]]:
+) -> tuple[StepOutcome, dict[str, float], Tensor | None]:
     """One optimizer step over all rows of all ranks.
 
     ``compare_terms`` takes the gradient term by term, with as many passes over the rows, and measures how far policy
     gradient and teacher agree; the step is the same but for rounding. ``spent`` is for the learning-rate schedule.
 
     Returns:
-        The engine's outcome, and metrics already reduced over rows and ranks.
+        The engine's outcome, metrics already reduced over rows and ranks, and [T] log p(student) - log p(teacher) of
+        each loss token of this rank, in the order of ``rows``; None without a teacher.
     """
     sums: dict[str, float] = {}
     maxima: dict[str, float] = {}
     terms = spec.split() if compare_terms else (spec,)
     gradients: list[Tensor] = []
+    gaps: list[Tensor] = []
     for term in terms:
         for index, row in enumerate(rows):
             last = index == len(rows) - 1
             for packed, scores, output in passes(engine, row, term, denominators, temperature, watch, last=last):
                 if term is not terms[-1]:
                     continue
+                if "logprob_gap" in scores.diagnostics:
+                    gaps.append(-scores.diagnostics["logprob_gap"])
                 if len(terms) > 1:
                     output = objective(spec, scores, packed, denominators)
                 for name, value in (output.sums | score_sums(scores, denominators)).items():
@@ -175,7 +179,8 @@ def update(
     with watch("backward"):
         outcome = engine.step(spent)
     metrics = distributed.all_reduce_sum(sums) | distributed.all_reduce_max(maxima)
-    return outcome, metrics | (term_agreement(gradients[0], gradients[1]) if gradients else {})
+    metrics |= term_agreement(gradients[0], gradients[1]) if gradients else {}
+    return outcome, metrics, torch.cat(gaps) if gaps else None
 
 
 def passes(

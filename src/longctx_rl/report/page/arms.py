@@ -1,0 +1,83 @@
+"""Which runs belong together: an arm is a method with settings, repeated over seeds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longctx_rl import strict
+from longctx_rl.report.runs import Run
+from longctx_rl.report.study import METHODS
+
+APART = (
+    *("seed", "resume", "run_dir", "runs_root", "sandbox", "logging.", "checkpoint.", "engine.", "eval."),
+    *("batch.micro_batch_tokens", "batch.backward", "model.teacher_cache"),
+    *("data.longblocks.path", "data.longblocks.cache", "data.longblocks.books"),
+)
+"""Keys, and beginnings of keys, that do not make another arm: they leave the training as it is, but for its seed."""
+
+Settings = dict[str, str]
+"""Dotted key to value as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Runs that differ in their seeds alone."""
+
+    name: str
+    algo: str
+    runs: tuple[int, ...]
+    """Places in the list of runs."""
+
+
+def settings_of(config: Mapping[str, Any]) -> Settings:
+    """A nested configuration as one level."""
+    return {key: json.dumps(value, ensure_ascii=False, default=str) for key, value in strict.flat(config)}
+
+
+def arms_of(runs: Sequence[Run], settings: Sequence[Settings]) -> list[Arm]:
+    """Arms in the order of tables, named by their method and by as few settings as tell them apart."""
+    found: list[Arm] = []
+    algos = sorted(
+        {run.algo for run in runs}, key=lambda name: (METHODS.index(name) if name in METHODS else len(METHODS), name)
+    )
+    for algo in algos:
+        mine = [index for index, run in enumerate(runs) if run.algo == algo]
+        keys = _telling([settings[index] for index in mine])
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for index in mine:
+            groups.setdefault(tuple(settings[index][key] for key in keys), []).append(index)
+        found += [Arm(_name(algo, keys, values), algo, tuple(groups[values])) for values in sorted(groups)]
+    return found
+
+
+def duplicates(arm: Arm, runs: Sequence[Run]) -> dict[int, int]:
+    """Runs of an arm that repeat a seed, and the run that counts in their place: a finished one, else the longest."""
+    best = sorted(arm.runs, key=lambda index: (not runs[index].finished, -len(runs[index].metrics), index))
+    first: dict[int, int] = {}
+    return {index: first[runs[index].seed] for index in best if first.setdefault(runs[index].seed, index) != index}
+
+
+def _telling(settings: Sequence[Settings]) -> list[str]:
+    """Keys whose values tell all settings apart that can be told apart, the experiment's name first."""
+    everywhere = set.intersection(*map(set, settings))  # what one version alone has is no choice that somebody made
+    keys = sorted(key for key in everywhere if not key.startswith(APART))
+    varying = [key for key in keys if len({one[key] for one in settings}) > 1]
+    varying.sort(key=lambda key: (key != "experiment_name", not key.startswith("algo.")))
+    chosen: list[str] = []
+    for key in varying:
+        if len(_kinds(settings, [*chosen, key])) > len(_kinds(settings, chosen)):
+            chosen.append(key)
+    return chosen
+
+
+def _kinds(settings: Sequence[Settings], keys: Sequence[str]) -> set[tuple[str, ...]]:
+    return {tuple(one[key] for key in keys) for one in settings}
+
+
+def _name(algo: str, keys: Sequence[str], values: Sequence[str]) -> str:
+    parts = [
+        value.strip('"') if key == "experiment_name" else f"{key.removeprefix('algo.')}={value.strip(chr(34))}"
+        for key, value in zip(keys, values, strict=True)
+    ]
+    return " ".join([algo, *parts])

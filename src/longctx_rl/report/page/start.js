@@ -1,0 +1,19 @@
+// Fill the controls, draw, listen: the table first, the chart once its library is there, then what is further down.
+
+const broken = runs.filter((run) => run.problems.length).length;
+byId("summary").textContent = `${runs.length} runs of ${arms.length} methods, longctx_rl ${overview.version}.` +
+  (broken ? ` ${broken} runs are not whole: see the last part.` : "");
+byId("all").addEventListener("click", () => setAll(true));
+byId("none").addEventListener("click", () => setAll(false));
+byId("theme").addEventListener("change", applyTheme);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", applyTheme);
+startResults();
+applyTheme();
+document.addEventListener("DOMContentLoaded", () => {
+  startCurves();
+  requestAnimationFrame(() => setTimeout(() => {
+    performance.mark("drawn");
+    for (const start of [startMaps, startAnswers, startRollouts, startRuns]) start();
+    performance.mark("complete");
+  }));
+});

@@ -1,0 +1,109 @@
+"""What models wrote, side by side: answers to evaluation items, and rollouts of training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from longctx_rl.evals.records import ItemRecord
+from longctx_rl.report.page.series import rounded
+from longctx_rl.report.runs import Run
+
+ANSWERS_BUDGET = 5_000_000
+"""Characters of answers that a page holds."""
+ROLLOUTS_BUDGET = 5_000_000
+LONGEST = 4_000
+"""Characters of one text."""
+Evals = dict[str, list[ItemRecord]]
+
+
+def answers(evals: Sequence[Evals]) -> dict[str, Any]:
+    """Items of every suite, task and length with each run's answers before and after training.
+
+    As many items of each cell as fit; ``asked`` counts all.
+    """
+    cells: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
+    for index, suites in enumerate(evals):
+        for suite, records in suites.items():
+            last = max((record.step for record in records), default=0)
+            for record in records:
+                if record.step not in (0, last):
+                    continue
+                cell = cells.setdefault((suite, record.task, record.length), {})
+                item = cell.setdefault(record.id, {**_item(record), "by": {}})
+                item["by"][index, record.step] = _answer(index, record)
+    sizes = [[_answers_size(item) for item in cell.values()] for cell in cells.values()]
+    kept = max(map(len, sizes), default=0)
+    while kept > 1 and sum(sum(cell[:kept]) for cell in sizes) > ANSWERS_BUDGET:
+        kept -= 1
+    return {
+        "asked": sum(map(len, sizes)),
+        "cells": [
+            {
+                "suite": suite,
+                "task": task,
+                "length": length,
+                "items": [{**item, "by": list(item["by"].values())} for item in list(cell.values())[:kept]],
+            }
+            for (suite, task, length), cell in sorted(cells.items())
+        ],
+    }
+
+
+def rollouts(runs: Sequence[Run]) -> dict[str, Any]:
+    """Completions by step and prompt, of as many steps as fit: the last, the first, then those between."""
+    steps: dict[int, dict[str, dict[str, Any]]] = {}
+    for index, run in enumerate(runs):
+        for step, rows in run.rollouts().items():
+            for row in rows:
+                prompt = {"id": row.get("id"), "prompt": row.get("prompt_tail", ""), "answer": row.get("answer", "")}
+                prompts = steps.setdefault(step, {})
+                found = prompts.setdefault(str(prompt["id"]), {**prompt, "by": {}})
+                found["by"].setdefault(index, []).append(_completion(row))
+    ordered = sorted(steps)
+    wanted = [*ordered[-1:], *ordered[:1], *ordered[1:-1]]
+    kept: list[int] = []
+    left = ROLLOUTS_BUDGET
+    for step in dict.fromkeys(wanted):
+        left -= sum(_size(one) for prompt in steps[step].values() for group in prompt["by"].values() for one in group)
+        if left < 0 and kept:
+            break
+        kept.append(step)
+    return {
+        "saved": len(ordered),
+        "steps": [
+            {"step": step, "prompts": [{**one, "by": list(one["by"].items())} for one in steps[step].values()]}
+            for step in sorted(kept)
+        ],
+    }
+
+
+def _item(record: ItemRecord) -> dict[str, Any]:
+    asked = {"question": _cut(record.question), "answer": record.expected}
+    return {"id": record.id, "depth": record.depth, **(asked if record.question else {})}
+
+
+def _answers_size(item: dict[str, Any]) -> int:
+    return sum(len(answer[2]) + 80 for answer in item["by"].values())
+
+
+def _answer(run: int, record: ItemRecord) -> list[Any]:
+    parts = {name: rounded(value) for name, value in record.parts.items()}
+    return [run, record.step, _cut(record.output), rounded(record.score), parts, record.truncated, record.tokens]
+
+
+def _completion(row: dict[str, Any]) -> dict[str, Any]:
+    """A saved completion. The text is left out where its tokens are there."""
+    found = {key: row.get(key) for key in ("tokens", "finish_reason", "reward", "advantage")}
+    found["parts"] = {name: rounded(value) for name, value in (row.get("reward_parts") or {}).items()}
+    if row.get("teacher_gap") and len(row["teacher_gap"]) == len(row.get("tokens_text", ())):
+        found |= {"texts": row["tokens_text"], "gaps": [round(gap, 2) for gap in row["teacher_gap"]]}
+    else:
+        found["text"] = _cut(str(row.get("completion", "")))
+    return found
+
+
+def _size(completion: dict[str, Any]) -> int:
+    return 150 + len(completion.get("text", "")) + sum(len(text) + 9 for text in completion.get("texts", ()))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} […]"

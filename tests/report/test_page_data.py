@@ -1,0 +1,129 @@
+"""What a page is made of: arms, thinned curves, budgets of text, runs in any state. No browser."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longctx_rl import process
+from longctx_rl.report import __main__ as report
+from longctx_rl.report.page import build, texts
+from longctx_rl.report.page.arms import arms_of, duplicates, settings_of
+from longctx_rl.report.page.series import POINTS, axes_of, curves_of, thinned
+from longctx_rl.report.runs import Run, find_runs
+from report.synthetic import write_runs
+
+
+def run(algo: str, seed: int = 0, *, finished: bool = True, rows: int = 1, **settings: Any) -> Run:
+    config = {"algo": {"name": algo}, "seed": seed, "experiment_name": "a", "engine": {"threads": seed}, **settings}
+    return Run(Path(f"{algo}-{seed}"), config, {}, [{"step": step} for step in range(rows)], (), finished)
+
+
+def names(runs: list[Run]) -> list[str]:
+    return [arm.name for arm in arms_of(runs, [settings_of(one.config) for one in runs])]
+
+
+def embedded(path: Path) -> dict[str, Any]:
+    """The data of a page."""
+    found = re.findall(r'<script type="application/json" id="data-([\w-]+)">(.*?)</script>', path.read_text(), re.S)
+    return {name: json.loads(text) for name, text in found}
+
+
+def test_arms_are_methods_with_the_settings_that_tell_them_apart() -> None:
+    assert names([run("dgrpo"), run("sft"), run("dgrpo", 1), run("mine")]) == ["sft", "dgrpo", "mine"]
+    betas = [run("dgrpo", seed, optim={"lr": lr}) for seed in (0, 1) for lr in (1e-4, 3e-4)]
+    assert names([*betas, run("sft")]) == ["sft", "dgrpo optim.lr=0.0001", "dgrpo optim.lr=0.0003"]
+    moved = [run("opd", experiment_name=name, optim={"lr": lr}) for name, lr in (("a", 1), ("b", 2))]
+    assert names(moved) == ["opd a", "opd b"]
+    assert names([run("opd"), run("opd", 1, forgotten_key=3)]) == ["opd"]  # of another version, not another setting
+
+
+def test_of_two_runs_of_one_cell_the_finished_one_counts() -> None:
+    runs = [run("sft", rows=9, finished=False), run("sft"), run("sft", 1), run("sft", rows=2)]
+    (arm,) = arms_of(runs, [settings_of(one.config) for one in runs])
+    assert duplicates(arm, runs) == {0: 3, 1: 3}
+
+
+def test_long_curves_keep_their_ends_and_extremes() -> None:
+    steps = list(range(5000))
+    values: list[float | None] = [float(step % 7) for step in steps]
+    values[1234], values[4321], values[777] = 99.0, -99.0, None
+    kept, thin = thinned(steps, values)
+    assert len(kept) == len(thin) <= POINTS and kept == sorted(set(kept))
+    assert (kept[0], kept[-1], thin[kept.index(1234)], thin[kept.index(4321)]) == (0, 4999, 99.0, -99.0)
+    assert thinned([1, 2], [1.23456789, None]) == ([1, 2], [1.2346, None])
+    flat = [{"step": step, "progress/trained_tokens": 10 * step, "loss/total": 1} for step in range(1, 2001)]
+    rows = [row | {"progress/flops": 1e9 * row["step"], "progress/wall_seconds": row["step"] / 2} for row in flat]
+    long = Run(Path("a"), {}, {}, rows, (), True)  # type: ignore[arg-type]
+    assert set(curves_of(long)) == {"loss/total"}
+    axes = axes_of(long)
+    assert len(axes["step"]) == POINTS + 1 and axes["flops"][-1] == 2e12 and axes["step"][0] == axes["flops"][0] == 0
+
+
+def test_texts_keep_to_their_budget_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_runs(tmp_path, 1, steps=20, items=6, metrics=1)
+    runs = find_runs(tmp_path)
+    evals = [one.evals() for one in runs]
+    whole = texts.answers(evals)
+    assert whole["asked"] == 54 and [len(cell["items"]) for cell in whole["cells"]] == [6] * 9
+    monkeypatch.setattr(texts, "ANSWERS_BUDGET", 30_000)
+    few = texts.answers(evals)
+    assert few["asked"] == 54 and [len(cell["items"]) for cell in few["cells"]] == [2] * 9
+    assert few["cells"][0]["items"] == whole["cells"][0]["items"][:2]
+    for one in runs:
+        if one.algo in ("sft", "kd"):
+            continue
+        for step in (5, 10):
+            shutil.copy(one.path / "rollouts" / "step-000020.jsonl", one.path / "rollouts" / f"step-{step:06d}.jsonl")
+    assert [one["step"] for one in texts.rollouts(runs)["steps"]] == [5, 10, 20]
+    monkeypatch.setattr(texts, "ROLLOUTS_BUDGET", 15_000)
+    kept = texts.rollouts(runs)
+    assert [one["step"] for one in kept["steps"]] == [5, 20] and kept["saved"] == 3
+
+
+def test_the_same_runs_make_the_same_bytes_with_no_way_out_of_the_data(tmp_path: Path) -> None:
+    write_runs(tmp_path / "runs", 1, steps=20, items=2, metrics=1)
+    first, second = tmp_path / "a" / "first.html", tmp_path / "second.html"
+    for out in (first, second):
+        build.write(tmp_path / "runs", out)
+    assert first.read_bytes() == second.read_bytes()
+    found = embedded(first)
+    assert "</script> & <b>KesDal</b>" in json.dumps(found["answers"])
+    assert found["overview"]["title"] == "Runs of runs" and len(found["overview"]["arms"]) == 5
+
+
+def test_runs_in_any_state_are_on_the_page(tmp_path: Path) -> None:
+    """Without evaluation, without a step, with a broken configuration: nothing is lost, each is named."""
+    write_runs(tmp_path / "runs", 1, steps=20, items=2, metrics=1)
+    bare, empty, broken = (tmp_path / "runs" / f"{algo}-mini-mix-s0" for algo in ("sft", "kd", "opd"))
+    shutil.rmtree(bare / "evals")
+    (empty / "metrics.jsonl").write_text("")
+    (broken / "config.yaml").write_text("{")
+    said = build.write(tmp_path / "runs", tmp_path / "report.html")
+    assert "5 runs" in said and "marked: 3 of them" in said
+    overview = embedded(tmp_path / "report.html")["overview"]
+    problems = {one["name"]: one["problems"] for one in overview["runs"] if one["problems"]}
+    assert problems["sft-mini-mix-s0"] == ["no evaluation was recorded"]
+    assert problems["kd-mini-mix-s0"] == ["metrics.jsonl holds no step"]
+    assert problems["opd-mini-mix-s0"][0].startswith("config.yaml cannot be read")
+    rows = {row["label"]: row for row in overview["table"]["rows"]}
+    assert rows["sft"]["score"][0] is None and rows["dgrpo"]["score"][0] is not None and rows["unknown"]["cost"]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["report", "page", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        report.main()
+    return int(stopped.value.code or 0)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(monkeypatch, "--runs", str(tmp_path), "--out", str(tmp_path / "x.html")) == process.UNUSABLE
+    complaint = f"error: no runs under {tmp_path}: name the folder that holds run directories, such as runs/table1\n"
+    assert capsys.readouterr().err == complaint and not (tmp_path / "x.html").exists()
+    write_runs(tmp_path / "runs", 1, steps=20, items=2, metrics=1)
+    assert command(monkeypatch, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "x.html")) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'x.html'}: 5 runs, ")

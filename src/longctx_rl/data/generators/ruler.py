@@ -15,11 +15,11 @@ from itertools import cycle, pairwise
 from random import Random
 
 from longctx_rl.data.generators import grounding, multihop
-from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE, Request, fit_units
+from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE, Request, fit_units, token_counter
 from longctx_rl.data.generators.names import SYLLABLES, Cast, Split, split_of
 from longctx_rl.data.generators.ruler_words import Draw
 from longctx_rl.data.generators.world import Core, Narrator, essay
-from longctx_rl.data.prompts import encode_prompt, encode_text
+from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.types import UNANSWERABLE, Example
 
 SOURCE = "RULER (generated)"
@@ -81,10 +81,7 @@ def generate_ruler(request: Request, *, shape: str) -> tuple[Example, ...]:
     made = _niah(rng, request.split, NIAH[shape]) if shape in NIAH else OTHERS[shape](rng, request)
     frame = _example(request, shape, made, made.instruction + "\n")
     used = sum(map(len, encode_prompt(request.tokenizer, frame)))
-
-    def count(text: str) -> int:
-        return len(encode_text(request.tokenizer, text))
-
+    count = token_counter(request.tokenizer)
     used += sum(count(f"{needle}\n") for needle in made.needles)
     hay: list[str] = []
     if request.length:

@@ -1,6 +1,7 @@
 """``python -m longctx_rl.evaluate checkpoint=FOLDER out=FOLDER [eval=all]``: what a checkpoint answers, suite by suite.
 
     python -m longctx_rl.evaluate checkpoint=mini-student out=runs/mini-student eval=code eval.items=100
+    python -m longctx_rl.evaluate checkpoint=mini-student out=runs/mini-student processes=2
 
 Suites: eval=heldout, longreason, ruler, code, or all of them. Settings are in conf/evaluate.yaml and conf/eval/. Every
 answer is kept in out/evals/<suite>.jsonl as it comes; the same command, or one with more items, goes on from there.
@@ -9,8 +10,8 @@ answer is kept in out/evals/<suite>.jsonl as it comes; the same command, or one 
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl import process
 from longctx_rl.__main__ import composed_evaluate
-from longctx_rl.config_eval import EvaluateConfig, SuiteConfig
+from longctx_rl.config_eval import EvaluateConfig
 from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE
-from longctx_rl.data.source import prompt_ids
-from longctx_rl.evals import records, summary
-from longctx_rl.evals.evaluation import answer
-from longctx_rl.evals.records import ItemRecord, prompt_hash
-from longctx_rl.evals.suites import Item, Plan, check_suite, items_of
-from longctx_rl.policy import attention
-from longctx_rl.policy.loading import context_length, end_tokens, load_model, load_tokenizer
-from longctx_rl.rewards.code import CodeGrader, ExactGrader
-from longctx_rl.rewards.judge import GraderUnavailable
-from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.evals import summary
+from longctx_rl.evals.asking import Share, Told, ask, plan_of
+from longctx_rl.evals.processes import ask_together, merge
+from longctx_rl.evals.suites import check_suite
+from longctx_rl.policy.loading import context_length, load_model, load_tokenizer
 from longctx_rl.run_directory import write_text
-
-BATCH = 64
-"""Items that are answered before they are written."""
 
 
 def evaluate(config: EvaluateConfig) -> str:
@@ -53,67 +46,37 @@ def evaluate(config: EvaluateConfig) -> str:
     tokenizer = load_tokenizer(config.tokenizer or config.checkpoint)
     model = load_model(config.checkpoint).eval()
     check_fit(config, model, tokenizer)
-    with ExitStack() as stack:
-        code = None
-        if "code" in config.eval.suites:
-            code = stack.enter_context(closing(CodeGrader(config.sandbox)))
-        claim(Path(config.out), config, model)
-        try:
-            stack.enter_context(FileLock(Path(config.out) / ".lock", timeout=0))
-        except Timeout as error:
-            raise ValueError(f"another evaluation writes to {config.out}: choose another out=FOLDER") from error
-        attention.install(model)
-        cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
-        model.to("cuda" if cuda else "cpu", getattr(torch, config.dtype))
-        tables = []
-        try:
-            for name, suite in config.eval.suites.items():
-                found = run_suite(config, name, suite, model, tokenizer, ExactGrader(code))
-                tables.append(f"{name}\n{summary.table(found)}")
-        except GraderUnavailable as error:
-            raise ValueError(f"{error}. Answers so far are kept: the same command goes on from there") from error
-    return "\n\n".join(tables)
+    claim(Path(config.out), config, model)
+    with only_one(Path(config.out)), progress(config) as told:
+        merge(Path(config.out))
+        if config.processes == 1:
+            found = ask(config, model, tokenizer, Share(), told)
+        else:
+            del model  # each process has its own
+            found = ask_together(config, told)
+    return "\n\n".join(f"{name}\n{summary.table(answered)}" for name, answered in found.items())
 
 
-def run_suite(
-    config: EvaluateConfig,
-    name: str,
-    suite: SuiteConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    grader: ExactGrader,
-) -> list[ItemRecord]:
-    """The records of all items of a suite, the missing ones answered and written."""
-    path = Path(config.out) / "evals" / f"{name}.jsonl"
-    plan = Plan(suite.labels, suite.lengths, config.eval.items, config.eval.first, suite.level)
-    items = items_of(name, plan, tokenizer)
-    records.drop_after(path, 0)  # a last line that was cut off
-    prompts = {item.example.id: prompt_hash(prompt_ids(tokenizer, item.example)) for item in items}
-    found = records.read(path) if path.exists() else []
-    kept = {record.id: record for record in found if prompts.get(record.id) == record.prompt_hash}
-    if stale := [record.id for record in found if record.id in prompts and record.id not in kept]:
-        raise ValueError(f"{path} answers other prompts ({stale[0]}): choose another out=FOLDER")
-    sampler = HFSampler(
-        tokenizer,
-        temperature=0.0,
-        max_new_tokens=suite.max_new_tokens,
-        batch_tokens=config.rollout.batch_tokens,
-        eos_ids=end_tokens(model, tokenizer),
-    )
-    missing = [item for item in items if item.example.id not in kept]
-    with tqdm(total=len(items), initial=len(items) - len(missing), desc=name, unit="item") as bar:
-        for batch in batches(missing):
-            answered = answer(model, sampler, tokenizer, batch, grader, step=0)
-            kept |= {record.id: record for record in answered}
-            records.append(path, answered)
-            bar.update(len(batch))
-    return [kept[item.example.id] for item in items]
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Nobody else writes to the folder meanwhile. Raises ValueError if somebody does."""
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"another evaluation writes to {out}: choose another out=FOLDER") from error
 
 
-def batches(items: Sequence[Item]) -> list[list[Item]]:
-    """Items of similar length together, those that share a document next to each other."""
-    ordered = sorted(items, key=lambda item: (item.example.length, item.example.document))
-    return [ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH)]
+@contextmanager
+def progress(config: EvaluateConfig) -> Iterator[Told]:
+    """A bar over all items of all suites; those that were answered before count at once."""
+    with tqdm(total=sum(plan_of(config, name).size for name in config.eval.suites), unit="item") as bar:
+
+        def told(suite: str, count: int) -> None:
+            bar.set_description(suite, refresh=not count)
+            bar.update(count)
+
+        yield told
 
 
 def check_fit(config: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -146,7 +109,10 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
         "checkpoint": config.checkpoint,
         "weights": weights_hash(model),
         "dtype": config.dtype,
-        "max_new_tokens": {name: suite.max_new_tokens for name, suite in config.eval.suites.items()},
+        "limits": {
+            name: {"max_new_tokens": suite.max_new_tokens, "answer_slack": suite.answer_slack}
+            for name, suite in config.eval.suites.items()
+        },
     }
     path, other = out / "evaluation.json", "choose another out=FOLDER"
     if path.exists():
@@ -154,12 +120,11 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
         for key in ("weights", "dtype"):
             if theirs[key] != mine[key]:
                 raise ValueError(f"{out} holds answers of other {key} ({theirs['checkpoint']}, {theirs[key]}): {other}")
-        for name, limit in theirs["max_new_tokens"].items():
-            if mine["max_new_tokens"].setdefault(name, limit) != limit:
-                raise ValueError(
-                    f"{out} holds answers of at most {limit} tokens to {name}: set eval.suites.{name}.max_new_tokens="
-                    f"{limit}, or {other}"
-                )
+        for name, limits in theirs["limits"].items():
+            for key, limit in limits.items():
+                if mine["limits"].setdefault(name, limits)[key] != limit:
+                    setting = f"eval.suites.{name}.{key}={'null' if limit is None else limit}"
+                    raise ValueError(f"{out} holds answers under another token limit: set {setting}, or {other}")
     elif (out / "config.yaml").exists() or (out / "evals").exists():
         raise ValueError(f"{out} is a training run's folder, whose records would be lost: {other}")
     try:

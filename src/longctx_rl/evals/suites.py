@@ -5,7 +5,7 @@ decision was taken on need not be what is reported.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
@@ -52,6 +52,23 @@ class Plan:
     level: int = 0
     """Of code: 0 for the mini models, up to 2."""
 
+    stride: int = 1
+    """Every how many-th family is taken."""
+
+    @property
+    def families(self) -> range:
+        return range(self.first, self.first + self.items * self.stride, self.stride)
+
+    @property
+    def size(self) -> int:
+        """Number of items."""
+        return self.items * len(list(self.cells()))
+
+    def share(self, number: int, of: int) -> "Plan":
+        """What process ``number`` of ``of`` asks for: whole families."""
+        families = self.families[number::of]
+        return replace(self, first=self.first + number * self.stride, items=len(families), stride=self.stride * of)
+
     def cells(self) -> Iterator[tuple[str, int]]:
         """Labels with lengths; a label without length comes once."""
         for label in self.labels:
@@ -69,7 +86,7 @@ def items_of(suite: str, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list
     return [
         Item(label, make(plan, label, length, family, tokenizer))
         for label, length in plan.cells()
-        for family in range(plan.first, plan.first + plan.items)
+        for family in plan.families
     ]
 
 

@@ -105,7 +105,7 @@ def _in_order(config: EvaluateConfig, name: str, ids: set[str]) -> list[ItemReco
 def _work(config: EvaluateConfig, share: Share, connection: Connection, log: Path, parent: int) -> None:
     """What a process does: its share, told to the parent as it goes."""
     process.die_with(parent)
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(process.INTERRUPTED))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -51,7 +51,6 @@ class Plan:
     first: int = 0
     level: int = 0
     """Of code: 0 for the mini models, up to 2."""
-
     stride: int = 1
     """Every how many-th family is taken."""
 

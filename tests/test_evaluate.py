@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from longctx_rl import evaluate as command
 from longctx_rl.__main__ import composed_evaluate
-from longctx_rl.evals import kl, records
+from longctx_rl.evals import asking, kl, records
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.sandbox import isolation
 from sandbox.test_function_tests import HUMANEVAL
@@ -36,13 +37,13 @@ def test_answers_are_kept_and_asked_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert "Evaluation of mini-student" in (tmp_path / "index.html").read_text(encoding="utf-8")
     first = records.read(tmp_path / "evals" / "heldout.jsonl")
     asked: list[str] = []
-    plain = command.answer
+    plain = asking.answer
 
-    def counting(*arguments: Any, step: int) -> list[ItemRecord]:
+    def counting(*arguments: Any, **options: Any) -> list[ItemRecord]:
         asked.extend(item.example.id for item in arguments[3])
-        return plain(*arguments, step=step)
+        return plain(*arguments, **options)
 
-    monkeypatch.setattr(command, "answer", counting)
+    monkeypatch.setattr(asking, "answer", counting)
     assert run(tmp_path, *SHORT, "eval.items=4") == table and not asked
     more = run(tmp_path, *SHORT, "eval.items=5")
     assert len(asked) == 3 and {line.split()[2] for line in more.splitlines()[3:-2]} == {"5"}
@@ -81,6 +82,63 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
     assert found[: len(kept)] == kept and len(found) == len({one.id for one in found}) == 192
 
 
+def started(out: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    """An evaluation by two processes, once both have answered something and before they are done."""
+    arguments = [*SMALL, f"out={out}", *SHORT, "threads=1", "processes=2", *overrides]
+    command_line = [sys.executable, "-m", "longctx_rl.evaluate", *arguments]
+    running = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 240
+    while len(list(out.glob("evals/heldout.?.jsonl"))) < 2:
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    return running
+
+
+def children_of(running: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The two processes that answer, not the tracker of their resources nor what code runs in."""
+    return [one for one in psutil.Process(running.pid).children() if "spawn_main" in " ".join(one.cmdline())]
+
+
+def test_processes_share_an_evaluation_and_any_of_them_can_be_killed(tmp_path: Path) -> None:
+    running = started(tmp_path, "eval.items=200")
+    children = children_of(running)
+    assert len(children) == 2
+    children[0].kill()
+    _, said = running.communicate(timeout=240)
+    assert running.returncode == 2
+    assert b"ended with exit code -9 (" in said and b"the same command goes on from there" in said
+    path = tmp_path / "evals" / "heldout.jsonl"
+    kept = records.read(path)  # of both: the parent has merged them
+    assert [one.name for one in path.parent.iterdir()] == [path.name] and 0 < len(kept) < 600
+
+    running = started(tmp_path, "eval.items=200")
+    children = children_of(running)
+    running.kill()  # the parent, which can merge nothing any more
+    running.communicate(timeout=240)
+    psutil.wait_procs(children, timeout=60)
+    assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in children)
+    parts = sorted(path.parent.glob("heldout.?.jsonl"))
+    answered = [one for part in parts for one in records.read(part)]
+    with parts[0].open("a") as file:
+        file.write('{"step": 0, "id": "cut')
+    assert answered and not {one.id for one in answered} & {one.id for one in kept}
+
+    # Another number of processes goes on: nothing is lost, nothing asked twice.
+    table = run(tmp_path, *SHORT, "eval.items=200")
+    found = records.read(path)
+    assert found[: len(kept)] == kept and {one.id for one in answered} <= {one.id for one in found}
+    assert len(found) == len({one.id for one in found}) == 600 and not list(path.parent.glob("heldout.?.jsonl"))
+    assert run(tmp_path, *SHORT, "eval.items=200", "processes=2", "threads=1") == table
+
+
+def test_what_a_process_cannot_do_is_said_once(tmp_path: Path) -> None:
+    run(tmp_path, *SHORT, "eval.items=2")
+    path = tmp_path / "evals" / "heldout.jsonl"
+    path.write_text(path.read_text().replace('"prompt_hash": "', '"prompt_hash": "x'))
+    with pytest.raises(ValueError, match=r"answers other prompts \(.*choose another out=FOLDER"):
+        run(tmp_path, *SHORT, "eval.items=2", "processes=2")
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
@@ -88,6 +146,8 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
          "eval=typo: choose one of all, code, heldout, longblocks, longreason, longreason_hub, none, ruler, short"),
         (["eval=none"], "eval=none asks nothing: choose eval=all, or a suite"),
         (["eval.items=0"], "eval.items=0: set it above 0"),
+        (["processes=0"], "processes=0: set it above 0"),
+        (["eval=ruler", "eval.suites.ruler.answer_slack=-1"], "answer_slack=-1: set it to 0 or more, or null"),
         (["eval.first=-1"], "eval.first=-1: set it to 0 or more"),
         (["eval=heldout", "+eval.suites.rular={labels:[a],lengths:[1],max_new_tokens:1}"],
          "eval.suites.rular does not exist: choose from heldout, longreason, ruler, code"),
@@ -111,8 +171,10 @@ def test_folders_of_other_weights_and_missing_settings(tmp_path: Path) -> None:
         run(tmp_path, *SHORT, "eval.items=1", "checkpoint=mini-teacher")
     with pytest.raises(ValueError, match=r"holds answers of other dtype \(mini-student, float32\)"):
         run(tmp_path, *SHORT, "eval.items=1", "dtype=bfloat16")
-    with pytest.raises(ValueError, match=r"at most 48 tokens to heldout: set eval\.suites\.heldout\.max_new_tokens=48"):
+    with pytest.raises(ValueError, match=r"another token limit: set eval\.suites\.heldout\.max_new_tokens=48, or"):
         run(tmp_path, *SHORT, "eval.items=1", "rollout.max_new_tokens=49")
+    with pytest.raises(ValueError, match=r"another token limit: set eval\.suites\.heldout\.answer_slack=null, or"):
+        run(tmp_path, *SHORT, "eval.items=1", "+eval.suites.heldout.answer_slack=9")
     (tmp_path / "run" / "evals").mkdir(parents=True)
     with pytest.raises(ValueError, match="is a training run's folder"):
         run(tmp_path / "run", *SHORT, "eval.items=1")

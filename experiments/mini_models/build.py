@@ -22,10 +22,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import longctx_rl.models
 from longctx_rl import config as configuration
+from longctx_rl.config_eval import SuiteConfig
 from longctx_rl.data.prompts import closed_book
 from longctx_rl.evals.evaluation import answer
+from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord
-from longctx_rl.evals.suites import Item, Plan, items_of
+from longctx_rl.evals.suites import Plan, items_of
 from longctx_rl.evals.summary import cells
 from longctx_rl.metrics_file import read_metrics
 from longctx_rl.policy import attention
@@ -96,6 +98,11 @@ def check_gate(run: Path) -> None:
         )
 
 
+def plan(labels: tuple[str, ...], lengths: tuple[int, ...], items: int) -> Plan:
+    """The items that models are measured on."""
+    return Plan(SuiteConfig(labels=labels, lengths=lengths, max_new_tokens=TOKENS), items, FIRST)
+
+
 def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
     """Accuracy of a model in each cell, with the document and without it."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -105,10 +112,10 @@ def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
 
     rows = []
     asked = {
-        ("heldout", "open"): items_of("heldout", Plan(TASKS, LENGTHS, items, FIRST), tokenizer),
+        ("heldout", "open"): items_of("heldout", plan(TASKS, LENGTHS, items), tokenizer),
         ("heldout", "closed"): without_document(tokenizer, items),
-        ("code", "open"): items_of("code", Plan(CODE, FAR, items, FIRST), tokenizer),
-        ("longreason", "open"): items_of("longreason", Plan(REASONING, FAR, items, FIRST), tokenizer),
+        ("code", "open"): items_of("code", plan(CODE, FAR, items), tokenizer),
+        ("longreason", "open"): items_of("longreason", plan(REASONING, FAR, items), tokenizer),
     }
     with closing(CodeGrader("auto")) as code:
         for (suite, book), found in asked.items():
@@ -125,7 +132,7 @@ def without_document(tokenizer: PreTrainedTokenizerBase, items: int) -> list[Ite
     """``items`` questions of each task whose answer is not "unknown", and no document."""
     chosen = []
     for task in TASKS:
-        found = items_of("heldout", Plan((task,), (SHORT,), 2 * items, FIRST), tokenizer)
+        found = items_of("heldout", plan((task,), (SHORT,), 2 * items), tokenizer)
         known = [item for item in found if item.example.answer != UNANSWERABLE]
         chosen += [Item(item.label, closed_book(item.example)) for item in known[:items]]
     return chosen
@@ -163,7 +170,7 @@ def shortcomings(rows: list[dict[str, Any]]) -> list[str]:
 
 def code_cells() -> list[tuple[str, int]]:
     """Labels and lengths of code; 0 where a prompt has the length that it has."""
-    return list(Plan(CODE, FAR, 1).cells())
+    return list(plan(CODE, FAR, 1).cells())
 
 
 def card(name: str, rows: list[dict[str, Any]]) -> str:

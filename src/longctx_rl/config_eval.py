@@ -19,6 +19,8 @@ class SuiteConfig:
     lengths: tuple[int, ...]
     """Prompt lengths in tokens."""
     max_new_tokens: int
+    answer_slack: int | None = None
+    """Tokens that an answer may take beyond the item's own; none: ``max_new_tokens`` alone is the limit."""
     level: int = 0
     """Difficulty of code: 0 for the mini models, up to 2."""
     path: str | None = None
@@ -133,7 +135,9 @@ class EvaluateConfig:
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
     threads: int | None
-    """CPU threads; none: torch's default."""
+    """CPU threads of each process; none: torch's default, shared by the processes."""
+    processes: int
+    """That share the items."""
     sandbox: Literal["auto", "bwrap", "rlimit"]
     """Isolation of generated code that is graded by running it."""
     rollout: AnswersConfig

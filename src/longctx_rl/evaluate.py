@@ -1,6 +1,7 @@
 """``python -m longctx_rl.evaluate checkpoint=FOLDER out=FOLDER [eval=all]``: what a checkpoint answers, suite by suite.
 
     python -m longctx_rl.evaluate checkpoint=mini-student out=runs/mini-student eval=code eval.items=100
+    python -m longctx_rl.evaluate checkpoint=mini-student out=runs/mini-student processes=2
 
 Suites: eval=heldout, longreason, ruler, code, or all of them; short, longblocks, longreason_hub. kl.base=FOLDER gives
 the distance to another checkpoint. Settings are in conf/evaluate.yaml and conf/eval/. Every answer is kept in
@@ -11,8 +12,8 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl import process
 from longctx_rl.__main__ import composed_evaluate
-from longctx_rl.config_eval import EvaluateConfig, SuiteConfig
+from longctx_rl.config_eval import EvaluateConfig
 from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE
-from longctx_rl.data.source import prompt_ids
-from longctx_rl.evals import kl, page, records, summary
-from longctx_rl.evals.evaluation import answer
-from longctx_rl.evals.grading import Grading, grader_of, runs_code
-from longctx_rl.evals.items import Item
-from longctx_rl.evals.records import ItemRecord, prompt_hash
-from longctx_rl.evals.suites import Plan, check_suite, items_of
-from longctx_rl.policy import attention
-from longctx_rl.policy.loading import context_length, end_tokens, load_model, load_tokenizer
-from longctx_rl.rewards.code import CodeGrader
-from longctx_rl.rewards.judge import GraderUnavailable
-from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.evals import kl, page, summary
+from longctx_rl.evals.asking import Share, Told, ask, device_of, plan_of
+from longctx_rl.evals.processes import ask_together, merge
+from longctx_rl.evals.suites import check_suite
+from longctx_rl.policy.loading import context_length, load_model, load_tokenizer
 from longctx_rl.run_directory import write_text
-
-BATCH = 64
-"""Items that are answered before they are written."""
 
 
 def evaluate(config: EvaluateConfig) -> str:
@@ -57,80 +48,53 @@ def evaluate(config: EvaluateConfig) -> str:
     tokenizer = load_tokenizer(config.tokenizer or config.checkpoint)
     model = load_model(config.checkpoint).eval()
     check_fit(config, model, tokenizer)
-    with ExitStack() as stack:
-        code = None
-        if runs_code(config.eval.suites):
-            code = stack.enter_context(closing(CodeGrader(config.sandbox)))
-        claim(Path(config.out), config, model)
-        try:
-            stack.enter_context(FileLock(Path(config.out) / ".lock", timeout=0))
-        except Timeout as error:
-            raise ValueError(f"another evaluation writes to {config.out}: choose another out=FOLDER") from error
-        attention.install(model)
-        cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
-        model.to("cuda" if cuda else "cpu", getattr(torch, config.dtype))
-        tables = []
-        try:
-            for name, suite in config.eval.suites.items():
-                found = run_suite(config, name, suite, model, tokenizer, grader_of(name, suite, code))
-                tables.append(f"{name}\n{summary.table(found)}")
-            if config.kl.base is not None:
-                tables.append(distance(config, model, tokenizer))
-        except GraderUnavailable as error:
-            raise ValueError(f"{error}. Answers so far are kept: the same command goes on from there") from error
+    claim(Path(config.out), config, model)
+    with only_one(Path(config.out)), progress(config) as told:
+        merge(Path(config.out))
+        if config.processes == 1:
+            found = ask(config, model, tokenizer, Share(), told)
+        else:
+            del model  # each process has its own
+            found = ask_together(config, told)
+    tables = [f"{name}\n{summary.table(answered)}" for name, answered in found.items()]
+    if config.kl.base is not None:
+        tables.append(distance(config, tokenizer))
     return "\n\n".join([*tables, page.write(Path(config.out))])
 
 
-def run_suite(
-    config: EvaluateConfig,
-    name: str,
-    suite: SuiteConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    grader: Grading,
-) -> list[ItemRecord]:
-    """The records of all items of a suite, the missing ones answered and written."""
-    path = Path(config.out) / "evals" / f"{name}.jsonl"
-    plan = Plan(suite, config.eval.items, config.eval.first)
-    items = items_of(name, plan, tokenizer)
-    records.drop_after(path, 0)  # a last line that was cut off
-    prompts = {item.example.id: prompt_hash(prompt_ids(tokenizer, item.example)) for item in items}
-    found = records.read(path) if path.exists() else []
-    kept = {record.id: record for record in found if prompts.get(record.id) == record.prompt_hash}
-    if stale := [record.id for record in found if record.id in prompts and record.id not in kept]:
-        raise ValueError(f"{path} answers other prompts ({stale[0]}): choose another out=FOLDER")
-    sampler = HFSampler(
-        tokenizer,
-        temperature=0.0,
-        max_new_tokens=suite.max_new_tokens,
-        batch_tokens=config.rollout.batch_tokens,
-        eos_ids=end_tokens(model, tokenizer),
-    )
-    missing = [item for item in items if item.example.id not in kept]
-    with tqdm(total=len(items), initial=len(items) - len(missing), desc=name, unit="item") as bar:
-        for batch in batches(missing):
-            answered = answer(model, sampler, tokenizer, batch, grader, step=0)
-            kept |= {record.id: record for record in answered}
-            records.append(path, answered)
-            bar.update(len(batch))
-    return [kept[item.example.id] for item in items]
-
-
-def distance(config: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+def distance(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """KL(checkpoint || base), measured and kept, or found as it was measured before."""
     path = Path(config.out) / "evals" / "kl.json"
     base = kl.base_model(config.kl, tokenizer)
     facts = dataclasses.asdict(config.kl) | {"checkpoint": config.checkpoint, "base_weights": weights_hash(base)}
-    base.to(model.device, model.dtype)
+    model = load_model(config.checkpoint).eval()
+    for one in (model, base):
+        one.to(device_of(config, Share()), getattr(torch, config.dtype))
     return f"KL to {config.kl.base}\n" + kl.measure(
         path, facts, model, base, tokenizer, config.kl, config.rollout.batch_tokens
     )
 
 
-def batches(items: Sequence[Item]) -> list[list[Item]]:
-    """Items of similar length together, those that share a document next to each other."""
-    ordered = sorted(items, key=lambda item: (item.example.length, item.example.document))
-    return [ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH)]
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Nobody else writes to the folder meanwhile. Raises ValueError if somebody does."""
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"another evaluation writes to {out}: choose another out=FOLDER") from error
+
+
+@contextmanager
+def progress(config: EvaluateConfig) -> Iterator[Told]:
+    """A bar over all items of all suites; those that were answered before count at once."""
+    with tqdm(total=sum(plan_of(config, name).size for name in config.eval.suites), unit="item") as bar:
+
+        def told(suite: str, count: int) -> None:
+            bar.set_description(suite, refresh=not count)
+            bar.update(count)
+
+        yield told
 
 
 def check_fit(config: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -163,9 +127,8 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
         "checkpoint": config.checkpoint,
         "weights": weights_hash(model),
         "dtype": config.dtype,
-        "max_new_tokens": {name: suite.max_new_tokens for name, suite in config.eval.suites.items()},
-        "asked": {
-            name: {"items": config.eval.items, "cells": list(Plan(suite.labels, suite.lengths, 0).cells())}
+        "limits": {
+            name: {"max_new_tokens": suite.max_new_tokens, "answer_slack": suite.answer_slack}
             for name, suite in config.eval.suites.items()
         },
     }
@@ -175,13 +138,11 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
         for key in ("weights", "dtype"):
             if theirs[key] != mine[key]:
                 raise ValueError(f"{out} holds answers of other {key} ({theirs['checkpoint']}, {theirs[key]}): {other}")
-        for name, limit in theirs["max_new_tokens"].items():
-            if mine["max_new_tokens"].setdefault(name, limit) != limit:
-                raise ValueError(
-                    f"{out} holds answers of at most {limit} tokens to {name}: set eval.suites.{name}.max_new_tokens="
-                    f"{limit}, or {other}"
-                )
-        mine["asked"] = theirs.get("asked", {}) | mine["asked"]
+        for name, limits in theirs["limits"].items():
+            for key, limit in limits.items():
+                if mine["limits"].setdefault(name, limits)[key] != limit:
+                    setting = f"eval.suites.{name}.{key}={'null' if limit is None else limit}"
+                    raise ValueError(f"{out} holds answers under another token limit: set {setting}, or {other}")
     elif (out / "config.yaml").exists() or (out / "evals").exists():
         raise ValueError(f"{out} is a training run's folder, whose records would be lost: {other}")
     try:

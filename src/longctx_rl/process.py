@@ -108,11 +108,16 @@ def complain(problem: ValueError | str, main_rank: bool = True) -> None:
 TRACEBACK_SWITCHES = ("LONGCTX_RL_TRACEBACK", "HYDRA_FULL_ERROR")
 
 
-def die_with_launcher() -> None:
-    """A child must not train on when its launcher was killed: on Linux the kernel sees to it."""
-    if HANDOVER not in os.environ or sys.platform != "linux":
+def die_with(parent: int) -> None:
+    """End this process when its parent ends, however that happens: on Linux the kernel sees to it."""
+    if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    launcher = int(os.environ[HANDOVER].partition(":")[0])
-    if os.getppid() != launcher:
-        raise SystemExit("the launcher has ended")
+    if os.getppid() != parent:
+        raise SystemExit("the parent has ended")
+
+
+def die_with_launcher() -> None:
+    """A child must not train on when its launcher was killed."""
+    if HANDOVER in os.environ:
+        die_with(int(os.environ[HANDOVER].partition(":")[0]))

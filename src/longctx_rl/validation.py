@@ -25,6 +25,7 @@ def check_evaluate(config: "EvaluateConfig") -> None:
         ("eval.items", config.eval.items),
         ("rollout.batch_tokens", config.rollout.batch_tokens),
         ("threads", config.threads if config.threads is not None else 1),
+        ("processes", config.processes),
     ):
         if value < 1:
             raise ValueError(f"{key}={value}: set it above 0")
@@ -203,6 +204,8 @@ def _suites(config: "EvalConfig") -> Iterator[str]:
             yield f"{key}.lengths={list(suite.lengths)}: set them to 0 or more"
         if suite.max_new_tokens < 1:
             yield f"{key}.max_new_tokens={suite.max_new_tokens}: set it above 0"
+        if suite.answer_slack is not None and suite.answer_slack < 0:
+            yield f"{key}.answer_slack={suite.answer_slack}: set it to 0 or more, or null"
         if suite.level not in (0, 1, 2):
             yield f"{key}.level={suite.level}: choose 0, 1 or 2"
 

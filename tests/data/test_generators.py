@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import longctx_rl.models
 from longctx_rl.data.generators import GENERATORS, generate
+from longctx_rl.data.generators.chronicle import token_counter
 from longctx_rl.data.generators.names import SYLLABLES, Split, names, syllables
 from longctx_rl.data.generators.solver import AmbiguousError, solve
 from longctx_rl.data.generators.wording import CORES, OPENERS, QUESTION_OPENERS, RELATIONS, wordings
@@ -302,3 +303,14 @@ def test_generation_is_fast_enough() -> None:
     for family in range(100):
         examples("multihop", family, "train", 256)
     assert time.process_time() - start < 1.5
+
+
+def test_tokens_are_counted_word_by_word() -> None:
+    """With line ends and indentation: what every generator cuts its documents by."""
+    tokenizer, count = mini_tokenizer(), token_counter(mini_tokenizer())
+    made = [examples(task, 0, "test", 1024)[0].document for task in ("code", "longreason", "multihop")]
+    texts = [*made, " one  two\n\n\n    x\n"]
+    for text in texts:
+        assert count(text) == len(encode_text(tokenizer, text))
+        lines = text.splitlines(keepends=True)
+        assert [count(line) for line in lines] == [len(encode_text(tokenizer, line)) for line in lines]

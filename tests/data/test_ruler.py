@@ -6,8 +6,10 @@ from collections import Counter
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from longctx_rl.data.generators import ruler
 from longctx_rl.data.generators.chronicle import Request
-from longctx_rl.data.generators.ruler import NIAH, SEPARATOR, SHAPES, generate_ruler
+from longctx_rl.data.generators.ruler import SEPARATOR, SHAPES, generate_ruler
+from longctx_rl.data.generators.ruler_haystacks import HAYSTACKS
 from longctx_rl.data.generators.solver import solve
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.policy.loading import load_tokenizer
@@ -33,12 +35,24 @@ def test_there_are_thirteen() -> None:
     assert len(SHAPES) == len(set(SHAPES)) == 13
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("length", [2048, 4096])
-def test_prompts_have_the_length_asked_for(tokenizer: PreTrainedTokenizerBase, shape: str, length: int) -> None:
+@pytest.mark.parametrize("shapes", HAYSTACKS)
+@pytest.mark.parametrize("length", [512, 2048, 4096])
+def test_documents_are_shared_and_have_the_length_asked_for(
+    tokenizer: PreTrainedTokenizerBase, shapes: tuple[str, ...], length: int
+) -> None:
     for family in range(3):
-        one = sample(tokenizer, shape, family, length)
-        assert sum(map(len, encode_prompt(tokenizer, one))) == pytest.approx(length, rel=0.02)
+        asked = [sample(tokenizer, shape, family, length) for shape in shapes]
+        prompts = [encode_prompt(tokenizer, one) for one in asked]
+        assert max(len(document + question) for document, question in prompts) == pytest.approx(length, rel=0.02)
+        assert len({document for document, _ in prompts}) == 1
+        assert len({one.family_id for one in asked}) == 1
+        assert len({one.question for one in asked}) == len({one.id for one in asked}) == len(shapes)
+
+
+def test_a_document_is_the_same_whichever_shape_comes_first(tokenizer: PreTrainedTokenizerBase) -> None:
+    found = [sample(tokenizer, shape, 5, 2048) for shape in SHAPES]
+    ruler._document.cache_clear()
+    assert [sample(tokenizer, shape, 5, 2048) for shape in reversed(SHAPES)] == found[::-1]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -46,23 +60,30 @@ def test_right_answers_score_and_dumping_does_not(tokenizer: PreTrainedTokenizer
     for family in range(4):
         one = sample(tokenizer, shape, family)
         wanted = answers(one)
-        any_answer = shape in QUESTIONS
-        said = f"It is {', '.join(wanted)}."
-        assert recall(said, wanted, any_answer=any_answer) == strict(said, wanted, one.question) == 1.0
-        assert recall(one.document, wanted, any_answer=any_answer) == 1.0
-        assert recall("nothing", wanted, any_answer=any_answer) == strict("nothing", wanted, one.question) == 0.0
-        if shape not in ("niah_single_1", "niah_single_2", "niah_single_3", "niah_multivalue", "niah_multiquery"):
-            assert strict(one.document, wanted, one.question) < 0.7, "the whole text scores"
+        for said in (f"It is {', '.join(wanted)}.", f"{one.document}\nAnswer: {'; '.join(wanted)}"):
+            assert recall(said, wanted) == strict(said, wanted, one.question) == 1.0
+        assert recall("nothing", wanted) == strict("nothing", wanted, one.question) == 0.0
+        assert recall(one.document, wanted) == 1.0
+        if shape not in ("niah_single_2", "niah_single_3"):  # one number and one uuid: nothing wrong can be named
+            assert strict(one.document, wanted, one.question) == 0.0, "the whole text scores"
 
 
-@pytest.mark.parametrize("shape", NIAH)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_evidence_is_where_the_answer_stands(tokenizer: PreTrainedTokenizerBase, shape: str) -> None:
+    one = sample(tokenizer, shape)
+    assert bool(one.evidence) == (shape not in ("cwe", "fwe"))
+    for found in one.evidence:
+        assert found.depth == one.document.index(found.text) / len(one.document)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape.startswith("niah")])
 def test_needles_are_found_by_reading(tokenizer: PreTrainedTokenizerBase, shape: str) -> None:
     for family in range(10):
         one = sample(tokenizer, shape, family)
         keys = re.sub(r".*for (.*) mentioned.*", r"\1", one.question).split(", ")
         found = [value for key in keys for value in re.findall(rf"for {re.escape(key)} is: (\S+)\.", one.document)]
         assert sorted(found) == sorted(answers(one))
-        assert len(answers(one)) == max(NIAH[shape].values, NIAH[shape].queries)
+        assert len(answers(one)) == (4 if shape in ("niah_multivalue", "niah_multiquery") else 1)
 
 
 def test_variables_are_traced_through_one_of_several_chains(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -97,13 +118,17 @@ def test_questions_are_answered_by_the_text(tokenizer: PreTrainedTokenizerBase, 
 def test_scores_by_hand() -> None:
     wanted = ["1234567", "7654321"]
     assert recall("1234567", wanted) == 0.5 and recall("1234567", wanted, any_answer=True) == 1.0
-    assert strict("1234567", wanted) == pytest.approx(2 / 3)
-    assert strict("1234567 and 1111111", wanted) == 0.5
+    assert strict("1234567", wanted) == 0.5 and strict("1234567, 7654321", wanted) == 1.0
+    assert strict("1234567 and 1111111", wanted) == 0.0
+    assert strict("1234567, 7654321 and 1111111", wanted) == 0.5
+    assert strict("1234567, 7654321, 1111111, 2222222, 3333333", wanted) == 0.0
+    assert strict("1111111? 2222222? Answer: 1234567; 7654321", wanted) == 1.0
+    assert strict("Answer: 1234567; 7654321. Answer: 1111111", wanted) == 0.0
     assert strict("11234567", ["1234567"]) == 0.0 and recall("11234567", ["1234567"]) == 1.0
     assert strict("the heir of TorVin is KesDal", ["KesDal"], "who is the heir of TorVin?") == 1.0
     assert strict("<think>1111111</think>1234567, 7654321", wanted) == 1.0
 
 
 def test_too_short_a_length_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="before its haystack: raise length=64"):
+    with pytest.raises(ValueError, match="before hay: raise length=64"):
         sample(tokenizer, "vt", length=64)

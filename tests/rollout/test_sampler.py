@@ -149,6 +149,26 @@ def test_batching_order_and_shared_prefixes_change_nothing(
         same(sampler(tokenizer, batch_tokens=batch_tokens).sample(model, questions), alone)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.7])
+def test_a_request_can_ask_for_less(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float
+) -> None:
+    limits = (3, None, 1, 12, 40, 7)
+    wanted = [replace(one, max_new_tokens=limit) for one, limit in zip(requests(), limits, strict=True)]
+    whole = sampler(tokenizer, temperature=temperature).sample(model, requests())
+    found = sampler(tokenizer, temperature=temperature).sample(model, wanted)
+    for limit, short, long in zip(limits, found, whole, strict=True):
+        for one, other in zip(short, long, strict=True):
+            assert one.token_ids == other.token_ids[: limit or 12]
+            assert one.finish_reason == ("stop" if one.token_ids[-1] == END else "length")
+            assert one.sampler_logprobs == pytest.approx(other.sampler_logprobs[: limit or 12], abs=1e-5)
+    # Nobody waits for a limit that no request has.
+    few = sampler(tokenizer, eos_ids=(VOCABULARY + 1,)).sample(
+        model, [replace(one, max_new_tokens=2) for one in wanted]
+    )
+    assert {len(one.token_ids) for group in few for one in group} == {2}
+
+
 def test_a_shared_document_is_computed_once(model: PreTrainedModel) -> None:
     document = tuple(range(4, 24))
     wanted = [SampleRequest((*document, 30 + i, 40), (0,), prefix_len=20) for i in range(3)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl.config_eval import EvalConfig, SuiteConfig
-from longctx_rl.data.prompts import encode_prompt
+from longctx_rl.data.prompts import encode_prompt, encode_target
 from longctx_rl.engine import Engine, distributed
 from longctx_rl.evals import records, summary
 from longctx_rl.evals.grading import Grading, grader_of
@@ -26,6 +26,7 @@ def answer(
     grade: Grading,
     *,
     step: int,
+    slack: int | None = None,
 ) -> list[ItemRecord]:
     """Answer and grade each item.
 
@@ -35,6 +36,7 @@ def answer(
         sampler: greedy (temperature 0), so that accuracy does not move with the draw.
         grade: scores of answers to examples, all together.
         step: optimizer steps the model has taken.
+        slack: tokens that an answer may take beyond the item's own; None: the sampler's limit alone.
 
     Returns:
         One record per item, in the order of the items.
@@ -42,7 +44,8 @@ def answer(
     requests = []
     for item in items:
         document, question = encode_prompt(tokenizer, item.example)
-        requests.append(SampleRequest(prompt_ids=document + question, seeds=(0,), prefix_len=len(document)))
+        limit = None if slack is None else len(encode_target(tokenizer, item.example)) + slack
+        requests.append(SampleRequest(document + question, (0,), len(document), limit))
     completions = [completion for (completion,) in sampler.sample(model, requests)]
     rewards = grade([(one.text, item.example) for one, item in zip(completions, items, strict=True)])
     return [
@@ -103,7 +106,7 @@ class Suite:
         """Number of items in such an evaluation. What is read may have fewer than are asked for."""
         if self.name in READ:
             return len(self._items(items))
-        return items * len(list(self.plan(items).cells()))
+        return self.plan(items).size
 
     def evaluate(self, engine: Engine, step: int, items: int) -> dict[str, float]:
         """Answer the items, keep the records, return the ``eval/`` metrics.
@@ -119,8 +122,10 @@ class Suite:
         with engine.full_weights() as policy:
             model = policy.model
             assert isinstance(model, PreTrainedModel)
+            slack = self.config.answer_slack
             answered = distributed.together(
-                lambda: answer(model, self.sampler, self.tokenizer, mine, self.grader, step=step), GraderUnavailable
+                lambda: answer(model, self.sampler, self.tokenizer, mine, self.grader, step=step, slack=slack),
+                GraderUnavailable,
             )
         found = {record.id: record for record in distributed.gather(answered)}
         ordered = [found[item.example.id] for item in asked]

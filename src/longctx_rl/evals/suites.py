@@ -6,7 +6,7 @@ may be fewer than are asked for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import get_args
 
@@ -34,6 +34,22 @@ class Plan:
     items: int
     """Families of each label and length."""
     first: int = 0
+    number: int = 0
+    of: int = 1
+    """Whole families are shared among ``of`` processes, and this is one of the shares."""
+
+    @property
+    def families(self) -> range:
+        return range(self.first + self.number, self.first + self.items, self.of)
+
+    @property
+    def size(self) -> int:
+        """Number of items; of what is read there may be fewer."""
+        return len(self.families) * len(list(self.cells()))
+
+    def share(self, number: int, of: int) -> "Plan":
+        """What process ``number`` of ``of`` asks for."""
+        return replace(self, number=number, of=of)
 
     def cells(self) -> Iterator[tuple[str, int]]:
         """Labels with lengths; a label without length comes once."""
@@ -50,13 +66,15 @@ def items_of(suite: str, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list
     """
     check_suite(suite, plan.suite.labels)
     if suite in READ:
-        return READ[suite][1](plan.suite, plan.first, plan.items, tokenizer)
+        read = READ[suite][1](plan.suite, plan.first, plan.items, tokenizer)
+        families = list(dict.fromkeys(item.example.family_id for item in read))[plan.number :: plan.of]
+        return [item for item in read if item.example.family_id in families]
     make = SUITES[suite][1]
     floor = 1 / len(LETTERS) if suite == "longreason" else None
     return [
         Item(label, make(plan, label, length, family, tokenizer), floor)
         for label, length in plan.cells()
-        for family in range(plan.first, plan.first + plan.items)
+        for family in plan.families
     ]
 
 

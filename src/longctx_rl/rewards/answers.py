@@ -79,7 +79,7 @@ def grade_continuation(text: str, example: Example) -> Reward:
 
 
 def grade_ruler(text: str, example: Example) -> Reward:
-    """F1 of all that looks like an answer, so that dumping the text does not help; ``recall`` is RULER's own score."""
+    """Right minus wrong answers, so that dumping the text does not help; ``recall`` is RULER's own score."""
     wanted = example.answer.split("; ")
     score = strict(text, wanted, example.question)
     return _reward(score, text or None, text, example, recall=recall(text, wanted))

@@ -25,18 +25,19 @@ KINDS = (
 
 
 def strict(text: str, answers: Sequence[str], question: str = "") -> float:
-    """F1 of everything in the answer that could be one: what is said too much counts against.
+    """Right answers minus wrong ones over the number of answers, never below 0: naming all that the text holds is
+    worth nothing where it holds as many wrong ones.
 
-    Only what looks like the right answers is counted, and nothing that the question itself names, so a sentence around
-    them costs nothing and listing the text's numbers does.
+    What is named is read behind the last ``Answer:`` if there is one, else in the whole text behind its reasoning. Only
+    what looks like the right answers is counted, and nothing that the question itself names, so a sentence around them
+    costs nothing.
     """
     kind = next((one for one in KINDS if all(re.fullmatch(one, answer) for answer in answers)), None)
-    said = text.rpartition("</think>")[2]
+    said = text.rpartition("</think>")[2].rpartition("Answer:")[2]
     if kind is None:
-        items = {word.strip(".,;:") for word in said.split()}
+        items = {word.strip(".,;:") for word in said.split()} - {""}
     else:
         items = set(re.findall(rf"(?<![\w-])(?:{kind})(?![\w-])", said))
         items -= set(re.findall(rf"(?<![\w-])(?:{kind})(?![\w-])", question))
-    wanted = set(answers)
-    common = len(items & wanted)
-    return 2 * common / (len(items) + len(wanted)) if common else 0.0
+    right = len(items & set(answers))
+    return max(0, right - len(items - set(answers))) / len(set(answers))

@@ -24,6 +24,8 @@ class SampleRequest:
     """[G], one per completion. Two requests with the same prompt and seed get the same completion."""
     prefix_len: int = 0
     """Leading tokens that other requests of the same call may share (a document): computed once for all of them."""
+    max_new_tokens: int | None = None
+    """Length limit of its completions, below the sampler's; None: the sampler's."""
 
 
 class Sampler(Protocol):

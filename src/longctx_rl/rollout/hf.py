@@ -16,11 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import (
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    StoppingCriteria,
     StoppingCriteriaList,
 )
 
@@ -28,6 +26,7 @@ from longctx_rl.policy import attention
 from longctx_rl.policy.shared_prompts import reading
 from longctx_rl.rollout import SampleRequest
 from longctx_rl.rollout.cache import DecodeCache, Prefill
+from longctx_rl.rollout.choosing import Draw, HalfEnded
 from longctx_rl.types import Completion
 
 
@@ -37,7 +36,7 @@ class HFSampler:
     Args:
         tokenizer: decodes completions.
         temperature: divides the logits. 0: the most likely token (log-probabilities are then those at temperature 1).
-        max_new_tokens: length limit of a completion.
+        max_new_tokens: length limit of a completion; a request can ask for less.
         batch_tokens: tokens whose keys and values are held together: each prompt once, padding included, and the
             completions at full length. One prompt may exceed it.
         eos_ids: tokens that end a completion; None: the tokenizer's own.
@@ -160,12 +159,17 @@ class HFSampler:
         positions = (lengths - 1).repeat_interleave(repeats).to(device)
         last = torch.tensor([request.prompt_ids[-1] for request in requests]).repeat_interleave(repeats).to(device)
         uniforms = self._uniforms(requests, device)
+        own = torch.tensor([min(limit, request.max_new_tokens or limit) for request in requests])
+        limits = own.repeat_interleave(repeats).to(device)
+        if not self.synced_gpus:
+            limit = int(own.max())
         tokens = last.new_full((len(last), limit), self.eos_ids[0])
         logprobs = torch.zeros(tokens.shape, device=device)
         live = torch.arange(len(last), device=device)
         done = 0
         while True:
-            draw = _Draw(uniforms[live, done:] if uniforms is not None else None, self.temperature, self.vocabulary)
+            draw = Draw(uniforms[live, done:] if uniforms is not None else None, self.temperature, self.vocabulary)
+            half = HalfEnded(self.eos_ids, limits[live] - done)
             with reading(cache.prompts):
                 output = model.generate(  # type: ignore[operator]
                     input_ids=last[:, None],
@@ -174,7 +178,7 @@ class HFSampler:
                     past_key_values=cache.own,
                     generation_config=self._generation_config(limit - done),
                     logits_processor=LogitsProcessorList([draw]),
-                    stopping_criteria=StoppingCriteriaList([] if self.synced_gpus else [_HalfEnded(self.eos_ids)]),
+                    stopping_criteria=StoppingCriteriaList([] if self.synced_gpus else [half]),
                     synced_gpus=self.synced_gpus,
                 )
             drawn = output[:, 1:]
@@ -182,13 +186,13 @@ class HFSampler:
             tokens[live, done:upto] = drawn
             logprobs[live, done:upto] = torch.stack(draw.logprobs, 1)
             done = upto
-            going = ~torch.isin(drawn, torch.tensor(self.eos_ids, device=device)).any(1)
+            going = ~torch.isin(drawn, torch.tensor(self.eos_ids, device=device)).any(1) & (limits[live] > done)
             # With shared weights one call of generate is all that every rank makes.
             if self.synced_gpus or done == limit or not going.any():
                 break
             live, last = live[going], drawn[going, -1]
             cache.select(going)
-        completions = iter(self._completions(tokens, logprobs))
+        completions = iter(self._completions(tokens, logprobs, limits))
         return [tuple(next(completions) for _ in range(group)) for group in groups]
 
     def _uniforms(self, requests: Sequence[SampleRequest], device: torch.device) -> Tensor | None:
@@ -209,11 +213,12 @@ class HFSampler:
             disable_compile=True,
         )
 
-    def _completions(self, tokens: Tensor, logprobs: Tensor) -> list[Completion]:
-        """Cut each row of [B, n] tokens behind its first end token."""
+    def _completions(self, tokens: Tensor, logprobs: Tensor, limits: Tensor) -> list[Completion]:
+        """Cut each row of [B, n] tokens behind its first end token, or at its limit, [B]."""
         ended = torch.isin(tokens, torch.tensor(self.eos_ids, device=tokens.device))
+        ended &= torch.arange(tokens.shape[1], device=tokens.device) < limits[:, None]
         stopped = ended.any(1)
-        lengths = torch.where(stopped, ended.int().argmax(1) + 1, tokens.shape[1])
+        lengths = torch.where(stopped, ended.int().argmax(1) + 1, limits)
         past_end = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
         if not (logprobs.isfinite() | past_end).all():
             raise ValueError(
@@ -238,44 +243,6 @@ def _without_lone_prefixes(requests: Sequence[SampleRequest]) -> list[SampleRequ
         request if uses[prefix] > 1 else replace(request, prefix_len=0)
         for request, prefix in zip(requests, prefixes, strict=True)
     ]
-
-
-class _Draw(LogitsProcessor):
-    """Chooses each sequence's next token, records its log-probability, and leaves ``generate`` no other choice."""
-
-    def __init__(self, uniforms: Tensor | None, temperature: float, vocabulary: int | None) -> None:
-        self.uniforms = uniforms  # [B, max_new_tokens]; None: the most likely token
-        self.temperature = temperature or 1.0
-        self.vocabulary = vocabulary
-        self.logprobs: list[Tensor] = []  # [B] per step
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """[B, V] logits to [B, V] scores that are zero at the chosen token and -inf elsewhere."""
-        logprobs = torch.log_softmax(scores[:, : self.vocabulary].float() / self.temperature, -1)
-        if self.uniforms is None:
-            token = logprobs.argmax(-1, keepdim=True)
-        else:
-            step = len(self.logprobs)
-            cumulative = logprobs.double().exp().cumsum(-1)
-            # A uniform number is at most 1 - 2^-53, so the product stays below the total; nan alone needs the clamp.
-            point = self.uniforms[:, step : step + 1] * cumulative[:, -1:]
-            token = torch.searchsorted(cumulative, point, right=True).clamp_(max=logprobs.shape[1] - 1)
-        self.logprobs.append(logprobs.gather(1, token)[:, 0])
-        return torch.full_like(logprobs, -torch.inf).scatter_(1, token, 0.0)
-
-
-class _HalfEnded(StoppingCriteria):
-    """Stops ``generate`` once half of its sequences have ended, so that they can leave the batch."""
-
-    def __init__(self, eos_ids: Sequence[int]) -> None:
-        self.eos_ids = eos_ids
-        self.ended: Tensor | None = None  # [B]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        """[B] boolean, all alike."""
-        ends = torch.isin(input_ids[:, -1], torch.tensor(self.eos_ids, device=input_ids.device))
-        self.ended = ends if self.ended is None else self.ended | ends
-        return (2 * self.ended.sum() >= len(self.ended)).expand(len(self.ended))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ SOURCE = "LongBlocks-mini"
 LENGTH_TOLERANCE = 0.02
 """Largest relative difference between a prompt's length in tokens and what was asked for, from 256 tokens on."""
 
+WORD = re.compile(r"\s*\S+\n*")
 _LOOKAHEAD = 24
 """Filler units among which the last ones are chosen by their length."""
 _MAX_TOKENS = 64
@@ -59,7 +60,8 @@ class Request:
 class TokenCounter:
     """Counts tokens word by word, remembering each word: the tokens of a text are those of its words.
 
-    True for tokenizers that split at spaces first, as those of the mini models and of Qwen do.
+    True for tokenizers that split at spaces first, as those of the mini models and of Qwen do. A word has the blanks
+    before it and the line ends behind it, since tokens may hold both.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -69,7 +71,7 @@ class TokenCounter:
     def __call__(self, text: str) -> int:
         counts = self._counts
         total = 0
-        for word in re.findall(r"\s?\S+", text):
+        for word in WORD.findall(text):
             count = counts.get(word)
             if count is None:
                 count = counts[word] = len(encode_text(self._tokenizer, word))

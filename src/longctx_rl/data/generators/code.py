@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, get_args
 
-from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE, Request, fit_units
+from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE, Request, fit_units, token_counter
 from longctx_rl.data.generators.code_tasks import ENTRY, KINDS, Kind, Task
 from longctx_rl.data.generators.helpers import Author, Module
 from longctx_rl.data.generators.names import Cast
 from longctx_rl.data.generators.world import essay
-from longctx_rl.data.prompts import encode_prompt, encode_text
+from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.types import CodeTask, Evidence, Example
 
 Condition = Literal["closed", "short", "pad", "pad_near", "bury", "hard"]
@@ -78,29 +78,26 @@ def _document(
     placed = [(places.random(), module.text) for module in shown]
     others: list[Module] = []
     if request.length and setting.condition not in ("closed", "short"):
-        frame = _example(request, setting, task, "", [], 0)
+        frame, count = _example(request, setting, task, "", [], 0), token_counter(request.tokenizer)
         used = sum(map(len, encode_prompt(request.tokenizer, frame)))
-        used += sum(_tokens(request, text) for _, text in placed)
+        used += sum(count(text) for _, text in placed)
         if used > request.length * (1 + LENGTH_TOLERANCE):
             raise ValueError(f"{request.family_id} takes {used} tokens before filler: raise length={request.length}")
         budget = request.length - used
         if setting.condition in ("pad", "pad_near"):
             prose = (f"{text}\n" for text in essay(request.rng("prose"), request.split))
             place = 1.0 if setting.condition == "pad" else -1.0
-            placed += [(place, text) for text in fit_units(prose, budget, lambda text: _tokens(request, text))]
+            placed += [(place, text) for text in fit_units(prose, budget, count)]
         else:
             author = Author(request.rng("distractors"), cast, request.split, setting.level)
             most = MOST_TOKENS[setting.level]
-
-            def cost(one: Module) -> int:
-                return _tokens(request, one.text)
-
-            others = list(fit_units(author.modules(), budget, cost, most=most, lookahead=CHOICE))
+            chosen = fit_units(author.modules(), budget, lambda one: count(one.text), most=most, lookahead=CHOICE)
+            others = list(chosen)
             placed += [(places.random(), module.text) for module in others]
-            left = budget - sum(map(cost, others))
+            left = budget - sum(count(module.text) for module in others)
             if left > LENGTH_TOLERANCE * request.length:  # modules are large
                 remarks = (f"# {text}\n" for text in essay(request.rng("remarks"), request.split))
-                placed += [(1.0, text) for text in fit_units(remarks, left, lambda text: _tokens(request, text))]
+                placed += [(1.0, text) for text in fit_units(remarks, left, count)]
     placed.sort(key=lambda one: one[0])
     return "".join(text for _, text in placed).rstrip("\n"), others
 
@@ -120,10 +117,6 @@ def _more_tasks(request: Request, setting: Setting, modules: Sequence[Module]) -
             chosen.append(found)
         free = [one for one in free if one not in chosen]
         yield kind.about(chosen)
-
-
-def _tokens(request: Request, text: str) -> int:
-    return len(encode_text(request.tokenizer, text))
 
 
 def _example(

@@ -1,7 +1,8 @@
 """Nonce helper functions: their names, what they are said to compute, and what they do, which nobody can guess.
 
-A helper is found by its topic ("the KesDal of x"), which its docstring names and then imports it; its name says nothing. What it computes
-are random constants, so code that does not call it, or copy it, is wrong on nearly every input.
+A helper is found by its topic ("the KesDal of x"), which its docstring names before it shows the import; its name says
+nothing. What it computes are random constants, so code that does not call it, or copy it, is wrong on nearly every
+input.
 """
 
 from collections.abc import Iterator

@@ -17,10 +17,10 @@ from itertools import pairwise
 from random import Random
 from typing import Literal, get_args
 
-from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE, SOURCE, Request, fit_units
+from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE, SOURCE, Request, fit_units, token_counter
 from longctx_rl.data.generators.names import Cast, Split
 from longctx_rl.data.generators.wording import CORES, RELATIONS, Wording, wordings
-from longctx_rl.data.prompts import encode_prompt, encode_text
+from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.types import Evidence, Example
 
 Form = Literal["original", "expanded", "context"]
@@ -239,10 +239,7 @@ def _document(request: Request, form: Form, teller: Teller, items: Sequence[Item
     texts = [f"{fact.sentence}\n" if form == "original" else teller.passage(fact) for fact in facts]
     placed = [(places.random(), text) for text in texts]
     if form == "context" and request.length:
-
-        def count(text: str) -> int:
-            return len(encode_text(request.tokenizer, text))
-
+        count = token_counter(request.tokenizer)
         frame = _example(request, form, items[0], f"{HEADER}\n", 0)
         used = sum(map(len, encode_prompt(request.tokenizer, frame))) + sum(count(text) for text in texts)
         if used > request.length * (1 + LENGTH_TOLERANCE):

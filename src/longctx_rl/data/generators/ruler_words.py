@@ -1,9 +1,9 @@
-"""Keys and values of RULER's needles: pairs of words, numbers, uuids."""
+"""The words of RULER: keys and values of its needles, variables, coded words."""
 
 from collections.abc import Callable
 from random import Random
 
-from longctx_rl.data.generators.names import MAX_DRAWS, Split, split_of
+from longctx_rl.data.generators.names import MAX_DRAWS, SYLLABLES, Split, split_of
 
 _FIRST_WORDS = """
 amber brave calm dark early faint gentle happy icy jolly keen lucky mild noble odd proud quick rare silent tidy
@@ -46,3 +46,23 @@ class Draw:
     def _uuid(self) -> str:
         text = f"{self.rng.getrandbits(128):032x}"
         return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def variable_name(rng: Random, split: Split, known: set[str]) -> str:
+    """Five capital letters, added to ``known``."""
+    while True:
+        one = "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=5))
+        if one not in known and split_of(one) == split:
+            known.add(one)
+            return one
+
+
+def nonce_words(rng: Random, split: Split, count: int, known: set[str]) -> list[str]:
+    """New lower-case words of two or three syllables, which are added to ``known``."""
+    found: list[str] = []
+    while len(found) < count:
+        word = "".join(rng.choices(SYLLABLES, k=rng.choice((2, 3))))
+        if split_of(word) == split and word.lower() not in known:
+            found.append(word.lower())
+            known.add(word.lower())
+    return found

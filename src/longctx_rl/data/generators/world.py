@@ -120,10 +120,16 @@ def filler(
         yield (fact,)
 
 
-def essay(rng: Random, split: Split) -> Iterator[str]:
-    """Running text about nothing that is asked, without end: chronicles, one after the other."""
+def essay(rng: Random, split: Split, avoid: Sequence[str] = ()) -> Iterator[str]:
+    """Running text about nothing that is asked, without end: chronicles, one after the other.
+
+    ``avoid``: names with whose syllables nobody is called.
+    """
     while True:
-        stream = filler(Narrator(rng, Cast(split), split))
+        cast = Cast(split)
+        for name in avoid:
+            cast.block(name)
+        stream = filler(Narrator(rng, cast, split))
         for _ in range(1000):
             yield " ".join(one.sentence for one in next(stream))
 

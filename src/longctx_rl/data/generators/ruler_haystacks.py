@@ -1,0 +1,222 @@
+"""RULER's haystacks: what stands in each, and what each of the thirteen shapes asks of it.
+
+Shapes with the same kind of hay share a haystack, so that one document serves several questions: in the noise a needle
+and variables; in essays a number and a uuid, or keys of one and of four values; paragraphs for both kinds of question.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from random import Random
+
+from longctx_rl.data.generators import grounding, multihop
+from longctx_rl.data.generators.chronicle import Request
+from longctx_rl.data.generators.names import Cast
+from longctx_rl.data.generators.ruler_words import Draw, nonce_words, variable_name
+from longctx_rl.data.generators.world import Core, Narrator, essay
+from longctx_rl.types import UNANSWERABLE
+
+NOISE = (
+    "The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.",
+)  # fmt: skip
+"""RULER's own noise."""
+KEYS = 4
+"""Of one value each, where there are several; and values of the one key that has several."""
+CHAINS, HOPS = 3, 4
+"""Of variables. RULER has one chain: every variable in its text is an answer."""
+COMMON, OFTEN, SELDOM = 10, 30, 3
+"""Words that come often, how often at most, and how often the others come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a shape asks of a haystack."""
+
+    question: str
+    answers: tuple[str, ...]
+    needles: tuple[str, ...] = ()
+    """The haystack's needles that answer it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Haystack:
+    """What must stand in a document, and an endless supply of hay."""
+
+    about: str
+    """What to look for in it, as its instruction says."""
+    needles: tuple[str, ...]
+    hay: Iterator[str]
+    asked: Mapping[str, Asked]
+    """Shape to its question."""
+    ordered: bool = field(default=False, kw_only=True)
+    """The needles' order is kept; it is drawn anew otherwise."""
+
+
+def needle(key: str, kind: str, value: str) -> str:
+    return f"One of the special magic {kind} for {key} is: {value}."
+
+
+def ask(kind: str, values: Mapping[str, Sequence[str]]) -> Asked:
+    """The question for all values of some keys."""
+    answers = tuple(value for of_key in values.values() for value in of_key)
+    one = len(answers) == 1
+    what = f"the special magic {kind.removesuffix('s') if one else kind} for {', '.join(values)}"
+    return Asked(
+        f"What {'is' if one else 'are all'} {what} mentioned in the provided text?",
+        answers,
+        tuple(needle(key, kind, value) for key, of_key in values.items() for value in of_key),
+    )
+
+
+def noise(rng: Random, request: Request) -> Haystack:
+    """A number in the noise, and chains of variables."""
+    draw = Draw(rng, request.split)
+    single = ask("numbers", {draw.new("words"): (draw.new("numbers"),)})
+    names: set[str] = set()
+    chains = [[variable_name(rng, request.split, names) for _ in range(HOPS + 1)] for _ in range(CHAINS)]
+    values = rng.sample(range(10_000, 100_000), CHAINS)
+    told = [
+        [f"VAR {chain[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(chain))]
+        for value, chain in zip(values, chains, strict=True)
+    ]
+    order = [index for index, lines in enumerate(told) for _ in lines]
+    rng.shuffle(order)
+    streams = [iter(lines) for lines in told]
+    needles = [next(streams[index]) for index in order]
+    needles[(place := rng.randrange(len(needles) + 1)) : place] = single.needles
+    variables = Asked(
+        f"Find all variables that are assigned the value {values[0]} in the text above, directly or through other "
+        "variables.",
+        tuple(chains[0]),
+        tuple(told[0]),
+    )
+    hay = (" ".join(NOISE) for _ in iter(int, 1))
+    asked = {"niah_single_1": single, "vt": variables}
+    return Haystack("the special magic numbers and variables", tuple(needles), hay, asked, ordered=True)
+
+
+def singles(rng: Random, request: Request) -> Haystack:
+    """One number and one uuid in essays."""
+    draw = Draw(rng, request.split)
+    number, uuid = (ask(kind, {draw.new("words"): (draw.new(kind),)}) for kind in ("numbers", "uuids"))
+    return Haystack(
+        "the special magic numbers and uuids",
+        number.needles + uuid.needles,
+        essay(rng, request.split),
+        {"niah_single_2": number, "niah_single_3": uuid},
+    )
+
+
+def several(rng: Random, request: Request) -> Haystack:
+    """Numbers in essays: four keys of one value, of which one or all are asked for, and one key of four."""
+    draw = Draw(rng, request.split)
+    values = {draw.new("words"): (draw.new("numbers"),) for _ in range(KEYS)}
+    many = {draw.new("words"): tuple(draw.new("numbers") for _ in range(KEYS))}
+    asked = rng.choice(list(values))
+    query = rng.sample(list(values), KEYS)
+    every = ask("numbers", {key: values[key] for key in query})
+    several_values = ask("numbers", many)
+    return Haystack(
+        "the special magic numbers",
+        every.needles + several_values.needles,
+        essay(rng, request.split),
+        {
+            "niah_multikey_1": ask("numbers", {asked: values[asked]}),
+            "niah_multivalue": several_values,
+            "niah_multiquery": every,
+        },
+    )
+
+
+def among_needles(shape: str, keys: str, kind: str) -> Callable[[Random, Request], Haystack]:
+    """Hay that is needles too."""
+
+    def make(rng: Random, request: Request) -> Haystack:
+        draw = Draw(rng, request.split)
+        one = ask(kind, {draw.new(keys): (draw.new(kind),)})
+        hay = (needle(draw.new(keys), kind, draw.new(kind)) for _ in iter(int, 1))
+        return Haystack(f"the special magic {kind}", one.needles, hay, {shape: one})
+
+    return make
+
+
+def common_words(rng: Random, request: Request) -> Haystack:
+    """Ten words that come often among words that come three times."""
+    wanted = nonce_words(rng, request.split, COMMON, set())
+    count = max(SELDOM + 2, min(OFTEN, (request.length or 2048) // 128))
+    listed = [word for word in wanted for _ in range(count)]
+
+    def hay() -> Iterator[str]:
+        known = set(wanted)
+        while True:
+            block = nonce_words(rng, request.split, 40, known) * SELDOM
+            rng.shuffle(block)
+            yield from block
+
+    question = f"What are the {COMMON} most common words in the list above?"
+    rng.shuffle(listed)
+    return Haystack(
+        "the words that come more often than others",
+        tuple(listed),
+        hay(),
+        {"cwe": Asked(question, tuple(sorted(wanted)))},
+    )
+
+
+def frequent_words(rng: Random, request: Request, *, alpha: float = 2.0) -> Haystack:
+    """Coded words whose frequencies follow a zeta law; the most frequent is noise, the next three are wanted."""
+    words = nonce_words(rng, request.split, 200, set())
+    weights = [1 / rank**alpha for rank in range(1, len(words) + 1)]
+    total = max(60, (request.length or 1024) // 8)
+    counts = Counter({word: int(total * weight / sum(weights)) for word, weight in zip(words, weights, strict=True)})
+    for word, extra in zip(words[1:4], (3, 2, 1), strict=True):  # no ties among what is asked for
+        counts[word] += extra
+    listed = [word if word != words[0] else "..." for word, times in counts.items() for _ in range(times)]
+    rng.shuffle(listed)
+    question = "What are the three most frequently appearing words in the coded text above? Do not count the dots."
+    return Haystack(
+        "the frequency of each coded word",
+        (" ".join(listed),),
+        ("..." for _ in iter(int, 1)),
+        {"fwe": Asked(question, tuple(words[1:4]))},
+    )
+
+
+def paragraphs(rng: Random, request: Request) -> Haystack:
+    """What answers a question of one fact and one of several, among paragraphs about other people."""
+    narrator = Narrator(rng, Cast(request.split), request.split)
+    cores = {"qa_1": _answerable(narrator, grounding.core), "qa_2": _answerable(narrator, multihop.core)}
+    asked_about = [step.subject for core in cores.values() for step in core.query.steps]
+    stream = essay(rng, request.split, asked_about)
+    texts = {shape: [" ".join(one.sentence for one in unit) for unit in core.units] for shape, core in cores.items()}
+    asked = {}
+    for shape, core in cores.items():
+        steps = [step.sentence for step in core.query.steps]
+        holding = tuple(text for text in texts[shape] if any(step in text for step in steps))
+        asked[shape] = Asked(core.query.question, (core.query.answer,), holding)
+    return Haystack(
+        "the paragraphs",
+        tuple(text for of_shape in texts.values() for text in of_shape),
+        (f"{first} {next(stream)}" for first in stream),
+        asked,
+    )
+
+
+def _answerable(narrator: Narrator, core: Callable[[Narrator], Core]) -> Core:
+    while (found := core(narrator)).query.answer == UNANSWERABLE:
+        pass
+    return found
+
+
+HAYSTACKS: dict[tuple[str, ...], Callable[[Random, Request], Haystack]] = {
+    ("niah_single_1", "vt"): noise,
+    ("niah_single_2", "niah_single_3"): singles,
+    ("niah_multikey_1", "niah_multivalue", "niah_multiquery"): several,
+    ("niah_multikey_2",): among_needles("niah_multikey_2", "words", "numbers"),
+    ("niah_multikey_3",): among_needles("niah_multikey_3", "uuids", "uuids"),
+    ("cwe",): common_words,
+    ("fwe",): frequent_words,
+    ("qa_1", "qa_2"): paragraphs,
+}
+"""Shapes that ask about one document, and what makes it."""

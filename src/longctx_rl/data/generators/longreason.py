@@ -9,6 +9,9 @@ An item is a handful of facts, a question and four options. The same item comes 
 So expanded against original is what wordiness costs, and a length against expanded is what distance and distraction
 cost. Three kinds of reasoning: reading (relations in a chain), logic (an order from pairs), arithmetic (amounts from
 differences).
+
+Each option's letter stands behind it, and a response names both before its last line: a small model copies what follows
+a name, and did not learn in hundreds of steps to find what stands before one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -163,8 +166,9 @@ def _logic(teller: Teller) -> Item:
     first = rng.random() < 0.5
     answer = people[0] if first else people[-1]
     wrong = [one for one in people if one != answer]
-    question = f"of these four, who was there {'first' if first else 'last'}?"
-    steps = tuple(fact.canonical for fact in facts)
+    place = "first" if first else "last"
+    question = f"of these four, who was there {place}?"
+    steps = (*(fact.canonical for fact in facts), f"the {place} is {answer}")
     return _item(rng, "logic", facts, question, answer, wrong, steps)
 
 
@@ -252,7 +256,7 @@ def _document(request: Request, form: Form, teller: Teller, items: Sequence[Item
 
 
 def _example(request: Request, form: Form, item: Item, document: str, number: int) -> Example:
-    options = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, item.options, strict=True))
+    options = "".join(f"\n{option} ({letter})" for letter, option in zip(LETTERS, item.options, strict=True))
     suffix = f"-q{number}" if number else ""
     return Example(
         id=f"{request.family_id}-{form}-L{request.length}{suffix}",
@@ -260,7 +264,7 @@ def _example(request: Request, form: Form, item: Item, document: str, number: in
         question=f"Question: {item.question}{options}",
         answer=item.letter,
         task=request.task,
-        response=". ".join(item.steps) + f".\nAnswer: {item.letter}",
+        response=". ".join(item.steps) + f" ({item.letter}).\nAnswer: {item.letter}",
         source=SOURCE,
         evidence=tuple(
             Evidence(fact.sentence, fact.canonical, max(document.find(fact.sentence), 0) / max(len(document), 1))

@@ -69,7 +69,7 @@ def distance(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     facts = dataclasses.asdict(config.kl) | {"checkpoint": config.checkpoint, "base_weights": weights_hash(base)}
     model = load_model(config.checkpoint).eval()
     for one in (model, base):
-        one.to(device_of(config, Share()), getattr(torch, config.dtype))
+        nn.Module.to(one, device_of(config, Share()), getattr(torch, config.dtype))
     return f"KL to {config.kl.base}\n" + kl.measure(
         path, facts, model, base, tokenizer, config.kl, config.rollout.batch_tokens
     )

@@ -61,7 +61,7 @@ def run(config: HarnessConfig) -> str:
             f"the tokenizer has more tokens than {config.checkpoint} knows: give its own, tokenizer=FOLDER"
         )
     cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
-    model.to("cuda" if cuda else "cpu", getattr(torch, config.dtype))
+    nn.Module.to(model, "cuda" if cuda else "cpu", getattr(torch, config.dtype))
     from longctx_rl.evals.harness_model import HarnessModel  # needs lm_eval
 
     adapter = HarnessModel(

@@ -37,7 +37,7 @@ def items(
 def read(example: Example) -> str:
     """The right letter, from the text alone."""
     text = example.document
-    options = dict(re.findall(r"\n([A-D])\. (\S+)", example.question))
+    options = {letter: name for name, letter in re.findall(r"\n(\S+) \(([A-D])\)", example.question)}
     assert list(options) == list(LETTERS) and len(set(options.values())) == 4
     (question,) = re.findall(r"Question: (.*)\?", example.question)
     if question.startswith("who is the"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl.config_eval import EvaluateConfig, SuiteConfig
@@ -55,7 +56,7 @@ def ask(
         ValueError: answers to other prompts, or code that cannot be run.
     """
     attention.install(model)
-    model.to(device_of(config, share), getattr(torch, config.dtype))
+    nn.Module.to(model, device_of(config, share), getattr(torch, config.dtype))
     with ExitStack() as stack:
         code = None
         if runs_code(config.eval.suites):

@@ -65,7 +65,8 @@ def base_model(config: KLConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrain
             f"kl.base={config.base} has other tokens than the checkpoint, so their distributions cannot be compared: "
             "give the model that it was trained from, or kl.base=null"
         )
-    model = load_model(config.base).eval()
+    model = load_model(config.base)
+    model.eval()
     if config.length + config.max_new_tokens > context_length(model):
         raise ValueError(
             f"kl.length={config.length} and kl.max_new_tokens={config.max_new_tokens} exceed the context of "

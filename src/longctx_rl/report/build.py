@@ -110,11 +110,13 @@ def _dynamics(name: str, groups: comparison.Groups) -> dict[str, Callable[[], Fi
 
 def _transfer_points(found: Sequence[Result]) -> str:
     base = base_of(found)
+    methods = methods_of(found) if base is not None else {}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["method", "seed", "step", "last", "code", "gain_longreason", "gain_code"])
-    for method, runs in methods_of(found).items() if base is not None else ():
+    for method, runs in methods.items():
         for column in (CODE_LONG, CODE_SHORT):
+            assert base is not None
             for point in figures.transfer_points(runs, base, column):
                 gains = [f"{point[key]:.6g}" for key in ("longreason", "code")]
                 writer.writerow([method, *(int(point[key]) for key in ("seed", "step", "last")), column.key, *gains])

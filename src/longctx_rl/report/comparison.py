@@ -96,8 +96,8 @@ def at_equal_cost(axis: str, methods: Groups, base: Result, columns: Sequence[Co
     for row, runs in methods.items():
         read = [(run.costs[step][axis], step) for run in runs if (step := reading(run)) is not None]
         if read:
-            cost, step = fmean(one for one, _ in read), fmean(one for _, one in read)
-            spent.append(f"{row} {cost:.3g} (step {step:.0f})")
+            cost, steps = fmean(one for one, _ in read), fmean(one for _, one in read)
+            spent.append(f"{row} {cost:.3g} (step {steps:.0f})")
     caption = (
         f"{base.name}, each run at its last evaluation within {limit:.3g} {WORDS[axis]}, the least that any run spent "
         f"in all (5 % more is let pass). Read at, mean over runs: {', '.join(spent)}. Evaluations during training ask "
@@ -161,8 +161,8 @@ def costs(groups: Groups) -> Table:
             ", ".join(sorted({str(run.config.get("data.lengths")) for run in runs})),
         ]
         rows.append((row, tuple(entries)))
-    headings = ("", "runs", "trained tokens", "sampled tokens", "FLOPs", "seconds")
-    headings += ("FLOPs per prompt", "seconds per prompt", "prompt lengths")
+    spent_in_all = ("trained tokens", "sampled tokens", "FLOPs", "seconds")
+    headings = ("", "runs", *spent_in_all, "FLOPs per prompt", "seconds per prompt", "prompt lengths")
     return Table("costs", "Means over runs; evaluations are not counted.", headings, tuple(rows))
 
 

@@ -4,8 +4,8 @@ import io
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib import style as styles
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ def drawn(make: Callable[[], Figure]) -> dict[str, bytes]:
     """Extension to the file's content, without dates. ``make`` is called with this project's style."""
     kinds: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
     files = {}
-    with matplotlib.rc_context(STYLE):
+    with styles.context(["default", STYLE], after_reset=True):
         figure = make()
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # it is laid out now, once for both kinds
@@ -151,7 +151,7 @@ def dynamics_figure(groups: Groups) -> Figure:
         panel_row[0].set_ylabel(DYNAMICS[metric])
     for panel, words in zip(panels[-1], AXES.values(), strict=True):
         panel.set_xlabel(words)
-    _legend_below(figure, panels.ravel())
+    _legend_below(figure, list(panels.flat))
     return figure
 
 

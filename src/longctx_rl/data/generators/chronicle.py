@@ -25,7 +25,7 @@ SOURCE = "LongBlocks-mini"
 LENGTH_TOLERANCE = 0.02
 """Largest relative difference between a prompt's length in tokens and what was asked for, from 256 tokens on."""
 
-WORD = re.compile(r"\s*\S+\n*")
+WORD = re.compile(r"\s*\S+\n*|\s+")
 _LOOKAHEAD = 24
 """Filler units among which the last ones are chosen by their length."""
 _MAX_TOKENS = 64

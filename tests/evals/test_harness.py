@@ -27,7 +27,7 @@ PAIRS = [
     ("The rival ", "is"),
     ("", "KesDal said so."),
 ]
-OPTIONS = [" KesDal", " MorLin", " TorVin"]
+OPTIONS = ["KesDal", "MorLin", "TorVin"]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_tasks_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ou
     (written,) = ours.generate_until(instances("generate_until", (CONTEXT, {"max_gen_toks": 12})))
     folder = tasks(tmp_path, written.strip())
     before = ours.tok_encode(CONTEXT.rstrip())
-    scores = [naive(before, ours.tok_encode(CONTEXT + option)[len(before) :])[0] for option in OPTIONS]
+    scores = [naive(before, ours.tok_encode(f"{CONTEXT} {option}")[len(before) :])[0] for option in OPTIONS]
     table = harness.run(composed_harness(command(folder, "tasks=[local_options,local_writing]")))
     assert "local_options" in table and "local_writing" in table
     found = json.loads((folder / "out" / "results.json").read_text())["results"]

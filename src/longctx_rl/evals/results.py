@@ -190,7 +190,7 @@ def depth_map(suite: Suite, task: str) -> dict[tuple[int, int], tuple[float, int
 
 def examples(suite: Suite, task: str) -> tuple[ItemRecord | None, ItemRecord | None]:
     """One item of a task that is right and the one that is most wrong, each of the longest prompts that have one."""
-    longest_first = [group for (name, _), group in reversed(suite.groups.items()) if name == task]
+    longest_first = [group for (name, _), group in reversed(list(suite.groups.items())) if name == task]
     ordered = [record for group in longest_first for record in group]
     right = next((record for record in ordered if record.score == 1.0), None)
     wrong = min((r for r in ordered if r.score < 1.0), key=lambda record: record.score, default=None)

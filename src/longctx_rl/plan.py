@@ -169,7 +169,7 @@ def render(configs: Sequence[Config], jobs: int) -> str:
     time = makespan([cost.seconds for cost in costs], jobs)
     lines += [
         f"{len(configs)} runs: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count),
-        f"cost: {total}".replace("  ", " ") + f"; {duration(time)} with sweep.jobs={jobs}"
+        f"cost: {' '.join(str(total).split())}" + f"; {duration(time)} with sweep.jobs={jobs}"
         if costs
         else "cost: not known before a run of this kind is finished",
     ]

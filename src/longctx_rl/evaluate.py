@@ -131,6 +131,10 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
             name: {"max_new_tokens": suite.max_new_tokens, "answer_slack": suite.answer_slack}
             for name, suite in config.eval.suites.items()
         },
+        "asked": {
+            name: {"items": config.eval.items, "cells": list(plan_of(config, name).cells())}
+            for name in config.eval.suites
+        },
     }
     path, other = out / "evaluation.json", "choose another out=FOLDER"
     if path.exists():
@@ -138,11 +142,14 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
         for key in ("weights", "dtype"):
             if theirs[key] != mine[key]:
                 raise ValueError(f"{out} holds answers of other {key} ({theirs['checkpoint']}, {theirs[key]}): {other}")
+        if "limits" not in theirs:
+            raise ValueError(f"{out} was written by an older version, which kept no limits of answers: {other}")
         for name, limits in theirs["limits"].items():
             for key, limit in limits.items():
                 if mine["limits"].setdefault(name, limits)[key] != limit:
                     setting = f"eval.suites.{name}.{key}={'null' if limit is None else limit}"
                     raise ValueError(f"{out} holds answers under another token limit: set {setting}, or {other}")
+        mine["asked"] = theirs.get("asked", {}) | mine["asked"]
     elif (out / "config.yaml").exists() or (out / "evals").exists():
         raise ValueError(f"{out} is a training run's folder, whose records would be lost: {other}")
     try:

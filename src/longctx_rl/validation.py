@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from longctx_rl.config import AlgoConfig, Config, DivergenceConfig
     from longctx_rl.config_eval import EvalConfig, EvaluateConfig, KLConfig
+    from longctx_rl.config_model import ModelConfig
 
 SHIPPED = ("mini-student", "mini-teacher")
 SAMPLED_ESTIMATORS = ("k1", "k2", "k3")
@@ -42,19 +43,7 @@ def _problems(c: "Config") -> Iterator[str]:
             f"model.teacher_cache={c.model.teacher_cache} holds recorded answers, but +algo={c.algo.name} draws its "
             "tokens anew: set model.teacher_cache=null"
         )
-    if c.model.architecture is not None and c.model.student not in SHIPPED:
-        yield (
-            f"model.architecture starts from random weights, so model.student={c.model.student} would be left out: "
-            "set model.architecture=null, or choose model=mini"
-        )
-    if (yarn := c.model.yarn) is not None:
-        if c.model.architecture is not None:
-            yield "model.yarn stretches pretrained models: set model.yarn=null, and model.architecture.max_length"
-        if not (yarn.factor > 1 and yarn.original_context > 0):
-            yield (
-                f"model.yarn.factor={yarn.factor}, original_context={yarn.original_context}: need a factor above 1, "
-                "such as model.yarn='{factor: 4.0, original_context: 32768}'"
-            )
+    yield from _model(c.model)
     if c.algo.source == "policy" and c.data.questions_per_document != 1:
         yield (
             f"data.questions_per_document={c.data.questions_per_document} is for recorded answers: "
@@ -98,6 +87,23 @@ def _problems(c: "Config") -> Iterator[str]:
         yield from _longblocks(c)
     yield from _positive(c)
     yield from _suites(c.eval)
+
+
+def _model(m: "ModelConfig") -> Iterator[str]:
+    if m.architecture is not None and m.student not in SHIPPED:
+        yield (
+            f"model.architecture starts from random weights, so model.student={m.student} would be left out: "
+            "set model.architecture=null, or choose model=mini"
+        )
+    if m.yarn is None:
+        return
+    if m.architecture is not None:
+        yield "model.yarn stretches pretrained models: set model.yarn=null, and model.architecture.max_length"
+    if not (m.yarn.factor > 1 and m.yarn.original_context > 0):
+        yield (
+            f"model.yarn.factor={m.yarn.factor}, original_context={m.yarn.original_context}: need a factor above 1, "
+            "such as model.yarn='{factor: 4.0, original_context: 32768}'"
+        )
 
 
 def _algo(a: "AlgoConfig") -> Iterator[str]:

@@ -21,7 +21,10 @@ README = "# t\n\n<!-- table1/levels -->\n<!-- end -->\n\nmore\n"
 
 def report(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """``python -m longctx_rl.report`` in a process that fails if torch is imported."""
-    code = "import sys; sys.modules['torch'] = None; from longctx_rl.report.__main__ import main; main()"
+    code = (
+        "import sys\nfrom longctx_rl.report.__main__ import main\ntry:\n    main()\n"
+        "finally:\n    assert 'torch' not in sys.modules"
+    )
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_API_KEY"}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, env=environment)

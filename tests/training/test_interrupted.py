@@ -34,11 +34,13 @@ def interrupt(*_: Any) -> None:
 
 
 def at(step: int, then: Callable[..., None], *, before: bool = False) -> Callable[[Callable[..., Any], Any], Any]:
-    """Wraps a function: at its call for ``step``, ``then`` comes after it, or before it."""
+    """Wraps a function: at its first call for ``step``, ``then`` comes after it, or before it."""
 
     def wrap(function: Callable[..., Any], step_of: Callable[..., int]) -> Callable[..., Any]:
+        waiting = [True]
+
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            here = step_of(*args, **kwargs) == step
+            here = step_of(*args, **kwargs) == step and bool(waiting) and waiting.pop()
             if here and before:
                 then()
             result = function(*args, **kwargs)

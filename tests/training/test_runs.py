@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from config.composing import composed
 from longctx_rl import process, train
-from longctx_rl.config import ArchitectureConfig
+from longctx_rl.config_model import ArchitectureConfig
 from longctx_rl.data.packing import pack
 from longctx_rl.data.source import recorded_group
 from longctx_rl.engine import distributed

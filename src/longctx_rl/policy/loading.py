@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from longctx_rl.config import ArchitectureConfig, ModelConfig, YarnConfig
+from longctx_rl.config_model import ArchitectureConfig, ModelConfig, YarnConfig
 
 transformers_logging.disable_progress_bar()  # a run has one progress line, its own
 UNLOADABLE = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)

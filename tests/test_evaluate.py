@@ -142,7 +142,7 @@ def test_what_a_process_cannot_do_is_said_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["eval=typo"], "eval=typo: choose one of ablation, all, code, heldout, longblocks, longreason, longreason_hub, "),
+        (["eval=typo"], "eval=typo: choose one of ablation, all, code, heldout, longblocks, longreason, "),
         (["eval=none"], "eval=none asks nothing: choose eval=all, or a suite"),
         (["eval.items=0"], "eval.items=0: set it above 0"),
         (["processes=0"], "processes=0: set it above 0"),

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from config.composing import composed
-from longctx_rl.config import Config
+from longctx_rl.__main__ import composed
 from longctx_rl.report import build, results
 from longctx_rl.report.check import check_files, check_origin, same
 from longctx_rl.report.experiment import Experiment
@@ -82,14 +81,10 @@ def test_pictures_are_compared_by_their_pixels(checkout: Path) -> None:
 
 def test_a_result_whose_command_gives_another_configuration_is_named(checkout: Path) -> None:
     result = results.read(checkout / "experiments" / "table1" / "results" / "sft-mini-mix-s1.jsonl")
-
-    def compose(overrides: list[str]) -> Config:
-        return composed(*overrides)
-
-    assert check_origin(result, compose) == ([], [])
+    assert check_origin(result, composed) == ([], [])
     changed = replace(result, config=result.config | {"optim.lr": 0.5, "old.key": 1})
     changed.config.pop("seed")
-    problems, notes = check_origin(changed, compose)
+    problems, notes = check_origin(changed, composed)
     assert (
         len(problems) == 1 and "sft-mini-mix-s1 was not made by `python -m longctx_rl +algo=sft seed=1" in problems[0]
     )
@@ -97,7 +92,7 @@ def test_a_result_whose_command_gives_another_configuration_is_named(checkout: P
     assert notes == ["new since then: seed=1", "gone since then: old.key=1"]
     commands = {None: "its command is not known", "python -m longctx_rl +algo=nope": "no configuration today"}
     for command, said in commands.items():
-        (problem,), _ = check_origin(replace(result, origin={"command": command}), compose)
+        (problem,), _ = check_origin(replace(result, origin={"command": command}), composed)
         assert said in problem
 
 

@@ -45,7 +45,7 @@ SHORT, LONG = 256, 1024
 LENGTHS = (SHORT, 512, LONG)
 CODE = ("closed", "short", "pad", "bury", "hard")
 REASONING = ("original", "expanded", "context")
-FAR = (512, LONG)
+FAR = (768, LONG)
 """Lengths of code and multiple choice."""
 TOKENS = 96
 """Of an answer."""

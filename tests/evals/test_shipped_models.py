@@ -1,5 +1,7 @@
 """The shipped weights fit the world that the generators tell of: a change of wording or tokens would show here."""
 
+from contextlib import closing
+
 import pytest
 
 from longctx_rl.config_eval import SuiteConfig
@@ -10,12 +12,14 @@ from longctx_rl.evals.suites import Plan, items_of
 from longctx_rl.evals.summary import cells
 from longctx_rl.policy import attention
 from longctx_rl.policy.loading import load_model, load_tokenizer
-from longctx_rl.rewards.code import ExactGrader
+from longctx_rl.rewards.code import CodeGrader, ExactGrader
 from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.sandbox import isolation
 from longctx_rl.types import UNANSWERABLE
 
 TASKS = ("multihop", "grounding", "longform")
 ITEMS = 24
+BACKEND = "rlimit" if isolation.failure("bwrap") else "bwrap"
 
 
 @pytest.mark.parametrize(("name", "long"), [("mini-student", (0.0, 0.45)), ("mini-teacher", (0.8, 1.0))])
@@ -33,3 +37,17 @@ def test_good_at_short_context_and_at_long_if_it_is_the_teacher(name: str, long:
     blind = [Item(one.label, closed_book(one.example)) for one in items if one.example.answer != UNANSWERABLE]
     for cell in cells(answer(model, sampler, tokenizer, blind, ExactGrader(), step=0)):
         assert cell.score.value <= 0.05, cell
+
+
+@pytest.mark.parametrize(("name", "buried"), [("mini-student", (0.0, 0.5)), ("mini-teacher", (0.8, 1.0))])
+def test_writes_code_whose_helpers_are_shown_and_guesses_nothing(name: str, buried: tuple[float, float]) -> None:
+    model, tokenizer = load_model(name), load_tokenizer(name)
+    attention.install(model)
+    sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=64, batch_tokens=65536)
+    suite = SuiteConfig(labels=("closed", "short", "bury"), lengths=(1024,), max_new_tokens=64)
+    items = items_of("code", Plan(suite, ITEMS, 2000), tokenizer)
+    with closing(CodeGrader(BACKEND)) as code:
+        found = cells(answer(model, sampler, tokenizer, items, ExactGrader(code), step=0))
+    score = {cell.task: cell.score.value for cell in found}
+    assert score["closed"] == 0.0 and score["short"] >= 0.8
+    assert buried[0] <= score["bury"] <= buried[1]

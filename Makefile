@@ -28,7 +28,7 @@ demo: $(VENV)/.installed ## Train the mini student with dGRPO, 4 minutes on 2 co
 smoke: $(VENV)/.installed ## Two steps of each method, in seconds
 	$(PYTHON) -m longctx_rl -m +algo=sft,kd,grpo,opd,dgrpo +experiment=smoke experiment_name=smoke-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
-mini-models: $(VENV)/.installed ## Train the shipped mini models again from random weights, about 1 hour on 2 cores
+mini-models: $(VENV)/.installed ## Train the shipped mini models again from random weights, about 2 hours on 2 cores
 	$(PYTHON) experiments/mini_models/build.py $(ARGS)
 
 vllm-proof: $(VENV)/.installed-dev ## Build data and judge answers against a real vLLM server, 10 minutes

@@ -166,7 +166,7 @@ def test_evaluations_come_at_even_shares_of_the_budget(
 
 @pytest.mark.parametrize("which", [1, 2])
 @pytest.mark.parametrize(("target", "then", "before"), [("answers", kill, True), ("answers", kill, False),
-    ("checkpoint", kill, True), ("row", interrupt, False)])  # fmt: skip
+    ("checkpoint", kill, True), ("answers", interrupt, True)])  # fmt: skip
 def test_no_evaluation_at_a_share_is_lost_or_made_twice(
     which: int,
     target: str,

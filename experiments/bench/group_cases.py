@@ -180,7 +180,7 @@ class Ours:
         groups, one_by_one = apart(group) if self.variant == "separate" else [group], self.variant == "scheduled"
         with Memory() as memory:
             rows = prepare(self.config, self.engine, self.anchors, groups, watch, scheduled=one_by_one)
-            _, metrics = update(self.engine, rows, objective_from(self.config), global_count(groups), 1.0, watch)
+            _, metrics, _ = update(self.engine, rows, objective_from(self.config), global_count(groups), 1.0, watch)
         return memory.mib, metrics
 
 

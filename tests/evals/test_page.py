@@ -129,7 +129,7 @@ def test_numbers_are_the_summarys(written: Path) -> None:
         assert [(row["task"], row["length"]) for row in rows] == [(task, str(length or "-")) for task, length in cells]
         lines = summary.table(records.read(written / "evals" / f"{suite}.jsonl")).splitlines()[2:]
         plain = {(row["task"], row["length"]): f"{row['n']} {row['score']} {float(row['cut off']):.0f}" for row in rows}
-        assert plain == {(task, length): " ".join(rest) for task, length, *rest in map(str.split, lines)}
+        assert plain == {(task, length): " ".join(rest[:5]) for task, length, *rest in map(str.split, lines)}
     overview = {row["suite"]: row["mean score"] for row in found.table("", "What is answered")}
     mean = summary.metrics(records.read(written / "evals" / "ruler.jsonl"), "ruler")["eval/ruler/mean"]
     assert overview["ruler"] == f"{100 * mean:.1f}"

@@ -52,7 +52,8 @@ def test_cosine_of_policy_gradient_and_teacher(ce: float, tmp_path: Path) -> Non
         "+experiment=smoke",
         "engine=local",
         "rollout.max_new_tokens=64",
-        "batch.micro_batch_tokens=256",
+        "data.lengths=[768]",  # where student and teacher disagree
+        "batch.micro_batch_tokens=1280",
         "optim.lr=0",
         f"algo.weights.ce={ce}",
         f"runs_root={tmp_path}",

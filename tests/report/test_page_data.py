@@ -57,7 +57,7 @@ def test_long_curves_keep_their_ends_and_extremes() -> None:
     assert thinned([1, 2], [1.23456789, None]) == ([1, 2], [1.2346, None])
     flat = [{"step": step, "progress/trained_tokens": 10 * step, "loss/total": 1} for step in range(1, 2001)]
     rows = [row | {"progress/flops": 1e9 * row["step"], "progress/wall_seconds": row["step"] / 2} for row in flat]
-    long = Run(Path("a"), {}, {}, rows, (), True)  # type: ignore[arg-type]
+    long = Run(Path("a"), {}, {}, rows, (), True)
     assert set(curves_of(long)) == {"loss/total"}
     axes = axes_of(long)
     assert len(axes["step"]) == POINTS + 1 and axes["flops"][-1] == 2e12 and axes["step"][0] == axes["flops"][0] == 0

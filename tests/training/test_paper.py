@@ -83,7 +83,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     finally:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
             signal.signal(number, handler)
-    return read_metrics(Path(config.run_dir) / "metrics.jsonl")  # type: ignore[return-value]
+    return read_metrics(Path(config.run_dir) / "metrics.jsonl")
 
 
 def test_what_is_known_of_the_paper_is_configured() -> None:

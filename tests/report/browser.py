@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -36,6 +37,13 @@ class Page:
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)
+
+    def becomes(self, script: str, value: object) -> bool:
+        """Whether a script's result is, or soon will be, this: what the browser is told to emulate takes a moment."""
+        try:
+            return WebDriverWait(self.driver, 20, poll_frequency=0.05).until(lambda _: self.run(script) == value)
+        except TimeoutException:
+            return False
 
     def element(self, selector: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, selector)

@@ -237,15 +237,15 @@ def test_problems_are_marked(page: Page) -> None:
 
 def test_light_dark_and_as_the_system(page: Page) -> None:
     background = "return getComputedStyle(document.body).backgroundColor"
-    assert page.run(background) == "rgb(255, 255, 255)"
+    assert page.becomes(background, "rgb(255, 255, 255)"), page.run(background)
     page.driver.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     )
-    assert page.run(background) == "rgb(20, 23, 26)"
+    assert page.becomes(background, "rgb(20, 23, 26)"), page.run(background)
     colour = "return document.getElementById('chart').layout.font.color"
-    assert page.run(colour) == "#eceff2"
+    assert page.becomes(colour, "#eceff2"), page.run(colour)
     page.choose("theme", "light")
-    assert page.run(background) == "rgb(255, 255, 255)" and page.run(colour) == "#16191d"
+    assert page.becomes(background, "rgb(255, 255, 255)") and page.becomes(colour, "#16191d"), page.run(colour)
 
 
 def test_everything_is_reached_and_worked_by_keyboard(page: Page) -> None:
@@ -283,6 +283,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(page: Page) -> None:
     phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     page.driver.refresh()
+    assert page.becomes("return innerWidth", 360)
     assert page.run("return document.documentElement.scrollWidth") <= 360
     assert page.run("return document.getElementById('chart').getBoundingClientRect().width") > 300
     small = page.run(

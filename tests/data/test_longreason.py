@@ -37,7 +37,7 @@ def items(
 def read(example: Example) -> str:
     """The right letter, from the text alone."""
     text = example.document
-    options = {letter: name for name, letter in re.findall(r"\n(\S+) \(([A-D])\)", example.question)}
+    options = {letter: name for name, letter in re.findall(r"(\w+) ([A-D])[,.]", example.question)}
     assert list(options) == list(LETTERS) and len(set(options.values())) == 4
     (question,) = re.findall(r"Question: (.*)\?", example.question)
     if question.startswith("who is the"):
@@ -55,13 +55,14 @@ def read(example: Example) -> str:
         for relation in reversed(asked):
             subject = relations[relation, subject]
         answer = subject
-    elif question.startswith("of these four"):
+    elif question.startswith("who was there"):
         pairs = re.findall(rf"{NAME} (?:came|arrived|was there) before {NAME}", text)
         known = [(a, b) for a, b in pairs if a in options.values() and b in options.values()]
-        side = 0 if question.endswith("first") else 1
+        side = 0 if question.startswith("who was there first, before") else 1
         ends = {pair[side] for pair in known} - {pair[1 - side] for pair in known}
         (answer,) = ends
-        assert len(known) == 3
+        (start,) = re.findall(rf"(?:first, before|last, after) {NAME} and two others", question)
+        assert len(known) == 3 and start in options.values() and start != answer
     else:
         amounts = {name: int(n) for name, n in re.findall(rf"{NAME} (?:has|keeps|owns) (\d+) tables", text)}
         changes = {

@@ -1,8 +1,8 @@
 """LongBlocks-mini: exact long-context questions about a small invented world, generated offline.
 
 Three tasks of LongBlocks' kinds (``multihop``, ``grounding``, ``longform``), two whose items exist short and long alike
-(``longreason``, ``code``), and three kinds of running text for the first stages of training (``copy``, ``lookup``,
-``pairs``). Everything is a deterministic function of task, family, split and length.
+(``longreason``, ``code``), and four kinds of running text for the first stages of training (``copy``, ``lookup``,
+``pairs``, ``letters``). Everything is a deterministic function of task, family, split and length.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.data.generators import grounding, longform, multihop
 from longctx_rl.data.generators.chronicle import Request, generate_chronicle
-from longctx_rl.data.generators.code import generate_code
+from longctx_rl.data.generators.code import generate_any_condition
 from longctx_rl.data.generators.longreason import generate_any_form
 from longctx_rl.data.generators.names import Split
-from longctx_rl.data.generators.pretraining import generate_copy, generate_lookup, generate_pairs
+from longctx_rl.data.generators.pretraining import generate_copy, generate_letters, generate_lookup, generate_pairs
 from longctx_rl.types import Example
 
 __all__ = ["GENERATORS", "generate"]
@@ -25,10 +25,11 @@ GENERATORS: dict[str, Callable[[Request], tuple[Example, ...]]] = {
     "grounding": partial(generate_chronicle, core=grounding.core, ask=grounding.ask),
     "longform": partial(generate_chronicle, core=longform.core, ask=longform.ask),
     "longreason": generate_any_form,
-    "code": generate_code,
+    "code": generate_any_condition,
     "copy": generate_copy,
     "lookup": generate_lookup,
     "pairs": generate_pairs,
+    "letters": generate_letters,
 }
 
 

@@ -37,6 +37,10 @@ CHOICE = 64
 """Modules that the last ones are chosen from: they are large, so few add up to what is left."""
 
 
+TRAINED: tuple[Condition, ...] = ("pad", "pad_near", "bury", "bury", "bury", "bury", "bury", "bury")
+"""What training documents of a length are, by turns: prose stands beside code in some."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """How a family is presented."""
@@ -44,6 +48,12 @@ class Setting:
     condition: Condition = "bury"
     mode: Mode = "call"
     level: int = 0
+
+
+def generate_any_condition(request: Request) -> tuple[Example, ...]:
+    """For training: ``short`` without a length, among modules or beside prose with one."""
+    condition = TRAINED[request.family % len(TRAINED)] if request.length else "short"
+    return generate_code(request, Setting(condition))
 
 
 def generate_code(request: Request, setting: Setting | None = None) -> tuple[Example, ...]:

@@ -10,8 +10,9 @@ So expanded against original is what wordiness costs, and a length against expan
 cost. Three kinds of reasoning: reading (relations in a chain), logic (an order from pairs), arithmetic (amounts from
 differences).
 
-Each option's letter stands behind it, and a response names both before its last line: a small model copies what follows
-a name, and did not learn in hundreds of steps to find what stands before one.
+Each option's letter stands right behind it, and a response names both before its last line: a small model copies what
+follows a name, and in a thousand steps did not learn to find what stands before one, or in brackets behind one. For the
+same reason a response starts at whom the question names, and goes on from fact to fact.
 """
 
 from collections.abc import Iterator, Sequence
@@ -164,12 +165,12 @@ def _logic(teller: Teller) -> Item:
     people = [cast.protagonist(rng) for _ in range(4)]
     facts = [teller.fact("before", a, b) for a, b in pairwise(people)]
     first = rng.random() < 0.5
-    answer = people[0] if first else people[-1]
-    wrong = [one for one in people if one != answer]
-    place = "first" if first else "last"
-    question = f"of these four, who was there {place}?"
-    steps = (*(fact.canonical for fact in facts), f"the {place} is {answer}")
-    return _item(rng, "logic", facts, question, answer, wrong, steps)
+    order = people[::-1] if first else people
+    start = rng.randrange(len(people) - 1)
+    told = [fact.canonical for fact in (facts[::-1] if first else facts)[start:]]
+    place, side = ("first", "before") if first else ("last", "after")
+    question = f"who was there {place}, {side} {order[start]} and two others?"
+    return _item(rng, "logic", facts, question, order[-1], order[:-1], (*told, f"the {place} is {order[-1]}"))
 
 
 def _arithmetic(teller: Teller) -> Item:
@@ -177,18 +178,29 @@ def _arithmetic(teller: Teller) -> Item:
     people = [cast.protagonist(rng) for _ in range(rng.randint(2, 3))]
     amount = rng.randint(SMALLEST, 9)
     facts = [teller.fact("has", people[0], str(amount))]
-    steps = [facts[0].canonical]
+    sums: list[str] = []
     for before, person in pairwise(people):
         change = rng.randint(1, 9)
         less = amount - change >= SMALLEST and rng.random() < 0.5
         facts.append(teller.fact("less" if less else "more", person, str(change), before))
         total = amount - change if less else amount + change
-        steps += [facts[-1].canonical, f"{amount} {'-' if less else '+'} {change} = {total}"]
+        sums.append(f"{amount} {'-' if less else '+'} {change} = {total}")
         amount = total
+    steps = (*(fact.canonical for fact in reversed(facts)), *sums)
     lowest = amount - rng.randrange(len(LETTERS))  # the right number is as often the lowest as the highest
-    wrong = [str(one) for one in range(lowest, lowest + len(LETTERS)) if one != amount]
+    wrong = [one for one in consecutive(rng, lowest) if one != str(amount)]
     question = f"how many tables has {people[-1]}?"
-    return _item(rng, "arithmetic", facts, question, str(amount), wrong, tuple(steps))
+    return _item(rng, "arithmetic", facts, question, str(amount), wrong, steps)
+
+
+def consecutive(rng: Random, lowest: int) -> list[str]:
+    """As many numbers as there are letters, in random order."""
+    return [str(lowest + one) for one in rng.sample(range(len(LETTERS)), len(LETTERS))]
+
+
+def list_options(options: Sequence[str]) -> str:
+    """The options with their letters, as a question ends."""
+    return "Options: " + ", ".join(f"{option} {letter}" for option, letter in zip(options, LETTERS, strict=True)) + "."
 
 
 def _item(
@@ -225,7 +237,7 @@ def generate_longreason(request: Request, *, form: Form = "context") -> tuple[Ex
     count = min(request.questions, MAX_ITEMS)
     kinds = [REASONING[(request.family + index) % len(REASONING)] for index in range(count)]
     told = [draw_item(teller, kind) for kind in kinds]
-    kept = told if form == "context" and request.length else told[:1]
+    kept = told
     while True:
         document = _document(request, form, teller, kept)
         if document is not None:
@@ -256,15 +268,14 @@ def _document(request: Request, form: Form, teller: Teller, items: Sequence[Item
 
 
 def _example(request: Request, form: Form, item: Item, document: str, number: int) -> Example:
-    options = "".join(f"\n{option} ({letter})" for letter, option in zip(LETTERS, item.options, strict=True))
     suffix = f"-q{number}" if number else ""
     return Example(
         id=f"{request.family_id}-{form}-L{request.length}{suffix}",
         document=document,
-        question=f"Question: {item.question}{options}",
+        question=f"Question: {item.question} {list_options(item.options)}",
         answer=item.letter,
         task=request.task,
-        response=". ".join(item.steps) + f" ({item.letter}).\nAnswer: {item.letter}",
+        response=". ".join(item.steps) + f" {item.letter}.\nAnswer: {item.letter}",
         source=SOURCE,
         evidence=tuple(
             Evidence(fact.sentence, fact.canonical, max(document.find(fact.sentence), 0) / max(len(document), 1))

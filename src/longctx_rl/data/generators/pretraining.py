@@ -1,9 +1,10 @@
-"""Running text that teaches a fresh model to look back: copies of random sequences, and single facts by the dozen."""
+"""Running text that teaches a fresh model to look back: copies of random sequences, facts and letters by the dozen."""
 
 from collections.abc import Callable, Sequence
 from random import Random
 
 from longctx_rl.data.generators.chronicle import SOURCE, Request, more_queries, render, tell
+from longctx_rl.data.generators.longreason import LETTERS, consecutive, list_options
 from longctx_rl.data.generators.names import SYLLABLES, Cast, Split, split_of
 from longctx_rl.data.generators.wording import NUM_CORES, OPENERS, RELATIONS, Kind, Statement, wordings
 from longctx_rl.data.generators.world import Ledger, Narrator, Query, filler
@@ -18,6 +19,10 @@ MAX_GAP = 8
 MAX_OPENER_WORDS = 5
 MAX_RELATIONS = 3
 """Relations that a list of pairs is about."""
+
+NAMES_SHARE = 0.7
+"""Of the lists of options: names, and numbers otherwise, up to about this."""
+MAX_NUMBER = 24
 
 _OPENER_WORDS = tuple(sorted({word for opener in OPENERS for word in opener.split()}))
 _PIECES = (*SYLLABLES, *(f" {syllable}" for syllable in SYLLABLES), *(f" {relation}" for relation in RELATIONS))
@@ -147,3 +152,29 @@ def subject_query(fact: Statement) -> Query:
 
 def _continued(start: str, answer: str, fact: Statement) -> Query:
     return Query(start, f" {start}", answer, (fact,), f" {answer}")
+
+
+def generate_letters(request: Request) -> tuple[Example, ...]:
+    """The options of a multiple choice, names or numbers, and one of them again; the target is its letter alone.
+
+    The letter is one token of a response of forty, too seldom for a fresh model to learn from whole responses.
+    """
+    rng = request.rng(request.task)
+    cast = Cast(request.split)
+    names = [cast.protagonist(rng) for _ in LETTERS]
+    options = names if rng.random() < NAMES_SHARE else consecutive(rng, rng.randint(0, MAX_NUMBER))
+    asked = rng.sample(list(zip(options, LETTERS, strict=True)), min(request.questions, len(LETTERS)))
+    return tuple(
+        Example(
+            id=request.example_id(index),
+            document=list_options(options),
+            question=f" {option}",
+            answer=f" {letter}",
+            task=request.task,
+            source=SOURCE,
+            family_id=request.family_id,
+            length=request.length,
+            chat=False,
+        )
+        for index, (option, letter) in enumerate(asked)
+    )

@@ -16,6 +16,7 @@ from longctx_rl import evaluate as command
 from longctx_rl.__main__ import composed_evaluate
 from longctx_rl.evals import asking, kl, records
 from longctx_rl.evals.records import ItemRecord
+from longctx_rl.evals.results import load
 from longctx_rl.sandbox import isolation
 from sandbox.test_function_tests import HUMANEVAL
 
@@ -213,8 +214,8 @@ def test_the_distance_to_a_base_is_measured_once(tmp_path: Path, monkeypatch: py
 
 def test_suites_of_files_are_asked_where_they_are_given(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in HUMANEVAL))
-    settings = ["eval=short", "eval.items=2", "eval.suites.code.max_new_tokens=16"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in HUMANEVAL[:2]))
+    settings = ["eval=short", "eval.items=3", "eval.suites.code.max_new_tokens=16"]
     names = [
         line for line in run(tmp_path / "out", *settings).splitlines() if line and " " not in line and "-" not in line
     ]
@@ -225,6 +226,7 @@ def test_suites_of_files_are_asked_where_they_are_given(tmp_path: Path) -> None:
     assert [line.split()[:4] for line in table.partition("humaneval\n")[2].splitlines()[2:-2]] == [
         ["python", "-", "2", "0.0"]
     ]
+    assert load(tmp_path / "out").missing() == ""  # the file has no third
 
 
 def test_help_shows_an_example() -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE
 from longctx_rl.evals import kl, page, summary
 from longctx_rl.evals.asking import Share, Told, ask, device_of, plan_of
 from longctx_rl.evals.processes import ask_together, merge
+from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.suites import check_suite
 from longctx_rl.policy.loading import context_length, load_model, load_tokenizer
 from longctx_rl.run_directory import write_text
@@ -56,6 +58,7 @@ def evaluate(config: EvaluateConfig) -> str:
         else:
             del model  # each process has its own
             found = ask_together(config, told)
+        settle(Path(config.out), found)
     tables = [f"{name}\n{summary.table(answered)}" for name, answered in found.items()]
     if config.kl.base is not None:
         tables.append(distance(config, tokenizer))
@@ -132,8 +135,7 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
             for name, suite in config.eval.suites.items()
         },
         "asked": {
-            name: {"items": config.eval.items, "cells": list(plan_of(config, name).cells())}
-            for name in config.eval.suites
+            name: [(*cell, config.eval.items) for cell in plan_of(config, name).cells()] for name in config.eval.suites
         },
     }
     path, other = out / "evaluation.json", "choose another out=FOLDER"
@@ -157,6 +159,16 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
     except OSError as error:
         raise ValueError(f"{out} cannot be written ({error.strerror}): {other}") from error
     write_text(path, json.dumps(mine, indent=2) + "\n")
+
+
+def settle(out: Path, found: dict[str, list[ItemRecord]]) -> None:
+    """Put the number of items that there were in place of how many were asked for: a file may have fewer."""
+    path = out / "evaluation.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
+    for name, answered in found.items():
+        counts = Counter((record.task, record.length) for record in answered)
+        about["asked"][name] = [(*cell, count) for cell, count in counts.items()]
+    write_text(path, json.dumps(about, indent=2) + "\n")
 
 
 def weights_hash(model: PreTrainedModel) -> str:

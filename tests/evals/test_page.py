@@ -52,7 +52,7 @@ def fill(folder: Path) -> Path:
     for suite, cells in CELLS.items():
         found = [record(suite, task, length, number) for number in range(ITEMS) for task, length in cells]
         records.append(folder / "evals" / f"{suite}.jsonl", found)
-    asked = {suite: {"items": ITEMS, "cells": cells} for suite, cells in CELLS.items()}
+    asked = {suite: [(*cell, ITEMS) for cell in cells] for suite, cells in CELLS.items()}
     about = {"checkpoint": "a <b>", "weights": "0123", "dtype": "float32", "asked": asked}
     (folder / "evaluation.json").write_text(json.dumps(about))
     return folder

@@ -27,7 +27,7 @@ class Suite:
 
     name: str
     asked: Mapping[Key, int]
-    """Items that the latest evaluation asked for."""
+    """Items that the latest evaluation asked for; of a suite that is read, those that there are."""
     groups: Mapping[Key, list[ItemRecord]]
     """Of every cell that was asked for or answered; empty: not answered yet."""
     cells: Mapping[Key, Cell]
@@ -89,8 +89,8 @@ def load(folder: Path) -> Results:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         plans = {
-            name: {(str(task), int(length)): int(plan["items"]) for task, length in plan["cells"]}
-            for name, plan in about["asked"].items()
+            name: {(str(task), int(length)): int(items) for task, length, items in cells}
+            for name, cells in about["asked"].items()
         }
         checkpoint, weights, dtype = (str(about[key]) for key in ("checkpoint", "weights", "dtype"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -62,8 +62,8 @@ AROUND = (
     "So it is written in the table of the host.",
 )
 """What a passage says beside its fact: nothing."""
-SMALLEST = 3
-"""Amount of anything, so that no option is below nothing."""
+MOST = 9
+"""Of anything: one digit, one token, which a letter follows."""
 MAX_ITEMS = 4
 """In one document: each keeps the syllables of its people to itself."""
 MOST_TOKENS = 80
@@ -176,18 +176,18 @@ def _logic(teller: Teller) -> Item:
 def _arithmetic(teller: Teller) -> Item:
     rng, cast = teller.rng, teller.cast
     people = [cast.protagonist(rng) for _ in range(rng.randint(2, 3))]
-    amount = rng.randint(SMALLEST, 9)
+    amount = rng.randint(1, MOST)
     facts = [teller.fact("has", people[0], str(amount))]
     sums: list[str] = []
     for before, person in pairwise(people):
-        change = rng.randint(1, 9)
-        less = amount - change >= SMALLEST and rng.random() < 0.5
+        total = rng.choice([one for one in range(1, MOST + 1) if one != amount])
+        less, change = total < amount, abs(total - amount)
         facts.append(teller.fact("less" if less else "more", person, str(change), before))
-        total = amount - change if less else amount + change
         sums.append(f"{amount} {'-' if less else '+'} {change} = {total}")
         amount = total
     steps = (*(fact.canonical for fact in reversed(facts)), *sums)
-    lowest = amount - rng.randrange(len(LETTERS))  # the right number is as often the lowest as the highest
+    highest = MOST + 1 - len(LETTERS)
+    lowest = rng.randint(max(amount + 1 - len(LETTERS), 0), min(amount, highest))  # the right one is at any place
     wrong = [one for one in consecutive(rng, lowest) if one != str(amount)]
     question = f"how many tables has {people[-1]}?"
     return _item(rng, "arithmetic", facts, question, str(amount), wrong, steps)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from longctx_rl.data.generators.chronicle import SOURCE, Request, more_queries, render, tell
-from longctx_rl.data.generators.longreason import LETTERS, consecutive, list_options
+from longctx_rl.data.generators.longreason import LETTERS, MOST, consecutive, list_options
 from longctx_rl.data.generators.names import SYLLABLES, Cast, Split, split_of
 from longctx_rl.data.generators.wording import NUM_CORES, OPENERS, RELATIONS, Kind, Statement, wordings
 from longctx_rl.data.generators.world import Ledger, Narrator, Query, filler
@@ -17,6 +17,10 @@ MAX_GAP = 8
 """A period and a gap of fixed width would teach to look back by distance instead of by content."""
 
 MAX_OPENER_WORDS = 5
+MAX_RELATIONS = 3
+"""Relations that a list of pairs is about."""
+
+_OPENER_WORDS = 5
 MAX_RELATIONS = 3
 """Relations that a list of pairs is about."""
 
@@ -162,7 +166,7 @@ def generate_letters(request: Request) -> tuple[Example, ...]:
     rng = request.rng(request.task)
     cast = Cast(request.split)
     names = [cast.protagonist(rng) for _ in LETTERS]
-    options = names if rng.random() < NAMES_SHARE else consecutive(rng, rng.randint(0, MAX_NUMBER))
+    options = names if rng.random() < 0.5 else consecutive(rng, rng.randint(0, MOST + 1 - len(LETTERS)))
     asked = rng.sample(list(zip(options, LETTERS, strict=True)), min(request.questions, len(LETTERS)))
     return tuple(
         Example(

@@ -86,7 +86,7 @@ def test_an_evaluation_replaces_its_own_and_later_records(heldout: Suite) -> Non
 def test_every_suite_is_made_asked_and_graded(name: str, tmp_path: Path) -> None:
     """Through the same path as a run's: recorded answers score, what says nothing does not."""
     known, _ = SUITES[name]
-    labels = tuple(label for label in known if label not in ("copy", "lookup", "pairs", "letters"))
+    labels = tuple(label for label in known if label not in ("copy", "lookup", "pairs", "drill"))
     config = SuiteConfig(labels=labels, lengths=(1024, 2048), max_new_tokens=32)
     code = CodeGrader("rlimit" if isolation.failure("bwrap") else "bwrap") if name == "code" else None
     tokenizer = load_tokenizer("mini-student")

@@ -116,7 +116,7 @@ Reader = Callable[[SuiteConfig, int, int, PreTrainedTokenizerBase], list[Item]]
 """Of a suite's settings, the first family and the number of families of each label and length."""
 
 SUITES: dict[str, tuple[tuple[str, ...], Maker]] = {
-    "heldout": (("multihop", "grounding", "longform", "copy", "lookup", "pairs", "letters"), _heldout),
+    "heldout": (("multihop", "grounding", "longform", "copy", "lookup", "pairs", "drill"), _heldout),
     "longreason": (FORMS, _longreason),
     "ruler": (tuple(SHAPES), _ruler),
     "code": (CONDITIONS, _code),

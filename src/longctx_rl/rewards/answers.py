@@ -94,7 +94,7 @@ GRADERS: dict[str, Grader] = {
     "ruler": grade_ruler,
     "copy": grade_continuation,
     "lookup": grade_continuation,
-    "letters": grade_continuation,
+    "drill": grade_continuation,
     "pairs": grade_continuation,
 }
 """Grader of each generated task but ``code``, which is run. ``composed`` adds evidence and more."""

@@ -33,7 +33,7 @@ def next_commands(config: Config) -> list[str]:
     follow = "dgrpo" if config.algo.source == "dataset" else config.algo.name
     export = shlex.quote(f"{config.run_dir}/export")
     trained = "mini" if config.model.architecture else config.model.name
-    task = "mix" if set(config.task.mixture) & {"copy", "lookup", "pairs", "letters"} else config.task.name
+    task = "mix" if set(config.task.mixture) & {"copy", "lookup", "pairs", "drill"} else config.task.name
     same = f"model={trained} task={task} seed={config.seed}"
     after = shlex.quote(f"after-{Path(config.run_dir).name}")
     return [

@@ -2,7 +2,7 @@
 
 Three tasks of LongBlocks' kinds (``multihop``, ``grounding``, ``longform``), two whose items exist short and long alike
 (``longreason``, ``code``), and four kinds of running text for the first stages of training (``copy``, ``lookup``,
-``pairs``, ``letters``). Everything is a deterministic function of task, family, split and length.
+``pairs``, ``drill``). Everything is a deterministic function of task, family, split and length.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from longctx_rl.data.generators.chronicle import Request, generate_chronicle
 from longctx_rl.data.generators.code import generate_any_condition
 from longctx_rl.data.generators.longreason import generate_any_form
 from longctx_rl.data.generators.names import Split
-from longctx_rl.data.generators.pretraining import generate_copy, generate_letters, generate_lookup, generate_pairs
+from longctx_rl.data.generators.pretraining import generate_copy, generate_drill, generate_lookup, generate_pairs
 from longctx_rl.types import Example
 
 __all__ = ["GENERATORS", "generate"]
@@ -29,7 +29,7 @@ GENERATORS: dict[str, Callable[[Request], tuple[Example, ...]]] = {
     "copy": generate_copy,
     "lookup": generate_lookup,
     "pairs": generate_pairs,
-    "letters": generate_letters,
+    "drill": generate_drill,
 }
 
 

@@ -119,6 +119,11 @@ class Teller:
     def fact(self, kind: str, subject: str, value: str, key: str = "") -> Fact:
         return Fact(kind, subject, value, key, self.rng.choice(self._wordings))
 
+    def amount(self) -> Fact:
+        """How many somebody has, or how many more or fewer than somebody else."""
+        kind = self.rng.choice(("has", "more", "less"))
+        return self.fact(kind, self.cast.new(self.rng), str(self.rng.randint(1, MOST)), self.cast.new(self.rng))
+
     def passage(self, fact: Fact) -> str:
         """A fact with sentences around it that say nothing."""
         before, after = self.rng.sample(AROUND, 2)
@@ -135,7 +140,7 @@ class Teller:
             elif kind == "before":
                 fact = self.fact(kind, subject, other)
             else:
-                fact = self.fact(kind, subject, str(rng.randint(1, 9)), other)
+                fact = self.fact(kind, subject, str(rng.randint(1, MOST)), other)
             yield self.passage(fact)
 
 
@@ -181,9 +186,9 @@ def _arithmetic(teller: Teller) -> Item:
     sums: list[str] = []
     for before, person in pairwise(people):
         total = rng.choice([one for one in range(1, MOST + 1) if one != amount])
-        less, change = total < amount, abs(total - amount)
-        facts.append(teller.fact("less" if less else "more", person, str(change), before))
-        sums.append(f"{amount} {'-' if less else '+'} {change} = {total}")
+        kind = "less" if total < amount else "more"
+        facts.append(teller.fact(kind, person, str(abs(total - amount)), before))
+        sums.append(f"{addition(amount, total)} {total}")
         amount = total
     steps = (*(fact.canonical for fact in reversed(facts)), *sums)
     highest = MOST + 1 - len(LETTERS)
@@ -191,6 +196,11 @@ def _arithmetic(teller: Teller) -> Item:
     wrong = [one for one in consecutive(rng, lowest) if one != str(amount)]
     question = f"how many tables has {people[-1]}?"
     return _item(rng, "arithmetic", facts, question, str(amount), wrong, steps)
+
+
+def addition(amount: int, total: int) -> str:
+    """What leads from an amount to a total, without the total: ``5 + 3 =``."""
+    return f"{amount} {'-' if total < amount else '+'} {abs(total - amount)} ="
 
 
 def consecutive(rng: Random, lowest: int) -> list[str]:

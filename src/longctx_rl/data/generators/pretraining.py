@@ -1,10 +1,10 @@
-"""Running text that teaches a fresh model to look back: copies of random sequences, facts and letters by the dozen."""
+"""Running text that teaches a fresh model to look back: copies of random sequences, facts and drills by the dozen."""
 
 from collections.abc import Callable, Sequence
 from random import Random
 
 from longctx_rl.data.generators.chronicle import SOURCE, Request, more_queries, render, tell
-from longctx_rl.data.generators.longreason import LETTERS, MOST, consecutive, list_options
+from longctx_rl.data.generators.longreason import HEADER, LETTERS, MOST, Teller, addition, consecutive, list_options
 from longctx_rl.data.generators.names import SYLLABLES, Cast, Split, split_of
 from longctx_rl.data.generators.wording import NUM_CORES, OPENERS, RELATIONS, Kind, Statement, wordings
 from longctx_rl.data.generators.world import Ledger, Narrator, Query, filler
@@ -19,14 +19,8 @@ MAX_GAP = 8
 MAX_OPENER_WORDS = 5
 MAX_RELATIONS = 3
 """Relations that a list of pairs is about."""
-
-_OPENER_WORDS = 5
-MAX_RELATIONS = 3
-"""Relations that a list of pairs is about."""
-
-NAMES_SHARE = 0.7
-"""Of the lists of options: names, and numbers otherwise, up to about this."""
-MAX_NUMBER = 24
+AMOUNTS, SUMS = 4, 8
+"""Of a drill."""
 
 _OPENER_WORDS = tuple(sorted({word for opener in OPENERS for word in opener.split()}))
 _PIECES = (*SYLLABLES, *(f" {syllable}" for syllable in SYLLABLES), *(f" {relation}" for relation in RELATIONS))
@@ -158,27 +152,54 @@ def _continued(start: str, answer: str, fact: Statement) -> Query:
     return Query(start, f" {start}", answer, (fact,), f" {answer}")
 
 
-def generate_letters(request: Request) -> tuple[Example, ...]:
-    """The options of a multiple choice, names or numbers, and one of them again; the target is its letter alone.
+def generate_drill(request: Request) -> tuple[Example, ...]:
+    """What multiple choice is made of, by turns: letters of names and of numbers, amounts that are told, and sums.
 
-    The letter is one token of a response of forty, too seldom for a fresh model to learn from whole responses.
+    Each is one token of a response of forty, too seldom for a fresh model to learn from whole responses. The target is
+    that token alone.
     """
     rng = request.rng(request.task)
-    cast = Cast(request.split)
-    names = [cast.protagonist(rng) for _ in LETTERS]
-    options = names if rng.random() < 0.5 else consecutive(rng, rng.randint(0, MOST + 1 - len(LETTERS)))
-    asked = rng.sample(list(zip(options, LETTERS, strict=True)), min(request.questions, len(LETTERS)))
+    document, asked = (_names, _numbers, _amounts, _sums)[request.family % 4](rng, request.split)
     return tuple(
         Example(
             id=request.example_id(index),
-            document=list_options(options),
-            question=f" {option}",
-            answer=f" {letter}",
+            document=document,
+            question=f" {start}",
+            answer=f" {end}",
             task=request.task,
             source=SOURCE,
             family_id=request.family_id,
             length=request.length,
             chat=False,
         )
-        for index, (option, letter) in enumerate(asked)
+        for index, (start, end) in enumerate(rng.sample(asked, min(request.questions, len(asked))))
     )
+
+
+Drill = tuple[str, list[tuple[str, str]]]
+"""A document; what a sentence begins with, and its next word."""
+
+
+def _names(rng: Random, split: Split) -> Drill:
+    cast = Cast(split)
+    names = [cast.protagonist(rng) for _ in LETTERS]
+    return list_options(names), list(zip(names, LETTERS, strict=True))
+
+
+def _numbers(rng: Random, split: Split) -> Drill:
+    del split
+    numbers = consecutive(rng, rng.randint(0, MOST + 1 - len(LETTERS)))
+    return list_options(numbers), list(zip(numbers, LETTERS, strict=True))
+
+
+def _amounts(rng: Random, split: Split) -> Drill:
+    teller = Teller(rng, Cast(split), split)
+    facts = [teller.amount() for _ in range(AMOUNTS)]
+    document = f"{HEADER}\n" + "\n".join(fact.sentence for fact in facts)
+    return document, [(f"{fact.subject} has", fact.value) for fact in facts]
+
+
+def _sums(rng: Random, split: Split) -> Drill:
+    del split
+    pairs = [rng.sample(range(1, MOST + 1), 2) for _ in range(SUMS)]
+    return "Sums.", [(addition(amount, total), str(total)) for amount, total in pairs]

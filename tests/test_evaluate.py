@@ -14,9 +14,11 @@ import pytest
 
 from longctx_rl import evaluate as command
 from longctx_rl.__main__ import composed_evaluate
+from longctx_rl.config_model import YarnConfig
 from longctx_rl.evals import asking, kl, records
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.results import load
+from longctx_rl.policy.loading import load_model, load_tokenizer
 from longctx_rl.sandbox import isolation
 from sandbox.test_function_tests import HUMANEVAL
 
@@ -153,7 +155,9 @@ def test_what_a_process_cannot_do_is_said_once(tmp_path: Path) -> None:
          "eval.suites.rular does not exist: choose from heldout, longreason, ruler, code"),
         (["eval=code", "eval.suites.code.labels=[buried]"], "eval.suites.code.labels=buried does not exist"),
         (["eval=heldout", "eval.suites.heldout.lengths=[8192]"],
-         "eval.suites.heldout.lengths needs 8404 tokens with the answer, but the context of mini-student is 4096"),
+         "eval.suites.heldout.lengths needs 8404 tokens with the answer, but the context of mini-student is 4096: "
+         "lower it, or stretch the model, yarn='{factor: 4.0, original_context: 32768}'"),
+        (["yarn={factor: 1.0, original_context: 4096}"], "yarn.factor=1.0, original_context=4096: need a factor"),
         (["eval=heldout", "checkpoint=nowhere"], "model nowhere not found: give a directory, a Hub id"),
         (["eval=heldout", "eval.suites.heldout.lengths=[32]"], "raise length=32"),
         (["itmes=3"], "unknown key itmes: "),
@@ -163,6 +167,28 @@ def test_what_cannot_be_evaluated(tmp_path: Path, overrides: list[str], sentence
     with pytest.raises(ValueError) as error:
         run(tmp_path / "out", *overrides)
     assert sentence in str(error.value)
+
+
+def test_a_stretched_model_says_so_itself(tmp_path: Path) -> None:
+    """The export of a run with model.yarn is asked as it was trained; what it started from is stretched by yarn."""
+    yarn = YarnConfig(factor=4.0, original_context=4096)
+    model, tokenizer = load_model("mini-student", yarn), load_tokenizer("mini-student")
+    model.save_pretrained(tmp_path / "export")
+    tokenizer.save_pretrained(tmp_path / "export")
+    asked = {
+        "export": [f"checkpoint={tmp_path / 'export'}"],
+        "base": ["yarn={factor: 4.0, original_context: 4096}"],
+        "plain": [],
+    }
+    outputs = {}
+    for name, overrides in asked.items():
+        run(tmp_path / "asked" / name, *SHORT, "eval.items=2", *overrides)
+        outputs[name] = [one.output for one in records.read(tmp_path / "asked" / name / "evals" / "heldout.jsonl")]
+    assert outputs["export"] == outputs["base"] != outputs["plain"]
+    long = composed_evaluate([*asked["export"], "out=x", "eval=heldout", "eval.suites.heldout.lengths=[8192]"])
+    command.check_fit(long, load_model(long.checkpoint), tokenizer)
+    with pytest.raises(ValueError, match=r"holds answers of other positions \(mini-student, .*yarn"):
+        run(tmp_path / "asked" / "base", *SHORT, "eval.items=2")
 
 
 def test_folders_of_other_weights_and_missing_settings(tmp_path: Path) -> None:

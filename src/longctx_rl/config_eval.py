@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from longctx_rl.config_data import DataConfig
+from longctx_rl.config_model import YarnConfig
 from longctx_rl.config_reward import RewardConfig
 
 FILES = ("humaneval", "mbpp")
@@ -89,14 +90,26 @@ class KLConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HarnessConfig:
-    """``python -m longctx_rl.harness``."""
+class CheckpointConfig:
+    """A model that is asked, and where."""
 
     checkpoint: str
     """A directory, a Hub id, or the name of a shipped model."""
     tokenizer: str | None  # none: the checkpoint's own
+    yarn: YarnConfig | None
+    """How far its context is stretched; none: as far as its configuration says."""
     out: str
     """Folder of the results."""
+    device: Literal["auto", "cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16"]
+    threads: int | None
+    """CPU threads of each process; none: torch's default, shared by the processes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HarnessConfig(CheckpointConfig):
+    """``python -m longctx_rl.harness``."""
+
     tasks: tuple[str, ...]
     """Names of lm_eval's tasks and groups, or of those in ``include``."""
     include: str | None
@@ -111,10 +124,6 @@ class HarnessConfig:
     """Prompts are rendered through the chat template."""
     unsafe: tuple[str, ...]
     """Tasks that may run what the model writes, outside of any sandbox."""
-    device: Literal["auto", "cpu", "cuda"]
-    dtype: Literal["float32", "bfloat16"]
-    threads: int | None
-    """CPU threads; none: torch's default."""
     max_new_tokens: int
     """Of answers whose task sets no limit."""
     batch_tokens: int
@@ -124,18 +133,9 @@ class HarnessConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(CheckpointConfig):
     """``python -m longctx_rl.evaluate``."""
 
-    checkpoint: str
-    """A directory, a Hub id, or the name of a shipped model."""
-    tokenizer: str | None  # none: the checkpoint's own
-    out: str
-    """Folder of the results."""
-    device: Literal["auto", "cpu", "cuda"]
-    dtype: Literal["float32", "bfloat16"]
-    threads: int | None
-    """CPU threads of each process; none: torch's default, shared by the processes."""
     processes: int
     """That share the items."""
     sandbox: Literal["auto", "bwrap", "rlimit"]

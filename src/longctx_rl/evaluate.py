@@ -33,7 +33,7 @@ from longctx_rl.evals.asking import Share, Told, ask, device_of, plan_of
 from longctx_rl.evals.processes import ask_together, merge
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.suites import check_suite
-from longctx_rl.policy.loading import context_length, load_model, load_tokenizer
+from longctx_rl.policy.loading import check_tokenizer, context_length, load_model, load_tokenizer
 from longctx_rl.run_directory import write_text
 
 
@@ -48,7 +48,7 @@ def evaluate(config: EvaluateConfig) -> str:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     tokenizer = load_tokenizer(config.tokenizer or config.checkpoint)
-    model = load_model(config.checkpoint).eval()
+    model = load_model(config.checkpoint, config.yarn).eval()
     check_fit(config, model, tokenizer)
     claim(Path(config.out), config, model)
     with only_one(Path(config.out)), progress(config) as told:
@@ -68,9 +68,12 @@ def evaluate(config: EvaluateConfig) -> str:
 def distance(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """KL(checkpoint || base), measured and kept, or found as it was measured before."""
     path = Path(config.out) / "evals" / "kl.json"
-    base = kl.base_model(config.kl, tokenizer)
-    facts = dataclasses.asdict(config.kl) | {"checkpoint": config.checkpoint, "base_weights": weights_hash(base)}
-    model = load_model(config.checkpoint).eval()
+    base, model = kl.base_model(config.kl, tokenizer, config.yarn), load_model(config.checkpoint, config.yarn).eval()
+    facts = dataclasses.asdict(config.kl) | {
+        "checkpoint": config.checkpoint,
+        "base_weights": weights_hash(base),
+        "positions": [positions(one) for one in (model, base)],
+    }
     for one in (model, base):
         nn.Module.to(one, device_of(config, Share()), getattr(torch, config.dtype))
     return f"KL to {config.kl.base}\n" + kl.measure(
@@ -102,21 +105,15 @@ def progress(config: EvaluateConfig) -> Iterator[Told]:
 
 def check_fit(config: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer of another vocabulary, and lengths beyond the model's context."""
-    embedding = model.get_input_embeddings()
-    assert isinstance(embedding, nn.Embedding)
-    rows = embedding.num_embeddings
-    if len(tokenizer) > rows:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens and {config.checkpoint} knows {rows}: give the tokenizer that "
-            "it was trained with, tokenizer=FOLDER"
-        )
+    check_tokenizer(model, tokenizer, config.checkpoint)
     context = context_length(model)
     for name, suite in config.eval.suites.items():
         need = round((1 + LENGTH_TOLERANCE) * max(suite.lengths)) + suite.max_new_tokens
         if need > context:
             raise ValueError(
                 f"eval.suites.{name}.lengths needs {need} tokens with the answer, but the context of "
-                f"{config.checkpoint} is {context}: lower it"
+                f"{config.checkpoint} is {context}: lower it, or stretch the model, yarn='{{factor: 4.0, "
+                "original_context: 32768}'"
             )
 
 
@@ -130,6 +127,7 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
         "checkpoint": config.checkpoint,
         "weights": weights_hash(model),
         "dtype": config.dtype,
+        "positions": positions(model),
         "limits": {
             name: {"max_new_tokens": suite.max_new_tokens, "answer_slack": suite.answer_slack}
             for name, suite in config.eval.suites.items()
@@ -141,9 +139,9 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
     path, other = out / "evaluation.json", "choose another out=FOLDER"
     if path.exists():
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("weights", "dtype"):
-            if theirs[key] != mine[key]:
-                raise ValueError(f"{out} holds answers of other {key} ({theirs['checkpoint']}, {theirs[key]}): {other}")
+        for key in ("weights", "dtype", "positions"):
+            if (its := theirs.get(key, mine[key])) != mine[key]:
+                raise ValueError(f"{out} holds answers of other {key} ({theirs['checkpoint']}, {its}): {other}")
         if "limits" not in theirs:
             raise ValueError(f"{out} was written by an older version, which kept no limits of answers: {other}")
         for name, limits in theirs["limits"].items():
@@ -169,6 +167,12 @@ def settle(out: Path, found: dict[str, list[ItemRecord]]) -> None:
         counts = Counter((record.task, record.length) for record in answered)
         about["asked"][name] = [(*cell, count) for cell, count in counts.items()]
     write_text(path, json.dumps(about, indent=2) + "\n")
+
+
+def positions(model: PreTrainedModel) -> dict[str, Any] | None:
+    """How the model tells positions apart, as far as its configuration says; None: otherwise than by rotation."""
+    found: dict[str, Any] | None = getattr(model.config, "rope_parameters", None)
+    return found
 
 
 def weights_hash(model: PreTrainedModel) -> str:

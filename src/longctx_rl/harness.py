@@ -22,7 +22,7 @@ from torch import nn
 from longctx_rl import process, strict
 from longctx_rl.__main__ import composed_harness
 from longctx_rl.config_eval import HarnessConfig
-from longctx_rl.policy.loading import load_model, load_tokenizer, locate
+from longctx_rl.policy.loading import check_tokenizer, load_model, load_tokenizer, locate
 from longctx_rl.run_directory import write_text
 
 RESULTS = "results.json"
@@ -53,13 +53,8 @@ def run(config: HarnessConfig) -> str:
     random.seed(SEED)
     np.random.seed(SEED)  # RULER's tasks are made as they are loaded
     loaded = load_tasks(config)
-    model = load_model(config.checkpoint)
-    embedding = model.get_input_embeddings()
-    assert isinstance(embedding, nn.Embedding)
-    if len(tokenizer) > embedding.num_embeddings:
-        raise ValueError(
-            f"the tokenizer has more tokens than {config.checkpoint} knows: give its own, tokenizer=FOLDER"
-        )
+    model = load_model(config.checkpoint, config.yarn)
+    check_tokenizer(model, tokenizer, config.checkpoint)
     cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
     nn.Module.to(model, "cuda" if cuda else "cpu", getattr(torch, config.dtype))
     from longctx_rl.evals.harness_model import HarnessModel  # needs lm_eval

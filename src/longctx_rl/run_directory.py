@@ -173,21 +173,21 @@ def finished(config: Config) -> dict[str, Any] | None:
     return found if found["budget"] == strict.plain(config.budget) else None
 
 
-def record_data(path: Path, described: dict[str, Any]) -> None:
-    """Note in environment.json what the run trains on.
+def record_parts(path: Path, data: dict[str, Any], models: dict[str, Any]) -> None:
+    """Note in environment.json what the run trains on, and the sizes of its models.
 
     Raises:
         ValueError: the run continues, and its data are others than when it began.
     """
     record = path / "environment.json"
     environment = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    before = environment.get("data", described)
-    if before.get("content_hash") != described.get("content_hash"):
+    before = environment.get("data", data)
+    if before.get("content_hash") != data.get("content_hash"):
         raise ValueError(
             f"the training data of {path} have changed since the run began ({before['content_hash']} is now "
-            f"{described['content_hash']}): restore them, or choose another experiment_name"
+            f"{data['content_hash']}): restore them, or choose another experiment_name"
         )
-    write_text(record, json.dumps(environment | {"data": described}, indent=2) + "\n")
+    write_text(record, json.dumps(environment | {"data": data, "models": models}, indent=2) + "\n")
 
 
 def _discard(path: Path, config: Config) -> None:

@@ -73,7 +73,8 @@ def run(config: Config) -> None:
         for note in parts.notes:
             recorder.say(note)
         try:
-            distributed.on_main(lambda: run_directory.record_data(Path(config.run_dir), parts.source.describe()))
+            path = Path(config.run_dir)
+            distributed.on_main(lambda: run_directory.record_parts(path, parts.source.describe(), parts.sizes()))
             state = state or TrainState()
             reason = train(config, parts, state, recorder, interrupt)
         finally:

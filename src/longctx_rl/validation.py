@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from longctx_rl.config import AlgoConfig, Config, DivergenceConfig
     from longctx_rl.config_eval import EvalConfig, EvaluateConfig, KLConfig
-    from longctx_rl.config_model import ModelConfig
+    from longctx_rl.config_model import ModelConfig, YarnConfig
 
 SHIPPED = ("mini-student", "mini-teacher")
 SAMPLED_ESTIMATORS = ("k1", "k2", "k3")
@@ -30,7 +30,7 @@ def check_evaluate(config: "EvaluateConfig") -> None:
     ):
         if value < 1:
             raise ValueError(f"{key}={value}: set it above 0")
-    for problem in (*_kl(config.kl), *_suites(config.eval)):
+    for problem in (*_kl(config.kl), *_suites(config.eval), *_yarn("yarn", config.yarn)):
         raise ValueError(problem)
 
 
@@ -95,14 +95,16 @@ def _model(m: "ModelConfig") -> Iterator[str]:
             f"model.architecture starts from random weights, so model.student={m.student} would be left out: "
             "set model.architecture=null, or choose model=mini"
         )
-    if m.yarn is None:
-        return
-    if m.architecture is not None:
+    if m.yarn is not None and m.architecture is not None:
         yield "model.yarn stretches pretrained models: set model.yarn=null, and model.architecture.max_length"
-    if not (m.yarn.factor > 1 and m.yarn.original_context > 0):
+    yield from _yarn("model.yarn", m.yarn)
+
+
+def _yarn(key: str, yarn: "YarnConfig | None") -> Iterator[str]:
+    if yarn is not None and not (yarn.factor > 1 and yarn.original_context > 0):
         yield (
-            f"model.yarn.factor={m.yarn.factor}, original_context={m.yarn.original_context}: need a factor above 1, "
-            "such as model.yarn='{factor: 4.0, original_context: 32768}'"
+            f"{key}.factor={yarn.factor}, original_context={yarn.original_context}: need a factor above 1, "
+            f"such as {key}='{{factor: 4.0, original_context: 32768}}'"
         )
 
 

@@ -1,6 +1,8 @@
 """Every run of every grid composes, is possible, and has a directory of its own."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,21 +16,37 @@ import yaml
 from config.composing import composed
 from longctx_rl.__main__ import config_directory
 from longctx_rl.config import Config
+from longctx_rl.report import ablation, marks, results
+from longctx_rl.report.check import check_origin
+from longctx_rl.report.collect import collect
+from longctx_rl.report.experiment import open_experiment
+from report.run_folders import append_scores, shares, training_rows, write_config, write_evaluation
 
 GRIDS = {
     path.stem: yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
     for path in sorted((config_directory() / "experiment").glob("*.yaml"))
     if "sweeper:" in path.read_text()
 }
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+TABLES = {
+    "table2": ("cold_start", *(grid for grid in GRIDS if grid.startswith("table2_"))),
+    "table3": tuple(grid for grid in GRIDS if grid.startswith("table3_")),
+}
+
+
+def runs(grid: str) -> list[Config]:
+    """The runs of a grid with its first two seeds, in order: the last parameter changes first."""
+    return list(commanded(grid).values())
 
 
 @cache
-def runs(grid: str) -> list[Config]:
-    """The runs of a grid with its first two seeds, in order: the last parameter changes first."""
+def commanded(grid: str) -> dict[tuple[str, ...], Config]:
+    """Those runs by what their commands override."""
     choices = [[f"{key}={value}" for value in str(values).split(",")] for key, values in GRIDS[grid].items()]
     choices[0] = choices[0][:2]
     assert choices[0] == ["seed=0", "seed=1"]  # outermost: whole comparisons are there early
-    return [composed(f"+experiment={grid}", *chosen) for chosen in product(*choices)]
+    commands = [(f"+experiment={grid}", *chosen) for chosen in product(*choices)]
+    return {overrides: composed(*overrides) for overrides in commands}
 
 
 def test_the_grids_of_the_study_are_there() -> None:
@@ -58,6 +76,38 @@ def test_grids_share_what_they_have_in_common() -> None:
     for grid in GRIDS:
         for config in runs(grid):
             assert known.setdefault(config.run_dir, config) == config
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_runs_of_a_table_make_all_its_tables(table: str, tmp_path: Path) -> None:
+    """Collected from one folder, each level of each axis has its runs, and none of them was trained twice."""
+    folder = Path(shutil.copytree(EXPERIMENTS / table, tmp_path / table, ignore=shutil.ignore_patterns("results")))
+    experiment = open_experiment(folder)
+    known = {overrides: config for grid in TABLES[table] for overrides, config in commanded(grid).items()}
+    for overrides, config in known.items():
+        path = tmp_path / config.run_dir
+        if not path.exists():
+            write_config(path, config, overrides)
+            rows = training_rows(4, tokens=config.algo.group_size, seconds=1.0, evaluated=(4,))
+            (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            append_scores(path, 4, {("heldout", "multihop", 1024): shares(5 + config.seed, 9)})
+            (path / "finished.json").write_text("{}")
+    write_evaluation(tmp_path / "runs" / table / "base", {("heldout", "multihop", 1024): shares(3, 9)})
+    assert "marked" not in collect(experiment, tmp_path / "runs")
+
+    found = results.read_all(experiment.results)
+    assert len(found) == 1 + len({config.run_dir for config in known.values()})
+    for result in found:
+        assert not result.trained or check_origin(result, lambda overrides: known[tuple(overrides)]) == ([], [])
+    for axis, levels in experiment.axes.items():
+        groups = ablation.groups_of(experiment, axis, found)
+        assert list(groups) == list(levels)
+        assert all([run.seed for run in group] == [0, 1] for group in groups.values())
+    tables = {one.name: one for one in ablation.tables_of(experiment, found)}
+    assert {f"{axis}{kind}" for axis in experiment.axes for kind in ("", "_differences", "_gains")} <= tables.keys()
+    alone = [row for row, _ in tables["costs"].rows if row.split()[0] not in experiment.axes]
+    assert alone == (["sft", "kd"] if table == "table2" else [])
+    marks.filled(folder / "README.md", table, dict.fromkeys(tables, ""))  # refuses a mark of no table
 
 
 def test_cold_starts_are_where_they_are_looked_for() -> None:

@@ -140,3 +140,10 @@ def test_an_evaluation_is_all_its_suites(tmp_path: Path) -> None:
     assert [line for line in evaluation.before_after(3).splitlines() if line in suites] == list(suites)
     evaluation.drop_after(0)
     assert evaluation.before_after(3) == "" and evaluation.kept(0, 2) == metrics
+
+
+def test_without_an_evaluation_at_the_start_the_end_stands_alone(heldout: Suite) -> None:
+    heldout.evaluate(Engine(), 4, 2)
+    assert [line.split()[:3] for line in heldout.before_after(4).splitlines()[2:]] == [
+        [task, length, "2"] for task in ("longform", "multihop") for length in ("256", "512")
+    ]

@@ -8,6 +8,7 @@ from typing import Any
 import longctx_rl
 from config.composing import composed
 from longctx_rl import config as configuration
+from longctx_rl.config import Config
 from longctx_rl.evals import records
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.metrics_file import Row
@@ -53,6 +54,17 @@ def write_run(
     """A run directory of ``python -m longctx_rl <overrides>`` under ``root/<experiment_name>``."""
     config = composed(*overrides)
     path = root / config.experiment_name / (name or Path(config.run_dir).name)
+    write_config(path, config, overrides)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step, scores in evaluations.items():
+        append_scores(path, step, scores)
+    if finished:
+        (path / "finished.json").write_text(json.dumps({"step": max(evaluations, default=0), "reason": "spent"}))
+    return path
+
+
+def write_config(path: Path, config: Config, overrides: Sequence[str]) -> None:
+    """A new run directory with what a run writes before it trains."""
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(configuration.dump(config))
     environment: dict[str, Any] = {
@@ -66,12 +78,6 @@ def write_run(
         "host": {"name": "host", "system": "Linux", "cores": 2, "memory_gib": 8.0, "gpus": []},
     }
     (path / "environment.json").write_text(json.dumps(environment))
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for step, scores in evaluations.items():
-        append_scores(path, step, scores)
-    if finished:
-        (path / "finished.json").write_text(json.dumps({"step": max(evaluations, default=0), "reason": "spent"}))
-    return path
 
 
 def training_rows(
@@ -107,10 +113,10 @@ def answers(long: int, short: int, code_long: int, code_short: int, reasoning: i
     }
 
 
-def write_evaluation(folder: Path, scores: Scores) -> None:
-    """A folder of ``python -m longctx_rl.evaluate out=folder``."""
+def write_evaluation(folder: Path, scores: Scores, checkpoint: str = "mini-student") -> None:
+    """A folder of ``python -m longctx_rl.evaluate checkpoint=... out=folder``."""
     folder.mkdir(parents=True)
-    (folder / "evaluation.json").write_text(json.dumps({"checkpoint": "mini-student", "weights": "ab" * 16}))
+    (folder / "evaluation.json").write_text(json.dumps({"checkpoint": checkpoint, "weights": "ab" * 16}))
     append_scores(folder, 0, scores)
 
 
@@ -118,7 +124,7 @@ def write_grid(root: Path) -> None:
     """Two methods with three seeds each, and the base: ``root/table1``."""
     base = answers(4, 18, 4, 16, 6)
     write_evaluation(root / "table1" / "base", base)
-    write_evaluation(root / "table1" / "teacher", answers(18, 19, 16, 18, 17))
+    write_evaluation(root / "table1" / "teacher", answers(18, 19, 16, 18, 17), "mini-teacher")
     for seed in range(3):
         for algo, tokens, gained in (("sft", 100, 4), ("grpo", 200, 8 + seed)):
             during, end = answers(6, 18, 5, 16, 7), answers(4 + gained, 17, 4 + gained, 16, 6 + gained)

@@ -100,9 +100,10 @@ def test_a_result_whose_command_gives_another_configuration_is_named(checkout: P
     ("arguments", "said"),
     [
         (("collect", "table1", "root=x"), "error: root=x: the one setting of collect is runs_root=FOLDER"),
-        (("collect", "table1", "runs_root=nowhere"), "error: no runs under nowhere/table1"),
+        (("collect", "table1", "runs_root=nowhere"), "error: no runs under nowhere/table1: make table1-runs, or"),
         (("collect", "table9"), "error: experiments/table9 does not exist"),
-        (("tables",), "error: no experiment has tables yet"),
+        (("tables",), "error: no experiment has results yet: make table1-runs, then"),
+        (("tables", "table1"), "error: no results in experiments/table1/results yet: make table1-runs, then"),
         (("dashboard", "table1"), "error: set WANDB_API_KEY"),
     ],
 )
@@ -110,6 +111,20 @@ def test_what_cannot_be_used_is_one_sentence(arguments: tuple[str, ...], said: s
     (tmp_path / "experiments" / "table1").mkdir(parents=True)
     done = report(tmp_path, *arguments)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
+def test_studies_without_results_stop_nobody(checkout: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(checkout, tmp_path / "checkout"))
+    marked = "<!-- {}/levels -->\n<!-- end -->\n"
+    for name, text in (("table1", marked), ("table2", marked), ("bench", "no marks")):
+        (copy / "experiments" / name).mkdir(exist_ok=True)
+        (copy / "experiments" / name / "README.md").write_text(text.format(name))
+    (copy / "experiments" / "table1" / "tables.md").unlink()
+    for command, first in (("tables", "2 changed"), ("check", "results, tables, figures and READMEs fit together")):
+        done = report(copy, command)
+        assert done.returncode == 0, done.stderr
+        assert first in done.stdout and "bench" not in done.stdout
+        assert "table2: no results in experiments/table2/results yet: make table2-runs, then" in done.stdout
 
 
 def test_help_shows_examples(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from longctx_rl.report.page import build, texts
 from longctx_rl.report.page.arms import arms_of, duplicates, settings_of
 from longctx_rl.report.page.series import POINTS, axes_of, curves_of, thinned
 from longctx_rl.report.runs import Run, find_runs
+from report.run_folders import write_evaluation
 from report.synthetic import write_runs
 
 
@@ -67,10 +68,10 @@ def test_texts_keep_to_their_budget_and_say_so(tmp_path: Path, monkeypatch: pyte
     write_runs(tmp_path, 1, steps=20, items=6, metrics=1)
     runs = find_runs(tmp_path)
     evals = [one.evals() for one in runs]
-    whole = texts.answers(evals)
+    whole = texts.answers(evals, evals[0])
     assert whole["asked"] == 54 and [len(cell["items"]) for cell in whole["cells"]] == [6] * 9
-    monkeypatch.setattr(texts, "ANSWERS_BUDGET", 30_000)
-    few = texts.answers(evals)
+    monkeypatch.setattr(texts, "ANSWERS_BUDGET", 18_000)
+    few = texts.answers(evals, evals[0])
     assert few["asked"] == 54 and [len(cell["items"]) for cell in few["cells"]] == [2] * 9
     assert few["cells"][0]["items"] == whole["cells"][0]["items"][:2]
     for one in runs:
@@ -111,6 +112,30 @@ def test_runs_in_any_state_are_on_the_page(tmp_path: Path) -> None:
     assert problems["opd-mini-mix-s0"][0].startswith("config.yaml cannot be read")
     rows = {row["label"]: row for row in overview["table"]["rows"]}
     assert rows["sft"]["score"][0] is None and rows["dgrpo"]["score"][0] is not None and rows["unknown"]["cost"]
+
+
+def test_the_base_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
+    """Runs that ask nothing before training are compared with what ``evaluate`` asked their student."""
+    write_runs(tmp_path, 2, steps=20, items=4, metrics=1)
+    for file in tmp_path.glob("*/evals/*.jsonl"):
+        lines = file.read_text().splitlines(keepends=True)
+        before = [line for line in lines if line.startswith('{"step": 0,')]
+        file.write_text("".join(line for line in lines if line not in before))
+    alone = build.data_of(find_runs(tmp_path), tmp_path)
+    assert next(row["label"] for row in alone["overview"]["table"]["rows"]) == "sft" and alone["maps"][0]["entries"]
+    for name in ("base", "teacher"):
+        write_evaluation(tmp_path / name, {}, f"mini-{'student' if name == 'base' else name}")
+        (tmp_path / name / "evals").mkdir()
+        (tmp_path / name / "evals" / "heldout.jsonl").write_text("".join(before))
+    found = build.data_of(find_runs(tmp_path), tmp_path)
+    rows = {row["label"]: row for row in found["overview"]["table"]["rows"]}
+    assert list(rows)[:3] == ["before training", "teacher", "sft"]
+    for row in ("sft", "dgrpo"):
+        gain = rows[row]["score"][0][0] - rows["before training"]["score"][0][0]
+        assert rows[row]["gain"][0][0] == pytest.approx(gain, abs=1e-4)
+    assert found["maps"][0]["entries"][0][0][-1][1] == 4
+    asked = [by[:2] for item in found["answers"]["cells"][0]["items"] for by in item["by"] if not by[1]]
+    assert asked == [[-1, 0]] * 4
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -1,11 +1,12 @@
 """From runs to committed results: what is kept, what is refused, and that nothing is lost."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from longctx_rl.report import results
+from longctx_rl.report import comparison, results
 from longctx_rl.report.collect import collect, curves_of
 from longctx_rl.report.experiment import Experiment
 from report.run_folders import answers, append_scores, write_evaluation, write_run
@@ -73,10 +74,28 @@ def test_other_settings_in_one_cell_are_refused(tmp_path: Path, experiment: Expe
     assert "2 results written" in collect(varied, tmp_path)
 
 
+def test_without_a_base_it_says_how_to_ask_one(grid: Path, experiment: Experiment) -> None:
+    """Runs of the study do not ask the student before training: it is the same for all."""
+    assert "no base" not in collect(experiment, grid)
+    (experiment.results / "base.jsonl").unlink()
+    for path in (grid / "table1").rglob("evals/*.jsonl"):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if not line.startswith('{"step": 0,')))
+    shutil.rmtree(grid / "table1" / "base")
+    said = collect(experiment, grid).splitlines()[-1]
+    assert said == (
+        f"no base, so no gains: python -m longctx_rl.evaluate checkpoint=mini-student out={grid}/table1/base eval=all "
+        "eval.items=40, then collect again"
+    )
+    found = results.read_all(experiment.results)
+    tables = [table.name for table in comparison.tables_of(found)]
+    assert tables == ["levels", "scaling", "costs", "runs"] and found[0].steps == [5, 10]
+
+
 def test_no_runs_and_broken_results_are_one_sentence(tmp_path: Path, experiment: Experiment) -> None:
     with pytest.raises(ValueError, match="no runs under"):
         collect(experiment, tmp_path)
-    with pytest.raises(ValueError, match=r"no results in .*: run the experiment"):
+    with pytest.raises(ValueError, match=r"no results in .* yet: make table1-runs, then"):
         results.read_all(experiment.results)
     write_evaluation(tmp_path / "table1" / "base", answers(1, 1, 1, 1, 1))
     assert "1 results written" in collect(experiment, tmp_path)

@@ -132,7 +132,7 @@ def test_marks_are_filled_for_their_experiment_only(tmp_path: Path) -> None:
     assert text == f"a\n<!-- table1/levels -->\n| new |\n<!-- end -->\nb\n{other}"
     readme.write_text(text)
     assert filled(readme, "table1", {"levels": "| new |"}) == text
-    with pytest.raises(ValueError, match="there is no table table1/levels, choose from gains"):
+    with pytest.raises(ValueError, match=r"give no table table1/levels \(gains need the base: .*\), but gains"):
         filled(readme, "table1", {"gains": ""})
     readme.write_text("<!-- table1/levels -->\nold\n" + other)
     with pytest.raises(ValueError, match="<!-- table1/levels --> has no <!-- end -->"):

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,6 @@ def left(run_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     rows = read_metrics(run_dir / "metrics.jsonl")
     kept = [json.loads(line) for line in (run_dir / "evals" / "heldout.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if not key.startswith(TIMED)} for row in rows], kept
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The paper's two stages at tiny width: the experiment files as they are, but for width, length, folders and judge."""
 
 import json
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from config.composing import composed
 from longctx_rl import doctor, process, train
 from longctx_rl.config import Config
+from longctx_rl.metrics_file import read_metrics
 from longctx_rl.policy import sizes
 from longctx_rl.policy.loading import load_tokenizer
-from longctx_rl.recorder import read_metrics
 from openai_server import Reply, Server, serving
 
 FIXTURE = Path(__file__).parents[1] / "data" / "fixture"
@@ -77,12 +76,7 @@ def tiny(models: list[str], judge: Server, tmp_path_factory: pytest.TempPathFact
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Train in this process; the rows of metrics.jsonl."""
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        assert process.execute(config, train.run) == 0
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-            signal.signal(number, handler)
+    assert process.execute(config, train.run) == 0
     return read_metrics(Path(config.run_dir) / "metrics.jsonl")
 
 

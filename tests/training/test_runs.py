@@ -20,6 +20,9 @@ from longctx_rl.data.source import recorded_group
 from longctx_rl.engine import distributed
 from longctx_rl.metrics_file import read_metrics
 from longctx_rl.policy.loading import fresh_model, load_tokenizer
+from longctx_rl.report import length_costs
+from longctx_rl.report.collect import of_run
+from longctx_rl.report.runs import read_run
 from longctx_rl.training.parts import build_parts
 
 SHAPE = {
@@ -54,12 +57,7 @@ def smoke(models: tuple[str, ...], root: Path, *overrides: str) -> list[str]:
 def in_place(arguments: list[str]) -> list[dict[str, Any]]:
     """Train in this process; the rows of metrics.jsonl."""
     config = composed(*arguments, "engine=local")
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        assert process.execute(config, train.run) == 0
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-            signal.signal(number, handler)
+    assert process.execute(config, train.run) == 0
     return read_metrics(Path(config.run_dir) / "metrics.jsonl")  # type: ignore[return-value]
 
 
@@ -83,6 +81,9 @@ def test_every_method_trains_two_steps(algo: str, models: tuple[str, ...], tmp_p
     assert model.config.hidden_size == 32
     records = [json.loads(line) for line in (run / "evals" / "heldout.jsonl").read_text().splitlines()]
     assert {record["step"] for record in records} == {0, 2}
+    result = of_run(read_run(run))
+    spent, computed = result.costs[2], length_costs.cost_at(result, 192)  # all of its prompts are about as long
+    assert computed is not None and computed.prompt == pytest.approx(spent["flops"] / spent["prompts"], rel=0.1)
     if algo in ("kd", "opd", "dgrpo"):
         assert steps[0]["teacher/kl_reverse"] > 0 and steps[0]["grad/norm"] > 0
 

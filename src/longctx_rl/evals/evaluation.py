@@ -145,11 +145,12 @@ class Suite:
         return distributed.broadcast(summary.metrics(answered, self.name) if complete else None)
 
     def before_after(self, step: int) -> str:
-        """The table of step 0 against ``step``, of the items that both have; empty if there are none."""
-        if step == 0:
-            return ""
-        before = {record.id: record for record in self._kept(0)}
-        after = [record for record in self._kept(step) if record.id in before]
+        """The table of step 0 against ``step``, of the items that both have; of ``step`` alone if step 0 has none."""
+        before = {record.id: record for record in self._kept(0)} if step else {}
+        after = self._kept(step) if step else []
+        if after and not before:
+            return summary.table(after)
+        after = [record for record in after if record.id in before]
         return summary.comparison([before[record.id] for record in after], after) if after else ""
 
     def _items(self, items: int) -> list[Item]:

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl.config_eval import KLConfig, SuiteConfig
+from longctx_rl.config_model import YarnConfig
 from longctx_rl.data.packing import pack, plan_rows
 from longctx_rl.data.source import prompt_ids
 from longctx_rl.evals.items import Item
@@ -53,8 +54,8 @@ def prompts(config: KLConfig, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
     return [item for name, suite in suites.items() for item in items_of(name, Plan(suite, config.items), tokenizer)]
 
 
-def base_model(config: KLConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The base, as it is on disk.
+def base_model(config: KLConfig, tokenizer: PreTrainedTokenizerBase, yarn: YarnConfig | None = None) -> PreTrainedModel:
+    """The base, as it is on disk but for its positions, if they are stretched.
 
     Raises:
         ValueError: it cannot be loaded, has other tokens, or too short a context.
@@ -65,7 +66,7 @@ def base_model(config: KLConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrain
             f"kl.base={config.base} has other tokens than the checkpoint, so their distributions cannot be compared: "
             "give the model that it was trained from, or kl.base=null"
         )
-    model = load_model(config.base)
+    model = load_model(config.base, yarn)
     model.eval()
     if config.length + config.max_new_tokens > context_length(model):
         raise ValueError(

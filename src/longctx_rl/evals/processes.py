@@ -111,7 +111,10 @@ def _work(config: EvaluateConfig, share: Share, connection: Connection, log: Pat
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.threads or max(1, cores // share.of))
     try:
-        model, tokenizer = load_model(config.checkpoint).eval(), load_tokenizer(config.tokenizer or config.checkpoint)
+        model, tokenizer = (
+            load_model(config.checkpoint, config.yarn).eval(),
+            load_tokenizer(config.tokenizer or config.checkpoint),
+        )
         found = ask(config, model, tokenizer, share, lambda suite, count: connection.send(("told", suite, count)))
     except ValueError as error:
         connection.send(("failed", str(error)))

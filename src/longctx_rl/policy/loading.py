@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -171,6 +172,18 @@ def check_pair(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int |
             "set model.slice_vocabulary=true to score over the tokens they share"
         )
     return len(tokenizer)
+
+
+def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise ValueError for a tokenizer that has more tokens than the model called ``name`` knows."""
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    rows = embedding.num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and {name} knows {rows}: give the tokenizer that it was "
+            "trained with, tokenizer=FOLDER"
+        )
 
 
 def pair_note(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:

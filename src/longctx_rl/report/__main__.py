@@ -7,6 +7,7 @@ from pathlib import Path
 
 from longctx_rl import process
 from longctx_rl.__main__ import composed
+from longctx_rl.report import marks, results
 from longctx_rl.report.collect import collect
 from longctx_rl.report.experiment import Experiment, open_experiment
 
@@ -43,10 +44,10 @@ def parser() -> argparse.ArgumentParser:
     collecting.add_argument("setting", nargs="?", default="runs_root=runs", metavar="runs_root=runs")
     collecting.set_defaults(work=_collect)
     tables = commands.add_parser("tables", help="make tables, figures and the numbers in READMEs from the results")
-    tables.add_argument("experiment", metavar="NAME", nargs="*", help="all experiments that have tables, if left out")
+    tables.add_argument("experiment", metavar="NAME", nargs="*", help="all that have results, if left out")
     tables.set_defaults(work=_tables)
     checking = commands.add_parser("check", help="fail if a committed result or number was not made by what it says")
-    checking.add_argument("experiment", metavar="NAME", nargs="*", help="all experiments that have tables, if left out")
+    checking.add_argument("experiment", metavar="NAME", nargs="*", help="all that have results, if left out")
     checking.set_defaults(work=_check)
     page = commands.add_parser("page", help="make one HTML file that compares runs")
     page.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="holds run directories: runs")
@@ -68,15 +69,17 @@ def _collect(arguments: argparse.Namespace) -> str:
 def _tables(arguments: argparse.Namespace) -> str:
     from longctx_rl.report import build  # matplotlib
 
-    return "\n".join(build.write(experiment, CHECKOUT) for experiment in _chosen(arguments.experiment))
+    chosen, without = _chosen(arguments.experiment)
+    return "\n".join([*(build.write(experiment, CHECKOUT) for experiment in chosen), *without])
 
 
 def _check(arguments: argparse.Namespace) -> str:
     from longctx_rl.report.check import check  # matplotlib
 
-    found = {experiment.name: check(experiment, CHECKOUT, composed) for experiment in _chosen(arguments.experiment)}
-    for name, (_, notes) in found.items():
-        print(*(f"{name}: {note}" for note in notes), sep="\n", end="\n" if notes else "")
+    chosen, without = _chosen(arguments.experiment)
+    found = {experiment.name: check(experiment, CHECKOUT, composed) for experiment in chosen}
+    notes = [f"{name}: {note}" for name, (_, more) in found.items() for note in more] + without
+    print(*notes, sep="\n", end="\n" if notes else "")
     if problems := [problem for wrong, _ in found.values() for problem in wrong]:
         print(*problems, sep="\n", file=sys.stderr)
         sys.exit(1)
@@ -95,13 +98,22 @@ def _dashboard(arguments: argparse.Namespace) -> str:
     return workspace.save(open_experiment(CHECKOUT / "experiments" / arguments.experiment))
 
 
-def _chosen(names: list[str]) -> list[Experiment]:
-    """The named experiments, or all that have tables already."""
+def _chosen(names: list[str]) -> tuple[list[Experiment], list[str]]:
+    """The named experiments, or all that have results, and a line for each that could have some.
+
+    Raises:
+        ValueError: none has any.
+    """
     folder = CHECKOUT / "experiments"
-    names = names or sorted(path.parent.name for path in folder.glob("*/tables.md"))
-    if not names:
-        raise ValueError("no experiment has tables yet: python -m longctx_rl.report tables NAME")
-    return [open_experiment(folder / name) for name in names]
+    if names:
+        return [open_experiment(folder / name) for name in names], []
+    studies = [open_experiment(folder / name) for name in marks.studies(CHECKOUT)]
+    chosen = [one for one in studies if results.files(one.results) or (one.folder / "tables.md").is_file()]
+    if not chosen:
+        raise ValueError(
+            "no experiment has results yet: make table1-runs, then python -m longctx_rl.report collect table1"
+        )
+    return chosen, [f"{one.name}: {results.missing(one.results)}" for one in studies if one not in chosen]
 
 
 if __name__ == "__main__":

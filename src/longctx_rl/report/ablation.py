@@ -1,16 +1,16 @@
-"""The tables of an experiment with axes: level x column, and each level against the default one."""
+"""The tables of an experiment with axes: level x column, and each level against the default one and the base."""
 
 from collections.abc import Sequence
 
-from longctx_rl.report.comparison import Groups, costs, differences, fixed_of, levels, listing
+from longctx_rl.report.comparison import costs, differences, fixed_of, levels, listing
 from longctx_rl.report.experiment import Experiment
 from longctx_rl.report.results import Result
-from longctx_rl.report.study import base_of, columns_of
+from longctx_rl.report.study import Groups, base_of, columns_of, methods_of
 from longctx_rl.report.tables import Table
 
 
 def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
-    """Two tables for each axis, then costs and the list of runs."""
+    """Up to three tables for each axis, then costs and the list of runs."""
     columns, base = columns_of(results), base_of(results)
     tables = []
     every: dict[str, list[Result]] = {}
@@ -24,6 +24,10 @@ def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
         others = {level: runs for level, runs in groups.items() if level != default}
         if default is not None and default in groups and others:
             tables.append(differences(f"{axis}_differences", others, groups[default], columns, f"{axis} {default}"))
+        if base is not None:
+            tables.append(differences(f"{axis}_gains", groups, [base], columns, base.name))
+    compared = {run.name for runs in every.values() for run in runs}
+    every |= methods_of([run for run in results if run.name not in compared])  # such as cold starts
     return [*tables, costs(every), listing(results)]
 
 

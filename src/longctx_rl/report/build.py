@@ -8,10 +8,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from longctx_rl.report import ablation, comparison, figures, marks, results
+from longctx_rl.report import ablation, comparison, figures, length_costs, marks, results
 from longctx_rl.report.experiment import Experiment, check_cells
 from longctx_rl.report.results import Result
-from longctx_rl.report.study import CODE_LONG, CODE_SHORT, LONGREASON, Column, base_of, columns_of, methods_of
+from longctx_rl.report.study import CODE_LONG, CODE_SHORT, LONGREASON, Column, Groups, base_of, columns_of, methods_of
 from longctx_rl.report.tables import Table, comma_separated, latex, markdown
 from longctx_rl.run_directory import write_text
 
@@ -98,12 +98,14 @@ def _figures(
         wanted["levels"] = partial(figures.level_figure, methods, fixed, columns)
     if figures.asked_lengths(methods):
         wanted["scaling"] = partial(figures.length_figure, methods, fixed)
+    if length_costs.table(methods) is not None:
+        wanted["scaling_costs"] = partial(figures.length_cost_figure, methods)
     if base is not None and {LONGREASON, CODE_LONG, CODE_SHORT} <= set(columns):
         wanted["transfer"] = partial(figures.transfer_figure, methods, base)
     return wanted | _dynamics("dynamics", methods)
 
 
-def _dynamics(name: str, groups: comparison.Groups) -> dict[str, Callable[[], Figure]]:
+def _dynamics(name: str, groups: Groups) -> dict[str, Callable[[], Figure]]:
     recorded = any(metric in run.curves for runs in groups.values() for run in runs for metric in figures.DYNAMICS)
     return {name: partial(figures.dynamics_figure, groups)} if recorded else {}
 

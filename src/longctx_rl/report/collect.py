@@ -4,8 +4,7 @@ Adds and replaces what it finds. A committed result whose run is gone stays.
 """
 
 import hashlib
-import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +18,8 @@ from longctx_rl.metrics_file import Row
 from longctx_rl.report import results
 from longctx_rl.report.experiment import Experiment, check_cells
 from longctx_rl.report.results import Cell, CellScores, Result
-from longctx_rl.report.runs import Run, find_runs, read_evals
+from longctx_rl.report.runs import Asked, Run, find_asked, find_runs, read_evals
+from longctx_rl.report.study import BASE, base_of
 
 POINTS = 60
 """Points of a committed curve: each the mean of as many training steps as it takes."""
@@ -57,11 +57,13 @@ def collect(experiment: Experiment, runs_root: Path) -> str:
         ValueError: nothing to collect, or runs that cannot stand beside each other. Nothing is written then.
     """
     folder = runs_root / experiment.name
-    evaluations = sorted(path.parent for path in folder.rglob("evaluation.json"))
-    runs = [] if evaluations and not _has_runs(folder) else find_runs(folder)
+    asked = find_asked(folder)
+    if not asked and not _has_runs(folder):
+        raise ValueError(f"no runs under {folder}: make {experiment.name}-runs, or name their folder, runs_root=FOLDER")
+    runs = find_runs(folder) if _has_runs(folder) else []
     finished = [run for run in runs if run.finished]
-    found = [of_run(run) for run in finished] + [of_evaluation(path) for path in evaluations]
-    committed = results.read_all(experiment.results) if any(experiment.results.glob("*.jsonl")) else []
+    found = [of_run(run) for run in finished] + [of_evaluation(one) for one in asked]
+    committed = [results.read(path) for path in results.files(experiment.results)]
     fresh = {result.name for result in found}
     kept = [result for result in committed if result.name not in fresh]
     problems = _same_names(found) + check_cells(experiment, [*kept, *found])
@@ -72,6 +74,7 @@ def collect(experiment: Experiment, runs_root: Path) -> str:
     lines = [f"{len(found)} results written to {experiment.results}, {len(kept)} kept that have no run here"]
     lines += [f"skipped: {run.path} is not finished, continue it with resume=true" for run in runs if not run.finished]
     lines += [f"marked: {problem}" for result in found for problem in result.problems]
+    lines += _without_base([*kept, *found], folder)
     return "\n".join(lines)
 
 
@@ -95,13 +98,12 @@ def of_run(run: Run) -> Result:
     )
 
 
-def of_evaluation(folder: Path) -> Result:
-    """What is kept of ``python -m longctx_rl.evaluate out=folder``: a row of fixed weights, named as its folder."""
-    evals = read_evals(folder)
-    problems = tuple(problem.replace(f"{folder}/", "") for _, unread in evals.values() for problem in unread)
-    described = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+def of_evaluation(asked: Asked) -> Result:
+    """What is kept of fixed weights: a row named as their folder."""
+    evals = read_evals(asked.path)
+    problems = tuple(problem.replace(f"{asked.path}/", "") for _, unread in evals.values() for problem in unread)
     cells = cells_of({suite: found for suite, (found, _) in evals.items()})
-    return Result(name=folder.name, algo=folder.name, seed=None, origin=described, problems=problems, cells=cells)
+    return Result(name=asked.name, algo=asked.name, seed=None, origin=asked.described, problems=problems, cells=cells)
 
 
 def cells_of(evals: dict[str, list[ItemRecord]]) -> dict[Cell, CellScores]:
@@ -160,6 +162,7 @@ def origin(run: Run) -> dict[str, Any]:
         "packages": environment.get("packages"),
         "machine": {key: host.get(key) for key in ("cores", "memory_gib", "gpus")},
         "resumed": len(environment.get("resumed", [])),
+        "models": environment.get("models"),
         "student": student_hash(run),
     }
 
@@ -192,6 +195,20 @@ def _family_means(answers: Iterable[ItemRecord]) -> dict[str, float]:
     for answer in answers:
         grouped[answer.family_id or answer.id].append(answer.score)
     return {family: rounded(fmean(scores)) for family, scores in grouped.items()}
+
+
+def _without_base(found: Sequence[Result], folder: Path) -> list[str]:
+    """How to ask the model before training, if nobody has."""
+    asked = [
+        (result.config.get("model.student"), result.config.get("eval.name"), result.config.get("eval.items"))
+        for result in found
+        if result.trained and result.cells
+    ]
+    if base_of(found) or not asked:
+        return []
+    (student, suites, items), _ = Counter(asked).most_common(1)[0]
+    command = f"checkpoint={student} out={folder / BASE} eval={suites} eval.items={items}"
+    return [f"no base, so no gains: python -m longctx_rl.evaluate {command}, then collect again"]
 
 
 def _has_runs(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from longctx_rl.report import length_costs
 from longctx_rl.report.results import COSTS, Result
 from longctx_rl.report.study import (
     BASE,
@@ -10,6 +11,7 @@ from longctx_rl.report.study import (
     CODE_SHORT,
     LONGREASON,
     Column,
+    Groups,
     Reading,
     Value,
     base_of,
@@ -25,8 +27,6 @@ from longctx_rl.report.study import (
 )
 from longctx_rl.report.tables import NOTHING, Entry, Table, percent
 
-Groups = Mapping[str, Sequence[Result]]
-"""Row of a table to its runs."""
 INTERVALS = "Percent of items; brackets are 95 % intervals over runs and item families."
 WORDS = {"trained_tokens": "trained tokens", "flops": "FLOPs", "wall_seconds": "seconds of training"}
 
@@ -42,7 +42,10 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
         tables += [at_equal_cost(axis, methods, base, columns) for axis in recorded]
     if base is not None and {CODE_LONG, CODE_SHORT} <= set(columns):
         tables.append(transfers(methods, base))
-    return [*tables, by_length(methods, fixed_of(results, base)), costs(methods), listing(results)]
+    tables.append(by_length(methods, fixed_of(results, base)))
+    if (found := length_costs.table(methods)) is not None:
+        tables.append(found)
+    return [*tables, costs(methods), listing(results)]
 
 
 def fixed_of(results: Sequence[Result], base: Result | None) -> dict[str, list[Result]]:

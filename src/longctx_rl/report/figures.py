@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from longctx_rl.report.comparison import Groups
+from longctx_rl.report import length_costs
 from longctx_rl.report.results import Result
 from longctx_rl.report.study import (
     CODE_LONG,
@@ -19,6 +19,7 @@ from longctx_rl.report.study import (
     LONGREASON,
     METHODS,
     Column,
+    Groups,
     difference,
     level,
 )
@@ -203,6 +204,29 @@ def length_figure(groups: Groups, fixed: Groups) -> Figure:
         panel.set_xticks(asked, [str(length) for length in asked])
         panel.minorticks_off()
     _legend_below(figure, panels)
+    return figure
+
+
+def length_cost_figure(groups: Groups) -> Figure:
+    """FLOPs of training by context length: of a prompt, and of a trained token."""
+    lengths = length_costs.lengths_of(groups)
+    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for index, (row, runs) in enumerate(groups.items()):
+        known = [(length, cost) for length in lengths if (cost := length_costs.costs_at(runs, length))]
+        if not known:
+            continue
+        color, marker = _look(row, index)
+        for panel, values in zip(panels, ([c.prompt for _, c in known], [c.token for _, c in known]), strict=True):
+            panel.plot([length for length, _ in known], values, marker=marker, color=color, markersize=4, label=row)
+    for panel, words in zip(panels, ("prompt", "trained token"), strict=True):
+        panel.set_title(f"FLOPs for each {words}")
+        panel.set_xlabel("prompt, tokens")
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xticks(lengths, [str(length) for length in lengths], rotation=45)
+        panel.minorticks_off()
+    _legend_below(figure, list(panels))
     return figure
 
 

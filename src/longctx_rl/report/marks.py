@@ -19,6 +19,16 @@ def readmes(checkout: Path) -> list[Path]:
     return [path for path in places if path.is_file()]
 
 
+def studies(checkout: Path) -> list[str]:
+    """Experiments that tables are made of: their own README has marks of theirs, or they have tables already."""
+    with_marks = {
+        path.parent.name
+        for path in checkout.glob("experiments/*/README.md")
+        if path.parent.name in {mark[1] for mark in MARK.finditer(path.read_text(encoding="utf-8"))}
+    }
+    return sorted(with_marks | {path.parent.name for path in checkout.glob("experiments/*/tables.md")})
+
+
 def filled(path: Path, experiment: str, tables: Mapping[str, str]) -> str:
     """The file's text with this experiment's marks filled; those of others stay.
 
@@ -35,7 +45,10 @@ def filled(path: Path, experiment: str, tables: Mapping[str, str]) -> str:
         if mark[1] != experiment:
             continue
         if name not in tables:
-            raise ValueError(f"{path}: there is no table {place}, choose from {', '.join(tables)}")
+            raise ValueError(
+                f"{path}: the results give no table {place} (gains need the base: docs/report.md), "
+                f"but {', '.join(tables)}"
+            )
         parts += [text[done : mark.end()], tables[name], "\n"]
         done = end
     return "".join([*parts, text[done:]])

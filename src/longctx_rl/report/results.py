@@ -78,10 +78,21 @@ def read_all(folder: Path) -> list[Result]:
     Raises:
         ValueError: there are none, or a file is not a result.
     """
-    found = [read(path) for path in sorted(folder.glob("*.jsonl"))]
+    found = [read(path) for path in files(folder)]
     if not found:
-        raise ValueError(f"no results in {folder}: run the experiment, then python -m longctx_rl.report collect")
+        raise ValueError(missing(folder))
     return found
+
+
+def files(folder: Path) -> list[Path]:
+    """The files of an experiment's results, sorted by name."""
+    return sorted(folder.glob("*.jsonl"))
+
+
+def missing(folder: Path) -> str:
+    """What to do about results that are not there."""
+    name = folder.parent.name
+    return f"no results in {folder} yet: make {name}-runs, then python -m longctx_rl.report collect {name}"
 
 
 def read(path: Path) -> Result:

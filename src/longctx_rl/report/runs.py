@@ -68,6 +68,34 @@ class Run:
         return {int(file.stem.removeprefix("step-")): _json_lines(file)[0] for file in files}
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A folder of ``python -m longctx_rl.evaluate``: weights that no run here trained."""
+
+    path: Path
+    described: dict[str, Any]
+    """evaluation.json."""
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, such as ``base``."""
+        return self.path.name
+
+    @property
+    def checkpoint(self) -> str:
+        return str(self.described.get("checkpoint"))
+
+    def evals(self) -> dict[str, list[ItemRecord]]:
+        """As a run's."""
+        return {suite: found for suite, (found, _) in read_evals(self.path).items()}
+
+
+def find_asked(root: Path) -> list[Asked]:
+    """All evaluation folders under a folder, sorted by path."""
+    files = sorted(root.rglob("evaluation.json"))
+    return [Asked(file.parent, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
 def find_runs(root: Path) -> list[Run]:
     """All runs under a folder, sorted by path. A directory with config.yaml and metrics.jsonl is a run.
 

@@ -20,6 +20,8 @@ LEVEL = 0.05
 SLACK = 1.05
 """An evaluation may exceed the common budget by this factor: a budget is met by whole steps."""
 
+Groups = Mapping[str, Sequence[Result]]
+"""Row of a table to its runs."""
 Reading = Callable[[Result], int | None]
 """Which evaluated step of a result is read; None: it has none that counts."""
 

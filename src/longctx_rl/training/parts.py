@@ -3,7 +3,7 @@
 import resource
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -59,6 +59,11 @@ class Parts:
     """Gradients are taken one completion at a time."""
     notes: tuple[str, ...]
     """What a person should know of this run, a line each: how memory is used, how teacher and student differ."""
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """What FLOPs are counted with: of the student, the teacher (``kd``) and the reference (``ref``)."""
+        shapes = {"student": self.shape} | {name: anchor.shape for name, anchor in self.anchors.items()}
+        return {name: asdict(shape) for name, shape in shapes.items()}
 
 
 def build_parts(config: Config) -> Parts:

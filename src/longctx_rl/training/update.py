@@ -12,7 +12,7 @@ from longctx_rl.data.packing import count, empty_row, pack, plan_rows
 from longctx_rl.engine import Engine, StepOutcome, distributed
 from longctx_rl.objective.divergences import Divergence
 from longctx_rl.objective.terms import LossOutput, Objective, objective
-from longctx_rl.policy.flops import TRAINING, ModelShape
+from longctx_rl.policy.flops import ModelShape, step_flops
 from longctx_rl.policy.scoring import Anchor, num_pieces
 from longctx_rl.training.scheduled import Piece, ScheduledGroup, split
 from longctx_rl.training.state import Stopwatch, TrainState
@@ -249,19 +249,16 @@ def add_costs(
 ) -> int:
     """Add what one step over ``rows`` cost, all ranks together, to ``state``; returns the tokens its rows held."""
     cost = {"row": 0.0, "trained": 0.0, "teacher": 0.0, "flops": 0.0}
+    frozen = [anchor.shape for anchor in anchors.values()]
     for row in rows:
         packed = row.packed
         tokens, loss_tokens = packed.input_ids.numel(), packed.num_loss_tokens
         if not loss_tokens:
             continue
-        forward = shape.forward(packed.spans, loss_tokens)
         cost["row"] += tokens
         cost["trained"] += loss_tokens * updates
-        # Sampling computes each prompt and each completion once; old log-probs, if any, once more.
-        cost["flops"] += forward * (TRAINING * updates + sampled + (packed.old_logprobs is not None))
-        for name, anchor in anchors.items():
-            cost["flops"] += anchor.shape.forward(packed.spans, loss_tokens)
-            cost["teacher"] += tokens * (name == "kd")
+        cost["teacher"] += tokens * ("kd" in anchors)
+        cost["flops"] += step_flops(shape, frozen, packed.spans, loss_tokens, updates=updates, sampled=sampled)
     total = distributed.all_reduce_sum(cost)
     state.trained_tokens += int(total["trained"])
     state.teacher_tokens += int(total["teacher"])

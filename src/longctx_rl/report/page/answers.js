@@ -12,7 +12,7 @@ function answerCard([run, step, output, score, partsOf, cut, tokens]) {
   const name = before ? [element("h3", {}, "before training", scoreBadge(score))] : [titled(runs[run].arm, scoreBadge(score))];
   return element(
     "div", { class: "card" }, ...name,
-    facts(partsOf, [`seed ${runs[run].seed}`, `step ${step}`, `${tokens} tokens`]),
+    facts(partsOf, [...(before ? [] : [`seed ${runs[run].seed}`, `step ${step}`]), `${tokens} tokens`]),
     cut ? element("span", { class: "warning" }, "cut off at the token limit") : null,
     element("pre", { tabindex: "0", "aria-label": "answer" }, output || "(nothing)"));
 }
@@ -26,7 +26,7 @@ function drawAnswers() {
   const seed = byId("seed").value;
   const answers = item.by.filter(([run, step]) => step > 0 && !hidden.has(runs[run].arm) && (seed === "" || String(runs[run].seed) === seed));
   answers.sort((one, other) => runs[one[0]].arm - runs[other[0]].arm || runs[one[0]].seed - runs[other[0]].seed);
-  const before = byId("before").checked ? item.by.filter(([, step]) => step === 0).slice(0, 1) : [];
+  const before = byId("before").checked ? item.by.filter(([, step]) => step === 0) : [];
   byId("item-text").replaceChildren(...(item.question ? [
     element("blockquote", { tabindex: "0" }, item.question), element("p", {}, `Reference answer: ${item.answer}`)] : []));
   const cards = [...before, ...answers].map(answerCard);

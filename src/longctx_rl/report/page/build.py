@@ -12,7 +12,8 @@ from scipy.stats import t as student
 import longctx_rl
 from longctx_rl.report.page import series, table, texts
 from longctx_rl.report.page.arms import Arm, Settings, arms_of, duplicates, settings_of
-from longctx_rl.report.runs import Run, find_runs, read_evals
+from longctx_rl.report.runs import Run, find_asked, find_runs, read_evals
+from longctx_rl.report.study import BASE
 from longctx_rl.run_directory import write_text
 
 SCRIPTS = ("page.js", "results.js", "curves.js", "maps.js", "answers.js", "rollouts.js", "runs.js", "start.js")
@@ -41,8 +42,11 @@ def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
     """What the page holds, by name; each is parsed when it is first looked at."""
     read = [read_evals(run.path) for run in runs]
     evals = [{suite: records for suite, (records, _) in suites.items()} for suites in read]
+    asked = sorted(find_asked(root), key=lambda one: one.name != BASE)  # a folder of that name goes first
+    fixed = [table.Fixed(one.name, one.checkpoint, one.evals()) for one in asked]
     unread = [[problem for _, problems in suites.values() for problem in problems] for suites in read]
     settings = [settings_of(run.config) for run in runs]
+    start = table.before(evals, settings, fixed)
     arms = arms_of(runs, settings)
     repeated = {index: by for arm in arms for index, by in duplicates(arm, runs).items()}
     counted = [[index for index in arm.runs if index not in repeated] for arm in arms]
@@ -54,15 +58,15 @@ def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
         "t95": [rounded_t(runs_of_arm - 1) for runs_of_arm in range(2, MOST_RUNS + 1)],
         "arms": [_arm(arm, places, settings) for arm, places in zip(arms, counted, strict=True)],
         "runs": [_run(run, index, arms, root, unread[index], repeated, runs) for index, run in enumerate(runs)],
-        "table": table.table(arms, counted, results, runs, settings),
+        "table": table.table(arms, counted, results, runs, settings, fixed),
         "metrics": list(curves),
         "depths": table.DEPTHS,
     }
     return {
         "overview": overview,
-        "maps": table.maps(counted, evals),
+        "maps": table.maps(counted, evals, start),
         "config": _config(settings),
-        "answers": texts.answers(evals),
+        "answers": texts.answers(evals, start),
         "rollouts": texts.rollouts(runs),
         **{f"metric-{place}": curve for place, curve in enumerate(curves.values())},
     }

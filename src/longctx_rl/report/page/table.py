@@ -1,7 +1,9 @@
 """Numbers of the page: the same estimates as the study's tables, and maps of length and depth."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -20,6 +22,20 @@ DEPTHS = 5
 COSTS = {"step": "steps", "trained_tokens": "trained tokens", "flops": "FLOPs", "wall_seconds": "seconds"}
 
 
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Weights that no run trained, such as the model before training."""
+
+    name: str
+    checkpoint: str
+    evals: Evals
+
+    @property
+    def student(self) -> str:
+        """The checkpoint as settings name the model that a run started from."""
+        return json.dumps(self.checkpoint, ensure_ascii=False)
+
+
 def result_of(run: Run, evals: Evals) -> Result:
     """A run as the study's estimates take it."""
     cells = cells_of(evals)
@@ -33,19 +49,24 @@ def table(
     results: Sequence[Result],
     runs: Sequence[Run],
     settings: Sequence[Settings],
+    fixed: Sequence[Fixed],
 ) -> dict[str, Any]:
-    """Columns, and for each arm and each model before training a value in each: score, gain over the base, cost.
+    """Columns, and for each arm and each model that was not trained a value in each: score, gain over the base, cost.
 
     Args:
         counted: for each arm the places of the runs that count.
     """
     groups = [("main", columns_of(results)), ("each task and length", _cells(results))]
     columns = [column for _, columns in groups for column in columns]
-    bases = _bases(results, settings)
+    bases = _bases(results, settings, fixed)
+    still = {
+        "before training" if len(bases) == 1 else f"before training: {student.strip(chr(34))}": base
+        for student, base in bases.items()
+    }
+    still |= {one.name: _result(one) for one in fixed if one.student not in bases}
     rows: list[dict[str, Any]] = []
-    for student, base in bases.items():
-        label = "before training" if len(bases) == 1 else f"before training: {student.strip(chr(34))}"
-        scores = [_shown(level([base], column)) for column in columns]
+    for label, weights in still.items():
+        scores = [_shown(level([weights], column)) for column in columns]
         rows.append({"label": label, "arm": -1, "score": scores, "gain": [None] * len(columns), "cost": []})
     for index, (arm, places) in enumerate(zip(arms, counted, strict=True)):
         mine = [results[place] for place in places]
@@ -66,13 +87,19 @@ def table(
     }
 
 
-def maps(counted: Sequence[Sequence[int]], evals: Sequence[Evals]) -> list[dict[str, Any]]:
+def before(evals: Sequence[Evals], settings: Sequence[Settings], fixed: Sequence[Fixed]) -> Evals:
+    """What was answered before training: by the student of some run, else in the first run that was asked then."""
+    students = {own.get("model.student") for own in settings}
+    asked = [one.evals for one in fixed if one.student in students]
+    return next((suites for suites in (*asked, *evals) if any(one.step == 0 for one in _all(suites))), {})
+
+
+def maps(counted: Sequence[Sequence[int]], evals: Sequence[Evals], first: Evals) -> list[dict[str, Any]]:
     """For each suite and task the mean score by length and depth, ``[mean, answers]`` or null.
 
-    The last column of a row is over all depths, of items without one too. Entry 0 is before training (the first run
-    that was asked then), the others are the arms after it, over their runs.
+    The last column of a row is over all depths, of items without one too. Entry 0 is before training (``first`` at
+    step 0), the others are the arms after it, over their runs.
     """
-    first = next((suites for suites in evals if any(one.step == 0 for one in _all(suites))), {})
     answered = [_at(first, 0), *([one for place in places for one in _last(evals[place])] for places in counted)]
     grouped: dict[tuple[str, str, int, int], dict[int, list[float]]] = {}
     for entry, records in enumerate(answered):
@@ -104,14 +131,21 @@ def _cells(results: Sequence[Result]) -> list[Column]:
     ]
 
 
-def _bases(results: Sequence[Result], settings: Sequence[Settings]) -> dict[str, Result]:
-    """Student to the first run that was evaluated before its training."""
+def _bases(results: Sequence[Result], settings: Sequence[Settings], fixed: Sequence[Fixed]) -> dict[str, Result]:
+    """Student to what it answered before training: in its own folder, else in the first run that was asked then."""
+    asked = {one.student: _result(one) for one in reversed(fixed)}
     found: dict[str, Result] = {}
     for result, own in zip(results, settings, strict=True):
-        if 0 in result.steps:
-            base = Result(name="base", algo="base", seed=None, cells=result.cells)
-            found.setdefault(own.get("model.student", ""), base)
+        student = own.get("model.student", "")
+        if student in asked:
+            found[student] = asked[student]
+        elif 0 in result.steps:
+            found.setdefault(student, Result(name="base", algo="base", seed=None, cells=result.cells))
     return found
+
+
+def _result(one: Fixed) -> Result:
+    return Result(name=one.name, algo=one.name, seed=None, cells=cells_of(one.evals))
 
 
 def _shown(value: Value | None) -> list[Any] | None:

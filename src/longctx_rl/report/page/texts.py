@@ -15,17 +15,20 @@ LONGEST = 4_000
 Evals = dict[str, list[ItemRecord]]
 
 
-def answers(evals: Sequence[Evals]) -> dict[str, Any]:
-    """Items of every suite, task and length with each run's answers before and after training.
+def answers(evals: Sequence[Evals], first: Evals) -> dict[str, Any]:
+    """Items of every suite, task and length with each run's answers after training, and one before it.
 
     As many items of each cell as fit; ``asked`` counts all.
+
+    Args:
+        first: at step 0, what was answered before training; its run is -1.
     """
     cells: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
-    for index, suites in enumerate(evals):
+    for index, suites in [(-1, first), *enumerate(evals)]:
         for suite, records in suites.items():
-            last = max((record.step for record in records), default=0)
+            wanted = 0 if index < 0 else max((record.step for record in records), default=0)
             for record in records:
-                if record.step not in (0, last):
+                if record.step != wanted or (index >= 0 and not wanted):
                     continue
                 cell = cells.setdefault((suite, record.task, record.length), {})
                 item = cell.setdefault(record.id, {**_item(record), "by": {}})

@@ -1,0 +1,99 @@
+"""What training costs at each context length, by the counter that runs are counted with.
+
+A step mixes prompts of several lengths, so neither its seconds nor its FLOPs are recorded by length. The counter is a
+formula of lengths, though: here it is evaluated at each of them, with the models, completions per prompt and mean
+answer length of the runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from longctx_rl.policy.flops import ModelShape, step_flops
+from longctx_rl.report.results import Result
+from longctx_rl.report.study import Groups, final
+from longctx_rl.report.tables import NOTHING, Table
+
+CAPTION = (
+    "FLOPs of training on one prompt of each length, in tokens, with its completions, sampling, teacher and reference; "
+    "and the same for each trained token. By the counter of progress/flops, with the models, completions per prompt "
+    "and mean answer length of the runs; means over runs. Recorded / computed: what the runs have counted for each "
+    "prompt, over the same at the lengths they trained on. Seconds are not known by length: a step mixes lengths."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCost:
+    """FLOPs of training on one prompt of some length."""
+
+    prompt: float
+    token: float
+    """For each trained token."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    prompt_len: float
+    completion_lens: tuple[float, ...]
+
+
+def cost_at(run: Result, length: float) -> PromptCost | None:
+    """None where the run has not recorded its models, or asks several questions of a prompt."""
+    spent, models = run.costs.get(final(run) or 0, {}), run.origin.get("models")
+    if not models or not spent.get("prompts") or run.config.get("data.questions_per_document") != 1:
+        return None
+    sampled, updates = run.config["algo.source"] == "policy", run.config["algo.updates_per_rollout"]
+    completions = run.config["algo.group_size"] if sampled else 1
+    trained = spent["trained_tokens"] / spent["prompts"]
+    answer = trained / (completions * updates)
+    shapes = {name: ModelShape(**sizes) for name, sizes in models.items()}
+    student = shapes.pop("student")
+    group = _Group(length, (answer,) * completions)
+    flops = step_flops(student, shapes.values(), [group], completions * answer, updates=updates, sampled=sampled)
+    return PromptCost(flops, flops / trained)
+
+
+def costs_at(runs: Sequence[Result], length: float) -> PromptCost | None:
+    """The mean over runs; None if none of them can say."""
+    known = [cost for run in runs if (cost := cost_at(run, length))]
+    return PromptCost(fmean(one.prompt for one in known), fmean(one.token for one in known)) if known else None
+
+
+def lengths_of(groups: Groups) -> list[int]:
+    """Every context length that the runs were trained on or asked at."""
+    runs = [run for group in groups.values() for run in group]
+    asked = {length for run in runs for _, _, length in run.cells}
+    return sorted({*asked, *(length for run in runs for length in _trained_on(run))} - {0})
+
+
+def table(groups: Groups) -> Table | None:
+    """Two rows for each method; None if no run recorded its models."""
+    lengths = lengths_of(groups)
+    rows: dict[str, list[tuple[str, tuple[str, ...]]]] = {"prompt": [], "token": []}
+    for row, runs in groups.items():
+        known = [cost for length in lengths if (cost := costs_at(runs, length))]
+        if not known:
+            continue
+        compared = _recorded_over_computed(runs)
+        rows["prompt"].append((f"{row}, each prompt", (*(f"{one.prompt:.3g}" for one in known), compared)))
+        rows["token"].append((f"{row}, each trained token", (*(f"{one.token:.3g}" for one in known), "")))
+    headings = ("", *map(str, lengths), "recorded / computed")
+    found = (*rows["prompt"], *rows["token"])
+    return Table("scaling_costs", CAPTION, headings, found) if found else None
+
+
+def _trained_on(run: Result) -> list[int]:
+    """Nominal prompt lengths as often as they are drawn; empty where prompts are a data set's."""
+    if any(key.startswith("data.longblocks.") for key in run.config):
+        return []
+    return [int(length) for length in run.config.get("data.lengths") or []]
+
+
+def _recorded_over_computed(runs: Sequence[Result]) -> str:
+    ratios = []
+    for run in runs:
+        costs = [cost.prompt for length in _trained_on(run) if length and (cost := cost_at(run, length))]
+        if costs:
+            spent = run.costs[final(run) or 0]
+            ratios.append(spent["flops"] / spent["prompts"] / fmean(costs))
+    return f"{fmean(ratios):.3f}" if ratios else NOTHING

@@ -64,14 +64,14 @@ def read(example: Example) -> str:
         (start,) = re.findall(rf"(?:first, before|last, after) {NAME} and two others", question)
         assert len(known) == 3 and start in options.values() and start != answer
     else:
-        amounts = {name: int(n) for name, n in re.findall(rf"{NAME} (?:has|keeps|owns) (\d+) tables", text)}
+        amounts = {name: int(n) for name, n in re.findall(rf"(?:to|with|by) {NAME} (\d) tables", text)}
         changes = {
             name: (other, int(n) * (1 if kind == "more" else -1))
             for name, n, kind, other in re.findall(
-                rf"{NAME} (?:has|keeps|owns) (\d+) (more|fewer) tables than {NAME}", text
+                rf"(?:to|with|by) {NAME} (\d) (more|fewer) tables [\w ]+ than (?:to|with|by) {NAME}", text
             )
         }
-        (person,) = re.findall(rf"how many tables has {NAME}", question)
+        (person,) = re.findall(rf"how many tables belong to {NAME}", question)
         total = 0
         while person not in amounts:
             person, change = changes[person]

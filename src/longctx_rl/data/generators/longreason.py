@@ -10,9 +10,9 @@ So expanded against original is what wordiness costs, and a length against expan
 cost. Three kinds of reasoning: reading (relations in a chain), logic (an order from pairs), arithmetic (amounts from
 differences).
 
-Each option's letter stands right behind it, and a response names both before its last line: a small model copies what
-follows a name, and in a thousand steps did not learn to find what stands before one, or in brackets behind one. For the
-same reason a response starts at whom the question names, and goes on from fact to fact.
+A small model copies what follows a name, and in a thousand steps did not learn to find what stands before one, or a few
+tokens behind. So an option's letter and somebody's amount stand right behind them, a response names an option with its
+letter before the last line, and starts at whom the question names, to go on from fact to fact.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,16 +40,20 @@ FACTS: dict[str, tuple[str, ...]] = {
         "{subject} arrived before {value}",
         "{subject} was there before {value}",
     ),
-    "has": ("{subject} has {value} tables", "{subject} keeps {value} tables", "{subject} owns {value} tables"),
+    "has": (
+        "to {subject} {value} tables belong",
+        "with {subject} {value} tables stand",
+        "by {subject} {value} tables are kept",
+    ),
     "more": (
-        "{subject} has {value} more tables than {key}",
-        "{subject} keeps {value} more tables than {key}",
-        "{subject} owns {value} more tables than {key}",
+        "to {subject} {value} more tables belong than to {key}",
+        "with {subject} {value} more tables stand than with {key}",
+        "by {subject} {value} more tables are kept than by {key}",
     ),
     "less": (
-        "{subject} has {value} fewer tables than {key}",
-        "{subject} keeps {value} fewer tables than {key}",
-        "{subject} owns {value} fewer tables than {key}",
+        "to {subject} {value} fewer tables belong than to {key}",
+        "with {subject} {value} fewer tables stand than with {key}",
+        "by {subject} {value} fewer tables are kept than by {key}",
     ),
 }
 """Kind of fact to its wordings; the first is the one in which a response restates it."""
@@ -194,7 +198,7 @@ def _arithmetic(teller: Teller) -> Item:
     highest = MOST + 1 - len(LETTERS)
     lowest = rng.randint(max(amount + 1 - len(LETTERS), 0), min(amount, highest))  # the right one is at any place
     wrong = [one for one in consecutive(rng, lowest) if one != str(amount)]
-    question = f"how many tables has {people[-1]}?"
+    question = f"how many tables belong to {people[-1]}?"
     return _item(rng, "arithmetic", facts, question, str(amount), wrong, steps)
 
 

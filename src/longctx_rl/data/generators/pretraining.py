@@ -196,7 +196,7 @@ def _amounts(rng: Random, split: Split) -> Drill:
     teller = Teller(rng, Cast(split), split)
     facts = [teller.amount() for _ in range(AMOUNTS)]
     document = f"{HEADER}\n" + "\n".join(fact.sentence for fact in facts)
-    return document, [(f"{fact.subject} has", fact.value) for fact in facts]
+    return document, [(f"to {fact.subject}", fact.value) for fact in facts]
 
 
 def _sums(rng: Random, split: Split) -> Drill:

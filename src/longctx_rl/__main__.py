@@ -80,7 +80,10 @@ def compose() -> tuple[list[launch.Request], bool, Launcher | None]:
     launcher = take_launcher() if {"-m", "--multirun"} & set(sys.argv[1:]) else None
     with tempfile.TemporaryDirectory(prefix="longctx_rl-") as scratch:
         os.environ["LONGCTX_RL_SCRATCH"] = scratch
-        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(collect)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(collect)()
+        finally:
+            del os.environ["LONGCTX_RL_SCRATCH"]
     return requests, RunMode.MULTIRUN in modes, launcher
 
 

@@ -90,6 +90,7 @@ def start(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tm
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
+        assert "LONGCTX_RL_SCRATCH" not in os.environ  # or later sweeps keep their jobs in a folder that is gone
         return Outcome(code, *capfd.readouterr())
 
     return run
@@ -158,7 +159,7 @@ def test_help_teaches(start: Callable[..., Outcome]) -> None:
     for part in (
         *("+algo=sft", "+algo=kd", "+algo=grpo", "+algo=opd", "+algo=dgrpo"),
         *("model=mini task=multihop seed=1", "-m +algo=sft,kd", "+experiment=table1", "resume=true", "runs/"),
-        *("model: mini, ", "task: any, code, copy, grounding, longform", "experiment: ", "engine: local, zero3"),
+        *("model: mini, ", "task: any, code, copy, drill, grounding, longform", "experiment: ", "engine: local, zero3"),
     ):
         assert part in result.stdout
 

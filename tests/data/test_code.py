@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from longctx_rl.data.generators import generate
 from longctx_rl.data.generators.chronicle import Request
 from longctx_rl.data.generators.code import CONDITIONS, Condition, Mode, Setting, generate_code
 from longctx_rl.data.generators.code_tasks import KINDS
@@ -189,3 +190,15 @@ def test_a_cast_never_runs_out() -> None:
     cast, draw = Cast("test"), Random(0)
     drawn = [cast.new(draw) for _ in range(3000)]
     assert len(set(drawn)) == 3000 and any(len(name) == 9 for name in drawn)
+
+
+def test_training_shows_code_alone_among_modules_and_beside_prose(tokenizer: PreTrainedTokenizerBase) -> None:
+    def conditions(length: int) -> set[str]:
+        made = [
+            generate("code", family, split="train", length=length, tokenizer=tokenizer, questions=4)
+            for family in range(16)
+        ]
+        return {one.id.split("-")[3] for examples in made for one in examples}
+
+    assert conditions(0) == {"short"}
+    assert conditions(512) == {"bury", "pad", "pad_near"}

@@ -57,6 +57,7 @@ def read(example: Example) -> str:
         answer = subject
     elif question.startswith("who was there"):
         pairs = re.findall(rf"{NAME} (?:came|arrived|was there) before {NAME}", text)
+        pairs += [(b, a) for a, b in re.findall(rf"{NAME} (?:came|arrived|was there) after {NAME}", text)]
         known = [(a, b) for a, b in pairs if a in options.values() and b in options.values()]
         side = 0 if question.startswith("who was there first, before") else 1
         ends = {pair[side] for pair in known} - {pair[1 - side] for pair in known}

@@ -15,15 +15,16 @@ tokens behind. So an option's letter and somebody's amount stand right behind th
 letter before the last line, and starts at whom the question names, to go on from fact to fact.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 from typing import Literal, get_args
 
 from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE, SOURCE, Request, fit_units, token_counter
-from longctx_rl.data.generators.names import Cast, Split
-from longctx_rl.data.generators.wording import CORES, RELATIONS, Wording, wordings
+from longctx_rl.data.generators.names import Cast
+from longctx_rl.data.generators.passages import MOST, Fact, Teller
+from longctx_rl.data.generators.wording import RELATIONS
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.types import Evidence, Example
 
@@ -33,68 +34,10 @@ Reasoning = Literal["reading", "logic", "arithmetic"]
 REASONING: tuple[Reasoning, ...] = get_args(Reasoning)
 LETTERS = "ABCD"
 HEADER = "Chronicle."
-FACTS: dict[str, tuple[str, ...]] = {
-    "relation": CORES["fact"],
-    "before": (
-        "{subject} came before {value}",
-        "{subject} arrived before {value}",
-        "{subject} was there before {value}",
-    ),
-    "has": (
-        "to {subject} {value} tables belong",
-        "with {subject} {value} tables stand",
-        "by {subject} {value} tables are kept",
-    ),
-    "more": (
-        "to {subject} {value} more tables belong than to {key}",
-        "with {subject} {value} more tables stand than with {key}",
-        "by {subject} {value} more tables are kept than by {key}",
-    ),
-    "less": (
-        "to {subject} {value} fewer tables belong than to {key}",
-        "with {subject} {value} fewer tables stand than with {key}",
-        "by {subject} {value} fewer tables are kept than by {key}",
-    ),
-}
-"""Kind of fact to its wordings; the first is the one in which a response restates it."""
-AROUND = (
-    "That is all that is known.",
-    "No one has said more of it.",
-    "It was so for a very long time.",
-    "The elders tell it to this day.",
-    "Of the rest there are no records.",
-    "So it is written in the table of the host.",
-)
-"""What a passage says beside its fact: nothing."""
-MOST = 9
-"""Of anything: one digit, one token, which a letter follows."""
 MAX_ITEMS = 4
 """In one document: each keeps the syllables of its people to itself."""
 MOST_TOKENS = 80
 """More than any passage takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """One thing that an item's passages tell."""
-
-    kind: str
-    subject: str
-    value: str
-    key: str
-    wording: Wording
-
-    @property
-    def sentence(self) -> str:
-        opener, core = self.wording
-        return f"{opener} {self._fill(core)}."
-
-    @property
-    def canonical(self) -> str:
-        return self._fill(0)
-
-    def _fill(self, core: int) -> str:
-        return FACTS[self.kind][core].format(subject=self.subject, value=self.value, key=self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,46 +54,6 @@ class Item:
     @property
     def letter(self) -> str:
         return LETTERS[self.right]
-
-
-class Teller:
-    """Draws facts of one document: wordings from the split, names from the cast."""
-
-    def __init__(self, rng: Random, cast: Cast, split: Split) -> None:
-        self.rng, self.cast, self.split = rng, cast, split
-        self._wordings = wordings(split)
-
-    def fact(self, kind: str, subject: str, value: str, key: str = "") -> Fact:
-        return Fact(kind, subject, value, key, self.rng.choice(self._wordings))
-
-    def amount(self) -> Fact:
-        """How many somebody has, or how many more or fewer than somebody else."""
-        kind = self.rng.choice(("has", "more", "less"))
-        return self.fact(kind, self.cast.new(self.rng), str(self.rng.randint(1, MOST)), self.cast.new(self.rng))
-
-    def passage(self, fact: Fact) -> str:
-        """A fact with sentences around it that say nothing."""
-        before, after = self.rng.sample(AROUND, 2)
-        return f"{fact.sentence} {after}\n" if self.rng.random() < 0.5 else f"{before} {fact.sentence}\n"
-
-    def others(self) -> Iterator[str]:
-        """Passages of the same kinds about people of whom nothing is asked, without end."""
-        rng, cast = self.rng, self.cast
-        while True:
-            kind = rng.choice(tuple(FACTS))
-            subject, other = cast.new(rng), cast.new(rng)
-            if kind == "relation":
-                fact = self.fact(kind, subject, other, rng.choice(RELATIONS))
-            elif kind == "before":
-                fact = self.fact(kind, subject, other)
-            else:
-                fact = self.fact(kind, subject, str(rng.randint(1, MOST)), other)
-            yield self.passage(fact)
-
-
-def draw_item(teller: Teller, reasoning: Reasoning) -> Item:
-    """An item of a kind, with the right letter drawn uniformly."""
-    return {"reading": _reading, "logic": _logic, "arithmetic": _arithmetic}[reasoning](teller)
 
 
 def _reading(teller: Teller) -> Item:
@@ -171,15 +74,12 @@ def _reading(teller: Teller) -> Item:
 
 def _logic(teller: Teller) -> Item:
     rng, cast = teller.rng, teller.cast
-    people = [cast.protagonist(rng) for _ in range(4)]
-    facts = [teller.fact("before", a, b) for a, b in pairwise(people)]
-    first = rng.random() < 0.5
-    order = people[::-1] if first else people
-    start = rng.randrange(len(people) - 1)
-    told = [fact.canonical for fact in (facts[::-1] if first else facts)[start:]]
-    place, side = ("first", "before") if first else ("last", "after")
-    question = f"who was there {place}, {side} {order[start]} and two others?"
-    return _item(rng, "logic", facts, question, order[-1], order[:-1], (*told, f"the {place} is {order[-1]}"))
+    order = [cast.protagonist(rng) for _ in range(4)]
+    kind, place = rng.choice((("before", "last"), ("after", "first")))
+    facts = [teller.fact(kind, a, b) for a, b in pairwise(order)]
+    steps = (*(fact.canonical for fact in facts), f"the {place} is {order[-1]}")
+    question = f"who was there {place}, {'after' if place == 'last' else 'before'} {order[0]} and two others?"
+    return _item(rng, "logic", facts, question, order[-1], order[:-1], steps)
 
 
 def _arithmetic(teller: Teller) -> Item:
@@ -205,6 +105,10 @@ def _arithmetic(teller: Teller) -> Item:
 def addition(amount: int, total: int) -> str:
     """What leads from an amount to a total, without the total: ``5 + 3 =``."""
     return f"{amount} {'-' if total < amount else '+'} {abs(total - amount)} ="
+
+
+DRAWN: dict[Reasoning, Callable[[Teller], Item]] = {"reading": _reading, "logic": _logic, "arithmetic": _arithmetic}
+"""What draws an item of a kind, the right letter uniformly."""
 
 
 def consecutive(rng: Random, lowest: int) -> list[str]:
@@ -250,7 +154,7 @@ def generate_longreason(request: Request, *, form: Form = "context") -> tuple[Ex
     teller = Teller(request.rng("item"), cast, request.split)
     count = min(request.questions, MAX_ITEMS)
     kinds = [REASONING[(request.family + index) % len(REASONING)] for index in range(count)]
-    told = [draw_item(teller, kind) for kind in kinds]
+    told = [DRAWN[kind](teller) for kind in kinds]
     kept = told
     while True:
         document = _document(request, form, teller, kept)

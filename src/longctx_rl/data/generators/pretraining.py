@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from longctx_rl.data.generators.chronicle import SOURCE, Request, more_queries, render, tell
-from longctx_rl.data.generators.longreason import HEADER, LETTERS, MOST, Teller, addition, consecutive, list_options
+from longctx_rl.data.generators.longreason import HEADER, LETTERS, addition, consecutive, list_options
 from longctx_rl.data.generators.names import SYLLABLES, Cast, Split, split_of
+from longctx_rl.data.generators.passages import MOST, Teller
 from longctx_rl.data.generators.wording import NUM_CORES, OPENERS, RELATIONS, Kind, Statement, wordings
 from longctx_rl.data.generators.world import Ledger, Narrator, Query, filler
 from longctx_rl.types import Example

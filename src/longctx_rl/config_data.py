@@ -12,6 +12,18 @@ class TaskConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedShortConfig:
+    """Short prompts among the long ones of LongBlocks-mini, as ``ShortConfig`` are among LongBlocks'."""
+
+    share: float
+    """Of all prompts, on average."""
+    lengths: tuple[int, ...]
+    """Prompt lengths in tokens, drawn from uniformly; 0: as short as the task can be put."""
+    mixture: dict[str, float]
+    """Task name to share of the short prompts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShortConfig:
     """Short prompts among the long ones: a chat data set, or rows in LongBlocks' columns."""
 
@@ -63,6 +75,8 @@ class DataConfig:
     """Rows of a data set; none: generated, as the settings below say."""
     lengths: tuple[int, ...]
     """Prompt lengths in tokens, drawn from uniformly."""
+    short: GeneratedShortConfig | None = None
+    """Prompts of other tasks among them; none: all are of the task's mixture."""
     families: int | None
     """Size of the training set in item families; none: endless, generated as needed."""
     questions_per_document: int
@@ -71,4 +85,6 @@ class DataConfig:
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt."""
-        return max(self.lengths) if self.longblocks is None else self.longblocks.max_tokens
+        if self.longblocks is not None:
+            return self.longblocks.max_tokens
+        return max(self.lengths + (self.short.lengths if self.short else ()))

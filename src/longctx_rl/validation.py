@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from longctx_rl.config import AlgoConfig, Config, DivergenceConfig
+    from longctx_rl.config_data import GeneratedShortConfig
     from longctx_rl.config_eval import EvalConfig, EvaluateConfig, KLConfig
     from longctx_rl.config_model import ModelConfig, YarnConfig
 
@@ -68,6 +69,8 @@ def _problems(c: "Config") -> Iterator[str]:
         yield f"task.mixture={dict(c.task.mixture)} leaves nothing to train on: give at least one task a share above 0"
     if c.data.families is not None and c.data.families < 1:
         yield f"data.families={c.data.families} makes an empty training split: set it to 1 or more, or null for endless"
+    if c.data.short is not None:
+        yield from _short(c.data.short)
     if not c.data.lengths:
         yield "data.lengths is empty: give at least one prompt length, such as data.lengths=[256]"
     evaluated = [c.eval.items] * (c.eval.at_start or c.eval.at_end) + [c.eval.during_items] * c.eval.during
@@ -160,6 +163,15 @@ def _divergence(path: str, d: "DivergenceConfig", source: str) -> Iterator[str]:
         yield f"{path}.top_k={d.top_k}: set it to 1 or more"
     if not 0.0 < d.js_mixture < 1.0:
         yield f"{path}.js_mixture={d.js_mixture}: set it strictly between 0 and 1"
+
+
+def _short(s: "GeneratedShortConfig") -> Iterator[str]:
+    if not 0.0 < s.share < 1.0:
+        yield f"data.short.share={s.share}: set it between 0 and 1, or data.short=null for none"
+    if not s.lengths or min(s.lengths) < 0:
+        yield f"data.short.lengths={list(s.lengths)}: give at least one prompt length of 0 or more, such as [256]"
+    if not s.mixture or sum(s.mixture.values()) <= 0 or min(s.mixture.values()) < 0:
+        yield f"data.short.mixture={dict(s.mixture)} leaves nothing to train on: give at least one task a share above 0"
 
 
 def _longblocks(c: "Config") -> Iterator[str]:

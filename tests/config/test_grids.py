@@ -66,8 +66,9 @@ def test_table1_compares_five_methods_at_equal_tokens() -> None:
     assert [config.algo.name for config in configs[:5]] == ["sft", "kd", "grpo", "opd", "dgrpo"]
     assert len(configs) == 10 and GRIDS["table1"]["seed"] == "0,1,2,3,4"
     assert all((config.optim, config.data) == (configs[0].optim, configs[0].data) for config in configs)
-    lengths = configs[0].data.lengths
-    assert sum(length >= 512 for length in lengths) == 9 * sum(length <= 256 for length in lengths)
+    data = configs[0].data
+    assert data.short is not None and data.short.share == 0.1
+    assert min(data.lengths) >= 512 and max(data.short.lengths) <= 256
 
 
 def test_grids_share_what_they_have_in_common() -> None:

@@ -41,22 +41,27 @@ class MiniSource:
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         self.seed = config.seed
-        self.tasks = tuple(config.task.mixture)
-        self.shares = tuple(config.task.mixture.values())
+        self.mixture = config.task.mixture
         self.lengths = config.data.lengths
+        self.short = config.data.short
+        self.tasks = tuple({**self.mixture, **(self.short.mixture if self.short else {})})
         self.families = config.data.families
         self.questions = config.data.questions_per_document
         self.tokenizer = tokenizer
 
     def document(self, index: int) -> tuple[Example, ...]:
         draw = random.Random(f"train {self.seed} {index}")
-        task = draw.choices(self.tasks, self.shares)[0]
-        length = draw.choice(self.lengths)
+        mixture, lengths = self.mixture, self.lengths
+        if self.short is not None and draw.random() < self.short.share:
+            mixture, lengths = self.short.mixture, self.short.lengths
+        task = draw.choices(tuple(mixture), tuple(mixture.values()))[0]
+        length = draw.choice(lengths)
         family = draw.randrange(self.families if self.families is not None else 2**48)
         return generate(task, family, split="train", length=length, tokenizer=self.tokenizer, questions=self.questions)
 
     def describe(self) -> dict[str, Any]:
-        return {"generated": "LongBlocks-mini", "tasks": dict(zip(self.tasks, self.shares, strict=True))}
+        made: dict[str, Any] = {"generated": "LongBlocks-mini", "tasks": self.mixture}
+        return made if self.short is None else {**made, "short": {"share": self.short.share, "tasks": self.short.mixture}}
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[int, ...]:
@@ -87,9 +92,13 @@ def recorded_group(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Exampl
 def check_tasks(config: Config) -> None:
     """Refuse tasks that no generator makes, and no row of a data set counts as."""
     known = GENERATORS if config.data.longblocks is None else TASKS
-    for task in config.task.mixture:
-        if task not in known:
-            raise ValueError(f"task.mixture={task} does not exist: choose from {', '.join(known)}")
+    named = {"task.mixture": config.task.mixture}
+    if config.data.short is not None and config.data.longblocks is None:
+        named["data.short.mixture"] = config.data.short.mixture
+    for key, mixture in named.items():
+        for task in mixture:
+            if task not in known:
+                raise ValueError(f"{key}={task} does not exist: choose from {', '.join(known)}")
 
 
 def check_lengths(config: Config, context: int) -> None:

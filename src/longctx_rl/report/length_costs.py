@@ -5,6 +5,7 @@ formula of lengths, though: here it is evaluated at each of them, with the model
 answer length of the runs.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -18,7 +19,8 @@ CAPTION = (
     "FLOPs of training on one prompt of each length, in tokens, with its completions, sampling, teacher and reference; "
     "and the same for each trained token. By the counter of progress/flops, with the models, completions per prompt "
     "and mean answer length of the runs; means over runs. Recorded / computed: what the runs have counted for each "
-    "prompt, over the same at the lengths they trained on. Seconds are not known by length: a step mixes lengths."
+    "prompt, over the same at the lengths they trained on (of a length of 0, as short as can be, the answer alone). Seconds "
+    "are not known by length: a step mixes lengths."
 )
 
 
@@ -82,18 +84,24 @@ def table(groups: Groups) -> Table | None:
     return Table("scaling_costs", CAPTION, headings, found) if found else None
 
 
-def _trained_on(run: Result) -> list[int]:
-    """Nominal prompt lengths as often as they are drawn; empty where prompts are a data set's."""
+def _trained_on(run: Result) -> dict[int, float]:
+    """Nominal prompt lengths and their shares; empty where prompts are a data set's."""
     if any(key.startswith("data.longblocks.") for key in run.config):
-        return []
-    return [int(length) for length in run.config.get("data.lengths") or []]
+        return {}
+    short = float(run.config.get("data.short.share") or 0.0)
+    shares: dict[int, float] = defaultdict(float)
+    for key, share in (("data.lengths", 1.0 - short), ("data.short.lengths", short)):
+        lengths = run.config.get(key) or []
+        for length in lengths:
+            shares[int(length)] += share / len(lengths)
+    return shares
 
 
 def _recorded_over_computed(runs: Sequence[Result]) -> str:
     ratios = []
     for run in runs:
-        costs = [cost.prompt for length in _trained_on(run) if length and (cost := cost_at(run, length))]
+        costs = [(cost, share) for length, share in _trained_on(run).items() if (cost := cost_at(run, length))]
         if costs:
             spent = run.costs[final(run) or 0]
-            ratios.append(spent["flops"] / spent["prompts"] / fmean(costs))
+            ratios.append(spent["flops"] / spent["prompts"] / sum(cost.prompt * share for cost, share in costs))
     return f"{fmean(ratios):.3f}" if ratios else NOTHING

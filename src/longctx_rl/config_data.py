@@ -84,7 +84,5 @@ class DataConfig:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt."""
-        if self.longblocks is not None:
-            return self.longblocks.max_tokens
-        return max(self.lengths + (self.short.lengths if self.short else ()))
+        """Tokens of the longest prompt; short ones aside, which are meant to be shorter."""
+        return max(self.lengths) if self.longblocks is None else self.longblocks.max_tokens

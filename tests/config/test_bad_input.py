@@ -54,11 +54,12 @@ BAD = {
     "+algo=sft model=mini_fresh model.student=runs/a/b/export": "model.architecture starts from random "
     "weights, so model.student=runs/a/b/export would be left out: set model.architecture=null, or choose model=mini",
     "+algo=sft 'data.lengths=[-1,512]'": "data.lengths=-1: set it to 0 or more",
-    "+algo=sft data=long90 data.short.share=1": "data.short.share=1.0: set it between 0 and 1, or data.short=null for none",
+    "+algo=sft data=long90 data.short.share=1": "data.short.share=1.0: set it between 0 and 1, or "
+    "data.short=null for none",
     "+algo=sft data=long90 'data.short.lengths=[]'": "data.short.lengths=[]: give at least one prompt length of 0 or "
     "more, such as [256]",
-    "+algo=sft data=long90 'data.short.lengths=[-1,9]'": "data.short.lengths=[-1, 9]: give at least one prompt length of "
-    "0 or more, such as [256]",
+    "+algo=sft data=long90 'data.short.lengths=[-1,9]'": "data.short.lengths=[-1, 9]: give at least one prompt "
+    "length of 0 or more, such as [256]",
     "+algo=sft data=long90 '~data.short.mixture' '+data.short.mixture={code: 0}'": "data.short.mixture={'code': 0.0} "
     "leaves nothing to train on: give at least one task a share above 0",
     "+algo=sft budget.seconds=0": "budget.seconds=0.0: set it above 0, or null for none",

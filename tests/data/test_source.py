@@ -1,33 +1,34 @@
 """The stream of generated prompts: which tasks, how long, and the short ones among the long."""
 
+import math
 from collections import Counter
 
 import pytest
 from transformers import AutoTokenizer
 
 from config.composing import composed
-from longctx_rl.data.source import check_tasks, open_source, prompt_ids
+from longctx_rl.data.source import check_lengths, check_tasks, open_source, prompt_ids
 from longctx_rl.policy.loading import locate
+from longctx_rl.training.parts import code_grader
 
 TOKENIZER = AutoTokenizer.from_pretrained(locate("mini-student"))
 DOCUMENTS = 400
 
 
-def test_one_prompt_of_ten_is_short_and_of_any_skill() -> None:
-    config = composed("+algo=grpo", "data=long90")
-    source = open_source(config, TOKENIZER)
+@pytest.mark.parametrize(("data", "share"), [("long90", 0.1), ("long50", 0.5)])
+def test_a_share_of_the_prompts_is_short_and_of_any_skill(data: str, share: float) -> None:
+    source = open_source(composed("+algo=grpo", f"data={data}"), TOKENIZER)
     examples = [example for index in range(DOCUMENTS) for example in source.document(index)]
-    long = [example for example in examples if example.length >= 512]
-    assert set(Counter(example.task for example in long)) == {"multihop", "grounding", "longform"}
-    short = [example for example in examples if example.length < 512]
+    long = [example for example in examples if example.length]
+    assert set(Counter(example.length for example in long)) == {512, 768, 1024}
+    assert {example.task for example in long} == {"multihop", "grounding", "longform"}
+    short = [example for example in examples if not example.length]
     assert {example.task for example in short} == {"multihop", "grounding", "longform", "code", "longreason"}
-    assert {example.length for example in short} == {0, 256}
-    # 40 expected, standard deviation 6: five of them on either side.
-    assert 10 <= len(short) <= 70 and len(long) + len(short) == DOCUMENTS
-    assert max(len(prompt_ids(TOKENIZER, example)) for example in short) < min(
-        len(prompt_ids(TOKENIZER, example)) for example in long
-    )
-    assert set(source.tasks) == set(config.data.short.mixture) if config.data.short else False
+    assert max(len(prompt_ids(TOKENIZER, example)) for example in short) < 256
+    five_deviations = 5 * math.sqrt(share * (1 - share) / DOCUMENTS)
+    assert len(short) / DOCUMENTS == pytest.approx(share, abs=five_deviations)
+    assert set(source.tasks) == {example.task for example in short}
+    assert source.describe()["short"]["share"] == share
 
 
 def test_a_document_is_the_same_whenever_it_is_asked_for() -> None:
@@ -41,3 +42,19 @@ def test_an_unknown_task_is_named_with_its_key(key: str) -> None:
     config = composed("+algo=sft", "data=long90", f"+{key}.sonnets=1")
     with pytest.raises(ValueError, match=f"^{key}=sonnets does not exist: choose from multihop"):
         check_tasks(config)
+
+
+def test_a_short_prompt_that_does_not_fit_is_named_with_its_key() -> None:
+    config = composed("+algo=sft", "data=long90", "data.short.lengths=[4096]", "eval=none")
+    with pytest.raises(ValueError, match=r"^data\.short\.lengths needs 4192 tokens with the answer"):
+        check_lengths(config, 4096)
+
+
+def test_code_among_the_short_prompts_is_run() -> None:
+    """The judge of the reward is started although the task's mixture has no code."""
+    for data, judged in (("long90", True), ("long100", False)):
+        config = composed("+algo=grpo", f"data={data}", "eval=none", "sandbox=rlimit")
+        code = code_grader(config, open_source(config, TOKENIZER))
+        assert (code is not None) is judged
+        if code is not None:
+            code.close()

@@ -62,12 +62,12 @@ def test_the_table_has_every_length_and_says_how_well_it_fits() -> None:
 
 
 def test_short_prompts_count_by_their_share() -> None:
-    settings = {"data.lengths": [40], "data.short.share": 0.25, "data.short.lengths": [0, 10]}
-    answer = 3 * (2 * 1000 * 5 + 4 * 2 * 8 * 15 + 2 * 100 * 5)  # a prompt of no length: its 5 tokens alone
-    flops = 0.75 * 471_720 + 0.125 * 116_040 + 0.125 * answer
-    table = length_costs.table({"sft": [run(flops=flops, **settings)]})
+    settings = {"data.lengths": [40], "data.short.share": 0.25, "data.short.lengths": [10]}
+    table = length_costs.table({"sft": [run(flops=0.75 * 471_720 + 0.25 * 116_040, **settings)]})
     assert table is not None and table.columns[1:-1] == ("10", "20", "40")
     assert table.rows[0][1][-1] == "1.000"
+    unknown = length_costs.table({"sft": [run(**{**settings, "data.short.lengths": [0, 10]})]})
+    assert unknown is not None and unknown.rows[0][1][-1] == "\N{EN DASH}"
 
 
 def test_prompts_of_a_data_set_have_lengths_of_their_own() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from longctx_rl.report import ablation, comparison
 from longctx_rl.report.experiment import Experiment, open_experiment
 from longctx_rl.report.marks import filled
-from longctx_rl.report.results import CellScores, Result
-from longctx_rl.report.study import Value, difference
+from longctx_rl.report.results import COSTS, CellScores, Result
+from longctx_rl.report.study import Value, difference, final
 from longctx_rl.report.tables import Table, comma_separated, latex, markdown, percent, shown
 from longctx_rl.stats import Estimate
 from report.test_study import BASE, RUNS
@@ -63,6 +64,14 @@ def test_the_tables_of_a_comparison_show_what_the_study_says() -> None:
     assert isinstance(gains[1], Value) and gains[1].estimate == raw.estimate
     assert [row for row, _ in tables["levels"].rows] == ["base", "grpo"]
     assert next(row for row, _ in tables["scaling"].rows) == "code / bury / 512"
+
+
+def test_costs_name_the_short_prompts_too() -> None:
+    settings = {"data.lengths": [512], "data.short.share": 0.1, "data.short.lengths": [0]}
+    spent = dict.fromkeys((*COSTS, "prompts", "sampled_tokens"), 1.0)
+    runs = [replace(run, config=run.config | settings, costs={final(run) or 0: spent}) for run in RUNS]
+    tables = {table.name: table for table in comparison.tables_of([*runs, BASE])}
+    assert dict(tables["costs"].rows)["grpo"][-1] == "[512]; 10.0 % [0]"
 
 
 def test_transfer_has_a_star_only_where_long_code_was_gained() -> None:

@@ -61,7 +61,9 @@ class MiniSource:
 
     def describe(self) -> dict[str, Any]:
         made: dict[str, Any] = {"generated": "LongBlocks-mini", "tasks": self.mixture}
-        return made if self.short is None else {**made, "short": {"share": self.short.share, "tasks": self.short.mixture}}
+        if self.short is not None:
+            made["short"] = {"share": self.short.share, "tasks": self.short.mixture}
+        return made
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[int, ...]:
@@ -105,6 +107,8 @@ def check_lengths(config: Config, context: int) -> None:
     """Refuse prompts that do not fit the model's context of ``context`` tokens."""
     training = "data.lengths" if config.data.longblocks is None else "data.longblocks.max_tokens"
     needs = {training: config.data.longest + config.rollout.max_new_tokens}
+    if config.data.short is not None and config.data.longblocks is None:
+        needs["data.short.lengths"] = max(config.data.short.lengths) + config.rollout.max_new_tokens
     if config.eval.at_start or config.eval.at_end or config.eval.during:
         for name, suite in config.eval.suites.items():
             needs[f"eval.suites.{name}.lengths"] = max(suite.lengths, default=0) + suite.max_new_tokens

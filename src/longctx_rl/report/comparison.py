@@ -161,12 +161,17 @@ def costs(groups: Groups) -> Table:
             f"{fmean(one['wall_seconds'] for one in spent):,.0f}",
             f"{sum(one['flops'] for one in spent) / prompts:.3g}" if prompts else NOTHING,
             f"{sum(one['wall_seconds'] for one in spent) / prompts:.3g}" if prompts else NOTHING,
-            ", ".join(sorted({str(run.config.get("data.lengths")) for run in runs})),
+            ", ".join(sorted({_lengths(run) for run in runs})),
         ]
         rows.append((row, tuple(entries)))
     spent_in_all = ("trained tokens", "sampled tokens", "FLOPs", "seconds")
     headings = ("", "runs", *spent_in_all, "FLOPs per prompt", "seconds per prompt", "prompt lengths")
     return Table("costs", "Means over runs; evaluations are not counted.", headings, tuple(rows))
+
+
+def _lengths(run: Result) -> str:
+    lengths, share = run.config.get("data.lengths"), run.config.get("data.short.share")
+    return str(lengths) if share is None else f"{lengths}; {percent(share)} % {run.config['data.short.lengths']}"
 
 
 def listing(results: Sequence[Result]) -> Table:

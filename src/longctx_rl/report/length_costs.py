@@ -19,8 +19,8 @@ CAPTION = (
     "FLOPs of training on one prompt of each length, in tokens, with its completions, sampling, teacher and reference; "
     "and the same for each trained token. By the counter of progress/flops, with the models, completions per prompt "
     "and mean answer length of the runs; means over runs. Recorded / computed: what the runs have counted for each "
-    "prompt, over the same at the lengths they trained on (of a length of 0, as short as can be, the answer alone). Seconds "
-    "are not known by length: a step mixes lengths."
+    "prompt, over the same at the lengths they trained on, where all are known. Seconds are not known by length: a "
+    "step mixes lengths."
 )
 
 
@@ -101,7 +101,7 @@ def _recorded_over_computed(runs: Sequence[Result]) -> str:
     ratios = []
     for run in runs:
         costs = [(cost, share) for length, share in _trained_on(run).items() if (cost := cost_at(run, length))]
-        if costs:
+        if costs and 0 not in _trained_on(run):  # as short as can be: how short is not recorded
             spent = run.costs[final(run) or 0]
             ratios.append(spent["flops"] / spent["prompts"] / sum(cost.prompt * share for cost, share in costs))
     return f"{fmean(ratios):.3f}" if ratios else NOTHING

@@ -25,6 +25,8 @@ from sandbox.test_function_tests import HUMANEVAL
 BACKEND = "rlimit" if isolation.failure("bwrap") else "bwrap"
 SMALL = ["checkpoint=mini-student", "rollout.max_new_tokens=48", f"sandbox={BACKEND}"]
 SHORT = ["eval=heldout", "eval.suites.heldout.lengths=[256]"]
+LONG = ["eval=heldout", "eval.suites.heldout.lengths=[1024]"]
+"""Where the student errs, and so shows what positions it was given."""
 
 
 def run(out: Path, *overrides: str) -> str:
@@ -182,13 +184,13 @@ def test_a_stretched_model_says_so_itself(tmp_path: Path) -> None:
     }
     outputs = {}
     for name, overrides in asked.items():
-        run(tmp_path / "asked" / name, *SHORT, "eval.items=2", *overrides)
+        run(tmp_path / "asked" / name, *LONG, "eval.items=2", *overrides)
         outputs[name] = [one.output for one in records.read(tmp_path / "asked" / name / "evals" / "heldout.jsonl")]
     assert outputs["export"] == outputs["base"] != outputs["plain"]
     long = composed_evaluate([*asked["export"], "out=x", "eval=heldout", "eval.suites.heldout.lengths=[8192]"])
     command.check_fit(long, load_model(long.checkpoint), tokenizer)
     with pytest.raises(ValueError, match=r"holds answers of other positions \(mini-student, .*yarn"):
-        run(tmp_path / "asked" / "base", *SHORT, "eval.items=2")
+        run(tmp_path / "asked" / "base", *LONG, "eval.items=2")
 
 
 def test_folders_of_other_weights_and_missing_settings(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def command(folder: Path, *overrides: str) -> list[str]:
 def test_tasks_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: HarnessModel) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (written,) = ours.generate_until(instances("generate_until", (CONTEXT, {"max_gen_toks": 12})))
-    folder = tasks(tmp_path, written.strip())
+    folder = tasks(tmp_path, written)
     before = ours.tok_encode(CONTEXT.rstrip())
     scores = [naive(before, ours.tok_encode(f"{CONTEXT} {option}")[len(before) :])[0] for option in OPTIONS]
     table = harness.run(composed_harness(command(folder, "tasks=[local_options,local_writing]")))

@@ -29,6 +29,7 @@ def work(rank: int, port: int, root: str) -> None:
     config = composed(
         "+algo=dgrpo", "+experiment=smoke", "engine.num_processes=2", "optim.lr=0", "batch.prompts_per_step=3",
         "algo.kd.estimator=topk", "model.gradient_checkpointing=true", "model.scoring_chunk=5", f"runs_root={root}",
+        "data.lengths=[768]",  # where student and teacher disagree
     )  # fmt: skip
     distributed.init(config)
     parts, watch = build_parts(config), Stopwatch()

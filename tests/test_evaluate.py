@@ -268,3 +268,11 @@ def test_results_say_whose_they_are(tmp_path: Path) -> None:
     run(tmp_path, *SHORT, "eval.items=1")
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["checkpoint"] == "mini-student" and len(found["weights"]) == 32
+
+
+def test_rulers_limit_leaves_room_for_the_facts_that_the_mini_models_restate(tmp_path: Path) -> None:
+    """A chain of three relations is restated in 33 tokens, the longest that mini-teacher says before an answer."""
+    labels = ["eval=ruler", "eval.suites.ruler.labels=[qa_2]", "eval.suites.ruler.lengths=[512]"]
+    run(tmp_path, *labels, "checkpoint=mini-teacher", "eval.items=20")
+    found = records.read(tmp_path / "evals" / "ruler.jsonl")
+    assert max(one.tokens for one in found) >= 33 and not any(one.truncated for one in found)

@@ -65,6 +65,23 @@ def test_every_suite_runs_on_the_shipped_student(tmp_path: Path) -> None:
     assert len(list((tmp_path / "evals").glob("*.jsonl"))) == 4
 
 
+def test_labels_that_share_the_items_of_a_length(tmp_path: Path) -> None:
+    """Seven items of three labels are three of each, the same families, and the length's own row is their mean."""
+    share = [*SHORT, "+eval.suites.heldout.shared_items=true"]
+    table = run(tmp_path, *share, "eval.items=7")
+    rows = [line.split() for line in table.splitlines()[3:-2]]
+    assert [(*row[:3],) for row in rows] == [
+        ("grounding", "256", "3"), ("longform", "256", "3"), ("multihop", "256", "3"), ("all", "256", "9"),
+    ]  # fmt: skip
+    assert float(rows[-1][3]) == pytest.approx(sum(float(row[3]) for row in rows[:-1]) / 3, abs=0.1)
+    found = records.read(tmp_path / "evals" / "heldout.jsonl")
+    assert {one.family_id for one in found} == {
+        f"{task}-test-00000{number}" for task in ("grounding", "longform", "multihop") for number in range(3)
+    }
+    assert load(tmp_path).missing() == ""
+    assert {row.split()[2] for row in run(tmp_path, *SHORT, "eval.items=7").splitlines()[3:-2]} == {"7"}
+
+
 def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
     arguments = [*SMALL, f"out={tmp_path}", *SHORT, "eval.items=64", "threads=1"]
     process = subprocess.Popen(

@@ -22,6 +22,8 @@ class SuiteConfig:
     max_new_tokens: int
     answer_slack: int | None = None
     """Tokens that an answer may take beyond the item's own; none: ``max_new_tokens`` alone is the limit."""
+    shared_items: bool = False
+    """The items are those of a length and shared out among the labels, instead of those of each label and length."""
     level: int = 0
     """Difficulty of code: 0 for the mini models, up to 2."""
     path: str | None = None
@@ -44,7 +46,7 @@ class EvalConfig:
     at_start: bool
     at_end: bool
     items: int
-    """Items per label and length."""
+    """Items per label and length; of suites with ``shared_items``, per length."""
     during_items: int
     """Items per label and length of evaluations during training."""
     first: int  # number of the first held-out family

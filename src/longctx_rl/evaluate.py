@@ -59,7 +59,10 @@ def evaluate(config: EvaluateConfig) -> str:
             del model  # each process has its own
             found = ask_together(config, told)
         settle(Path(config.out), found)
-    tables = [f"{name}\n{summary.table(answered)}" for name, answered in found.items()]
+    tables = [
+        f"{name}\n{summary.table(answered, means=config.eval.suites[name].shared_items)}"
+        for name, answered in found.items()
+    ]
     if config.kl.base is not None:
         tables.append(distance(config, tokenizer))
     return "\n\n".join([*tables, page.write(Path(config.out))])
@@ -133,7 +136,8 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
             for name, suite in config.eval.suites.items()
         },
         "asked": {
-            name: [(*cell, config.eval.items) for cell in plan_of(config, name).cells()] for name in config.eval.suites
+            name: [(*cell, plan.each) for cell in plan.cells()]
+            for name, plan in ((name, plan_of(config, name)) for name in config.eval.suites)
         },
     }
     path, other = out / "evaluation.json", "choose another out=FOLDER"

@@ -99,7 +99,7 @@ class Suite:
         self.rendered: dict[int, list[Item]] = {}
 
     def plan(self, items: int) -> Plan:
-        """The items of an evaluation with ``items`` families of each label and length."""
+        """The items of an evaluation of ``items`` (see ``Plan``)."""
         return Plan(self.config, items, self.first)
 
     def size(self, items: int) -> int:
@@ -185,7 +185,7 @@ class Evaluation:
         ]
 
     def size(self, items: int) -> int:
-        """Number of items with ``items`` families of each label and length."""
+        """Number of items of all suites (see ``Plan.items``)."""
         return sum(suite.size(items) for suite in self.suites)
 
     def evaluate(self, engine: Engine, step: int, items: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ may be fewer than are asked for.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
@@ -32,15 +33,20 @@ class Plan:
 
     suite: SuiteConfig
     items: int
-    """Families of each label and length."""
+    """Families of each label and length; where the suite's labels share them, of each length."""
     first: int = 0
     number: int = 0
     of: int = 1
     """Whole families are shared among ``of`` processes, and this is one of the shares."""
 
     @property
+    def each(self) -> int:
+        """Families of each label and length."""
+        return ceil(self.items / len(self.suite.labels)) if self.suite.shared_items else self.items
+
+    @property
     def families(self) -> range:
-        return range(self.first + self.number, self.first + self.items, self.of)
+        return range(self.first + self.number, self.first + self.each, self.of)
 
     @property
     def size(self) -> int:
@@ -66,7 +72,7 @@ def items_of(suite: str, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list
     """
     check_suite(suite, plan.suite.labels)
     if suite in READ:
-        read = READ[suite][1](plan.suite, plan.first, plan.items, tokenizer)
+        read = READ[suite][1](plan.suite, plan.first, plan.each, tokenizer)
         families = list(dict.fromkeys(item.example.family_id for item in read))[plan.number :: plan.of]
         return [item for item in read if item.example.family_id in families]
     make = SUITES[suite][1]

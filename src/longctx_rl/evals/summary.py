@@ -29,11 +29,11 @@ class Cell:
     """Score of whoever always gives the most frequent answer, where there is one."""
 
 
-def cells(records: Iterable[ItemRecord]) -> list[Cell]:
-    """One cell per task and length, sorted. Pass the records of one step."""
+def cells(records: Iterable[ItemRecord], *, pooled: bool = False) -> list[Cell]:
+    """One cell per task and length, sorted; of each length, if ``pooled``. Pass the records of one step."""
     grouped: dict[tuple[str, int], list[ItemRecord]] = defaultdict(list)
     for record in records:
-        grouped[record.task, record.length].append(record)
+        grouped["all" if pooled else record.task, record.length].append(record)
     return [
         Cell(
             task,
@@ -67,10 +67,11 @@ def metrics(records: Sequence[ItemRecord], suite: str = "heldout") -> dict[str, 
     return result
 
 
-def table(records: Sequence[ItemRecord]) -> str:
+def table(records: Sequence[ItemRecord], *, means: bool = False) -> str:
     """One row per cell as aligned plain text, in percent with 95 % intervals; ``cut``: answers at the token limit;
-    ``unparsed``: answers without an answer; ``floor``: what the most frequent option gets, of multiple choice."""
-    found = cells(records)
+    ``unparsed``: answers without an answer; ``floor``: what the most frequent option gets, of multiple choice.
+    ``means``: with a row over all tasks of each length."""
+    found = cells(records) + (cells(records, pooled=True) if means else [])
     choice = any(cell.floor is not None for cell in found)
     rows: list[tuple[str, ...]] = [("task", "length", "n", "score", "cut", "unparsed", *["floor"] * choice)]
     for cell in found:

@@ -116,6 +116,11 @@ def test_cold_starts_are_where_they_are_looked_for() -> None:
     assert {config.model.student for config in runs("table2_start")} - {"mini-student"} == exports
 
 
+def test_the_weaker_teacher_is_where_it_is_looked_for() -> None:
+    exports = {f"{config.run_dir}/export" for config in runs("table1") if config.algo.name == "sft"}
+    assert {config.model.teacher for config in runs("table3_teacher")} - {"mini-teacher"} == exports
+
+
 def test_a_grid_and_its_plan_from_the_command_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "longctx_rl", "-m", "+experiment=table2_beta", "seed=7", "sweep.plan=true"],

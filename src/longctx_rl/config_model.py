@@ -33,6 +33,14 @@ class YarnConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LearningRates:
+    """That suit a model's size, by who writes the tokens that are trained on (``algo.source``)."""
+
+    dataset: float
+    policy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     name: str
     student: str
@@ -45,7 +53,7 @@ class ModelConfig:
     """Set: the student starts from random weights of this shape."""
     yarn: YarnConfig | None = None
     """Set: student and teacher are stretched; the student's export stays so."""
-    lr: float  # that suits the model's size; optim.lr follows it
+    lr: LearningRates  # optim.lr follows it
     dtype: Literal["float32", "bfloat16"]
     """Of the computation. Master weights and optimizer states are float32."""
     gradient_checkpointing: bool

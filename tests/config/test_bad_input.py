@@ -32,6 +32,7 @@ BAD = {
     "+algo=sft eval=code eval.suites.code.level=3": "eval.suites.code.level=3: choose 0, 1 or 2",
     "+algo=sft seed=x": "seed=x: expected a whole number",
     "+algo=sft optim.lr=abc": "optim.lr=abc: expected a number",
+    "+algo=sft model.lr=1e-4": "model.lr=0.0001: expected a group of keys, not a single value",
     "+algo=sft resume=3": "resume=3: expected true or false",
     "+algo=sft data.lengths=512": "data.lengths=512: expected a list, such as data.lengths=[...]",
     "+algo=sft model.dtype=fp8": "model.dtype=fp8: choose one of float32, bfloat16",

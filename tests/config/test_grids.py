@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -65,7 +66,9 @@ def test_table1_compares_five_methods_at_equal_tokens() -> None:
     configs = runs("table1")
     assert [config.algo.name for config in configs[:5]] == ["sft", "kd", "grpo", "opd", "dgrpo"]
     assert len(configs) == 10 and GRIDS["table1"]["seed"] == "0,1,2,3,4"
-    assert all((config.optim, config.data) == (configs[0].optim, configs[0].data) for config in configs)
+    optim = {replace(config.optim, lr=0.0) for config in configs}
+    assert len(optim) == 1 and all(config.data == configs[0].data for config in configs)
+    assert {(config.algo.source, config.optim.lr) for config in configs} == {("dataset", 1e-3), ("policy", 3e-4)}
     data = configs[0].data
     assert data.short is not None and data.short.share == 0.1
     assert min(data.lengths) >= 512 and max(data.short.lengths) <= 256

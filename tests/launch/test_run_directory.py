@@ -87,7 +87,7 @@ def test_resume_with_another_configuration_says_what_differs(config: Config) -> 
     with pytest.raises(ValueError) as caught:
         check(changed)
     assert str(caught.value) == (
-        f"{path} was started with another configuration: algo.importance_cap null -> 2.0, optim.lr 0.001 -> 0.002, "
+        f"{path} was started with another configuration: algo.importance_cap null -> 2.0, optim.lr 0.0003 -> 0.002, "
         "seed 0 -> 1 (old -> new); resume with the old values, or start another run with experiment_name=<new name>"
     )
 

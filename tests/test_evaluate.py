@@ -274,6 +274,41 @@ def test_suites_of_files_are_asked_where_they_are_given(tmp_path: Path) -> None:
     assert load(tmp_path / "out").missing() == ""  # the file has no third
 
 
+def test_short_and_all_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lengths = [f"eval.suites.{suite}.lengths=[768]" for suite in ("longreason", "code", "ruler")]
+    lengths += ["eval.suites.heldout.lengths=[256]", "eval.suites.ruler.labels=[qa_1]"]
+    run(tmp_path, "eval=short", "eval.items=2")
+    assert f"generated code is run in sandbox={BACKEND}" in capsys.readouterr().err
+    first = (tmp_path / "evals" / "code.jsonl").read_text()
+    run(tmp_path, "eval=all", "eval.items=2", *lengths)
+    assert (tmp_path / "evals" / "code.jsonl").read_text().startswith(first)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["sandbox"] == BACKEND
+    run(tmp_path, "eval=short", "eval.items=2")
+
+
+def test_several_samples_of_an_item(tmp_path: Path) -> None:
+    """They share a prompt and differ; pass@2 is at least pass@1; the inline mode asks something else."""
+    code = ["eval=code", "eval.items=6", "eval.suites.code.labels=[bury]", "eval.suites.code.lengths=[768]"]
+    drawn = [*code, "eval.suites.code.samples=2", "eval.suites.code.temperature=1.0"]
+    table = run(tmp_path / "drawn", *drawn)
+    heading, _, row = table.splitlines()[1:4]
+    score, both = float(row.split()[3]), float(row.split()[6])
+    assert heading.split()[4] == "pass@2" and 0 < score <= both
+    found = records.read(tmp_path / "drawn" / "evals" / "code.jsonl")
+    assert all(one.samples == 2 and one.score == (one.right or 0) / 2 for one in found)
+    assert any(one.output != one.more[0] for one in found)
+    assert run(tmp_path / "again", *drawn, "eval.items=3").splitlines()[3].split()[2] == "3"
+    again = {one.id: one for one in records.read(tmp_path / "again" / "evals" / "code.jsonl")}
+    assert len(again) == 3 and again.items() <= {one.id: one for one in found}.items()
+    with pytest.raises(ValueError, match=r"another number of samples: set eval\.suites\.code\.samples=2, or choose"):
+        run(tmp_path / "drawn", *code)
+    with pytest.raises(ValueError, match=r"several samples need a temperature above 0"):
+        run(tmp_path / "x", *code, "eval.suites.code.samples=2")
+    run(tmp_path / "inline", *code, "eval.items=1", "eval.suites.code.mode=inline")
+    (inline,) = records.read(tmp_path / "inline" / "evals" / "code.jsonl")
+    assert "Import its helpers" not in inline.question and inline.family_id in {one.family_id for one in found}
+
+
 def test_help_shows_an_example() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "longctx_rl.evaluate", "--help"], capture_output=True, text=True, check=True

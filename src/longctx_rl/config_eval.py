@@ -22,8 +22,14 @@ class SuiteConfig:
     max_new_tokens: int
     answer_slack: int | None = None
     """Tokens that an answer may take beyond the item's own; none: ``max_new_tokens`` alone is the limit."""
+    samples: int = 1
+    """Answers to each item, drawn at ``temperature``; the score is their mean. Only for ``longctx_rl.evaluate``."""
+    temperature: float = 0.0
+    """0: greedy."""
     shared_items: bool = False
-    """The items are those of a length and shared out among the labels, instead of those of each label and length."""
+    """``eval.items`` is the number of a length's items, which are divided among the labels, and not of each label's."""
+    mode: Literal["call", "inline"] = "call"
+    """Of code: whether an answer can import the helpers, or has to do what they do."""
     level: int = 0
     """Difficulty of code: 0 for the mini models, up to 2."""
     path: str | None = None
@@ -48,7 +54,7 @@ class EvalConfig:
     items: int
     """Items per label and length; of suites with ``shared_items``, per length."""
     during_items: int
-    """Items per label and length of evaluations during training."""
+    """The same for evaluations during training."""
     first: int  # number of the first held-out family
     suites: dict[str, SuiteConfig]
     times: int = 0

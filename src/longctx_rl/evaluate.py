@@ -30,11 +30,23 @@ from longctx_rl.config_eval import EvaluateConfig
 from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE
 from longctx_rl.evals import kl, page, summary
 from longctx_rl.evals.asking import Share, Told, ask, device_of, plan_of
+from longctx_rl.evals.grading import runs_code
 from longctx_rl.evals.processes import ask_together, merge
 from longctx_rl.evals.records import ItemRecord
-from longctx_rl.evals.suites import check_suite
+from longctx_rl.evals.suites import READ, check_suite
 from longctx_rl.policy.loading import check_tokenizer, context_length, load_model, load_tokenizer
 from longctx_rl.run_directory import write_text
+from longctx_rl.sandbox import isolation
+
+LIMITS = {
+    "max_new_tokens": "token limit",
+    "answer_slack": "token limit",
+    "samples": "number of samples",
+    "temperature": "temperature",
+}
+"""Settings of a suite that all answers in a folder have in common."""
+SINGLE = {"samples": 1, "temperature": 0.0}
+"""Those of folders that do not say."""
 
 
 def evaluate(config: EvaluateConfig) -> str:
@@ -50,11 +62,13 @@ def evaluate(config: EvaluateConfig) -> str:
     tokenizer = load_tokenizer(config.tokenizer or config.checkpoint)
     model = load_model(config.checkpoint, config.yarn).eval()
     check_fit(config, model, tokenizer)
-    claim(Path(config.out), config, model)
+    backend = isolation.choose(config.sandbox) if runs_code(config.eval.suites) else None
     with only_one(Path(config.out)), progress(config) as told:
+        claim(Path(config.out), config, model, backend)
         merge(Path(config.out))
         if config.processes == 1:
             found = ask(config, model, tokenizer, Share(), told)
+            del model
         else:
             del model  # each process has its own
             found = ask_together(config, told)
@@ -86,12 +100,19 @@ def distance(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> str:
 
 @contextmanager
 def only_one(out: Path) -> Iterator[None]:
-    """Nobody else writes to the folder meanwhile. Raises ValueError if somebody does."""
+    """Nobody else writes to the folder meanwhile. Raises ValueError if somebody does, or it cannot hold results."""
+    other = "choose another out=FOLDER"
+    if not (out / "evaluation.json").exists() and ((out / "config.yaml").exists() or (out / "evals").exists()):
+        raise ValueError(f"{out} is a training run's folder, whose records would be lost: {other}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written ({error.strerror}): {other}") from error
     try:
         with FileLock(out / ".lock", timeout=0):
             yield
     except Timeout as error:
-        raise ValueError(f"another evaluation writes to {out}: choose another out=FOLDER") from error
+        raise ValueError(f"another evaluation writes to {out}: {other}") from error
 
 
 @contextmanager
@@ -111,6 +132,8 @@ def check_fit(config: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrai
     check_tokenizer(model, tokenizer, config.checkpoint)
     context = context_length(model)
     for name, suite in config.eval.suites.items():
+        if name in READ:
+            continue  # their prompts are as long as they are: see asking.py
         need = round((1 + LENGTH_TOLERANCE) * max(suite.lengths)) + suite.max_new_tokens
         if need > context:
             raise ValueError(
@@ -120,21 +143,21 @@ def check_fit(config: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrai
             )
 
 
-def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
-    """Make ``out`` this checkpoint's folder, or find that it is.
+def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel, backend: str | None) -> None:
+    """Make ``out`` this checkpoint's folder, or find that it is. ``backend``: what generated code is run in.
 
     Raises:
-        ValueError: it holds the results of other weights, or cannot be written.
+        ValueError: it holds the results of other weights.
     """
+    if backend is not None:
+        tqdm.write(f"generated code is run in sandbox={backend}", file=sys.stderr)
     mine: dict[str, Any] = {
         "checkpoint": config.checkpoint,
         "weights": weights_hash(model),
         "dtype": config.dtype,
         "positions": positions(model),
-        "limits": {
-            name: {"max_new_tokens": suite.max_new_tokens, "answer_slack": suite.answer_slack}
-            for name, suite in config.eval.suites.items()
-        },
+        "sandbox": backend,
+        "limits": {name: {key: getattr(suite, key) for key in LIMITS} for name, suite in config.eval.suites.items()},
         "asked": {
             name: [(*cell, plan.each) for cell in plan.cells()]
             for name, plan in ((name, plan_of(config, name)) for name in config.eval.suites)
@@ -149,17 +172,11 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel) -> None:
         if "limits" not in theirs:
             raise ValueError(f"{out} was written by an older version, which kept no limits of answers: {other}")
         for name, limits in theirs["limits"].items():
-            for key, limit in limits.items():
+            for key, limit in {**SINGLE, **limits}.items():
                 if mine["limits"].setdefault(name, limits)[key] != limit:
                     setting = f"eval.suites.{name}.{key}={'null' if limit is None else limit}"
-                    raise ValueError(f"{out} holds answers under another token limit: set {setting}, or {other}")
+                    raise ValueError(f"{out} holds answers under another {LIMITS[key]}: set {setting}, or {other}")
         mine["asked"] = theirs.get("asked", {}) | mine["asked"]
-    elif (out / "config.yaml").exists() or (out / "evals").exists():
-        raise ValueError(f"{out} is a training run's folder, whose records would be lost: {other}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{out} cannot be written ({error.strerror}): {other}") from error
     write_text(path, json.dumps(mine, indent=2) + "\n")
 
 

@@ -88,6 +88,9 @@ def _problems(c: "Config") -> Iterator[str]:
         yield "the budget has no limit, so the run would not end: set budget.steps, or one of the others"
     if c.data.longblocks is not None:
         yield from _longblocks(c)
+    for name, suite in c.eval.suites.items():
+        if suite.samples > 1:
+            yield f"eval.suites.{name}.samples={suite.samples} is for python -m longctx_rl.evaluate: set it to 1 here"
     yield from _positive(c)
     yield from _suites(c.eval)
 
@@ -226,6 +229,11 @@ def _suites(config: "EvalConfig") -> Iterator[str]:
             yield f"{key}.max_new_tokens={suite.max_new_tokens}: set it above 0"
         if suite.answer_slack is not None and suite.answer_slack < 0:
             yield f"{key}.answer_slack={suite.answer_slack}: set it to 0 or more, or null"
+        if suite.samples < 1 or suite.temperature < 0 or (suite.samples > 1) != (suite.temperature > 0):
+            yield (
+                f"{key}.samples={suite.samples}, temperature={suite.temperature}: several samples need a temperature "
+                "above 0, such as 0.8, and a single one is greedy, 0"
+            )
         if suite.level not in (0, 1, 2):
             yield f"{key}.level={suite.level}: choose 0, 1 or 2"
 

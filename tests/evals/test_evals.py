@@ -62,6 +62,9 @@ def test_a_foreign_line_is_refused(tmp_path: Path, line: str) -> None:
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match="line 1 is no evaluation record"):
         records.read(path)
+    with pytest.raises(ValueError, match="line 1 is no evaluation record"):
+        records.drop_after(path, 0)
+    assert path.read_text() == line + "\n"
 
 
 def test_cells_and_metrics() -> None:
@@ -83,12 +86,26 @@ def test_a_family_at_two_lengths_is_not_two_independent_items() -> None:
     assert summary.score(data).low < wilson(20, 40).low
 
 
+def test_one_family_has_no_interval_and_the_table_says_so() -> None:
+    rows, note = summary.table([replace(record(0, 1.0), score=0.5)]).splitlines()[2:]
+    assert rows.split()[:4] == ["multihop", "256", "1", "50.0"] and "set eval.items to 2 or more" in note
+
+
+def test_pass_at_k_of_several_samples() -> None:
+    """Two items, four samples each: one of them right for the first, none for the second."""
+    found = [replace(record(i, 0.0), right=1 - i, more=("",) * 3, score=(1 - i) / 4) for i in range(2)]
+    assert summary.pass_rates(found) == pytest.approx({"pass@2": 0.25, "pass@4": 0.5})  # 1 - C(3, 2) / C(4, 2) = 1/2
+    heading, _, row = summary.table(found).splitlines()
+    assert heading.split()[3:6] == ["score", "pass@2", "pass@4"] and row.split()[3] == "12.5"
+    assert row.split()[6:8] == ["25.0", "50.0"] and summary.pass_rates([record(0, 1.0)]) == {}
+
+
 def test_the_table_is_aligned_and_paired() -> None:
     before = [record(i, float(i % 2), length=length) for length in (256, 1024) for i in range(40)]
     after = [replace(item, step=5, score=1.0) for item in before]
     lines = summary.comparison(before, after[::-1]).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[0].split() == ["task", "length", "n", "before", "after", "difference"]
+    assert lines[0].split() == ["task", "length", "n", "before", "after", "difference", "findable"]
     assert lines[2].split()[:4] == ["multihop", "256", "40", "50.0"]
     assert lines[3].split()[:3] == ["multihop", "1024", "40"]
     assert lines[4].split()[:3] == ["all", "all", "80"]

@@ -226,6 +226,14 @@ def test_means_compare_complete_lengths_only(folder: Path) -> None:
     assert list(results.mean_by_length(ruler)) == [512]
 
 
+def test_means_weigh_tasks_alike(folder: Path) -> None:
+    """A task that another command had asked more of counts no more."""
+    more = [record("ruler", "vt", 512, number) for number in range(ITEMS, 3 * ITEMS)]
+    before = results.mean_by_length(next(one for one in results.load(folder).suites if one.name == "ruler"))
+    records.append(folder / "evals" / "ruler.jsonl", more)
+    assert results.mean_by_length(next(one for one in results.load(folder).suites if one.name == "ruler")) == before
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, bootstrap
 
-from longctx_rl.stats import bootstrap_mean, paired_difference, wilson
+from longctx_rl.stats import Estimate, bootstrap_mean, detectable, paired_difference, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 10), (7, 10), (10, 10), (431, 500), (1, 1000)])
@@ -94,6 +94,13 @@ def test_pairing_removes_the_items_own_difficulty() -> None:
     assert 0.015 < estimate.low < estimate.high < 0.025
     with pytest.raises(ValueError, match="pair the same items"):
         paired_difference([1.0], [1.0, 0.0], seed=0)
+
+
+def test_what_a_comparison_can_find() -> None:
+    """Of two-sided tests at 5 % with 80 % power: (1.960 + 0.842) standard errors."""
+    assert detectable(Estimate(0.3, 0.3 - 0.196, 0.3 + 0.196)) == pytest.approx(0.2802, abs=1e-4)
+    draws = np.random.default_rng(0).normal(0.2802, 0.1, 20_000)
+    assert np.mean(np.abs(draws) > 0.196) == pytest.approx(0.8, abs=0.01)
 
 
 def test_coverage() -> None:

@@ -16,9 +16,9 @@ from longctx_rl.evals.evaluation import answer
 from longctx_rl.evals.grading import Grading, grader_of, runs_code
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord, prompt_hash
-from longctx_rl.evals.suites import Plan, items_of
+from longctx_rl.evals.suites import READ, Plan, items_of
 from longctx_rl.policy import attention
-from longctx_rl.policy.loading import end_tokens
+from longctx_rl.policy.loading import context_length, end_tokens
 from longctx_rl.rewards.code import CodeGrader
 from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.rollout.hf import HFSampler
@@ -81,21 +81,46 @@ def _ask_suite(
     model, tokenizer, grader = parts
     told(name, 0)
     items = items_of(name, plan_of(config, name).share(share.number, share.of), tokenizer)
+    if name in READ:
+        _check_fit(config, name, items, model, tokenizer)
     kept = _kept(Path(config.out) / "evals" / f"{name}.jsonl", items, tokenizer)
     told(name, len(kept))
     sampler = HFSampler(
         tokenizer,
-        temperature=0.0,
+        temperature=suite.temperature,
         max_new_tokens=suite.max_new_tokens,
         batch_tokens=config.rollout.batch_tokens,
         eos_ids=end_tokens(model, tokenizer),
     )
     for batch in batches([item for item in items if item.example.id not in kept]):
-        answered = answer(model, sampler, tokenizer, batch, grader, step=0, slack=suite.answer_slack)
+        answered = answer(
+            model, sampler, tokenizer, batch, grader, step=0, slack=suite.answer_slack, samples=suite.samples
+        )
         records.append(share.file(Path(config.out), name), answered)
         kept |= {record.id: record for record in answered}
         told(name, len(answered))
     return [kept[item.example.id] for item in items]
+
+
+def _check_fit(
+    config: EvaluateConfig,
+    name: str,
+    items: Sequence[Item],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Refuse what is read if one of its prompts leaves no room for the answer."""
+    context = context_length(model)
+    longest = max(items, key=lambda item: len(prompt_ids(tokenizer, item.example)), default=None)
+    if longest is None:
+        return
+    need = len(prompt_ids(tokenizer, longest.example)) + config.eval.suites[name].max_new_tokens
+    if need > context:
+        raise ValueError(
+            f"{longest.example.id} of eval.suites.{name} needs {need} tokens with the answer, but the context of "
+            f"{config.checkpoint} is {context}: leave that length out of eval.suites.{name}.lengths, lower its "
+            "max_new_tokens, or stretch the model with yarn='{factor: ..., original_context: ...}'"
+        )
 
 
 def _kept(path: Path, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> dict[str, ItemRecord]:

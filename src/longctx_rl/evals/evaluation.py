@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,6 +17,7 @@ from longctx_rl.evals.suites import READ, Plan, items_of
 from longctx_rl.rewards.code import CodeGrader
 from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.rollout import Sampler, SampleRequest
+from longctx_rl.types import Completion, Reward
 
 
 def answer(
@@ -27,16 +29,18 @@ def answer(
     *,
     step: int,
     slack: int | None = None,
+    samples: int = 1,
 ) -> list[ItemRecord]:
     """Answer and grade each item.
 
     Items that share a document follow one prefix, which the sampler computes once.
 
     Args:
-        sampler: greedy (temperature 0), so that accuracy does not move with the draw.
+        sampler: greedy (temperature 0) for one sample, so that accuracy does not move with the draw.
         grade: scores of answers to examples, all together.
         step: optimizer steps the model has taken.
         slack: tokens that an answer may take beyond the item's own; None: the sampler's limit alone.
+        samples: answers to each item.
 
     Returns:
         One record per item, in the order of the items.
@@ -45,30 +49,42 @@ def answer(
     for item in items:
         document, question = encode_prompt(tokenizer, item.example)
         limit = None if slack is None else len(encode_target(tokenizer, item.example)) + slack
-        requests.append(SampleRequest(document + question, (0,), len(document), limit))
-    completions = [completion for (completion,) in sampler.sample(model, requests)]
-    rewards = grade([(one.text, item.example) for one, item in zip(completions, items, strict=True)])
+        seeds = tuple(records.seed_of(item.example.id, number) for number in range(samples))
+        requests.append(SampleRequest(document + question, seeds, len(document), limit))
+    completions = sampler.sample(model, requests)
+    answers = [(one.text, item.example) for item, group in zip(items, completions, strict=True) for one in group]
+    rewards = iter(grade(answers))
     return [
-        ItemRecord(
-            step=step,
-            id=item.example.id,
-            family_id=item.example.family_id,
-            task=item.label,
-            length=item.example.length if item.has_length else 0,
-            prompt_tokens=len(request.prompt_ids),
-            output=completion.text,
-            score=reward.score,
-            parts=dict(reward.parts),
-            truncated=completion.finish_reason == "length",
-            tokens=len(completion.token_ids),
-            prompt_hash=records.prompt_hash(request.prompt_ids),
-            depth=item.depth,
-            floor=item.floor,
-            question=item.example.question[-records.EXCERPT :],
-            expected=item.example.answer[: records.EXCERPT],
-        )
-        for item, request, completion, reward in zip(items, requests, completions, rewards, strict=True)
+        _record(item, request.prompt_ids, group, [next(rewards) for _ in group], step)
+        for item, request, group in zip(items, requests, completions, strict=True)
     ]
+
+
+def _record(
+    item: Item, prompt: Sequence[int], completions: Sequence[Completion], rewards: Sequence[Reward], step: int
+) -> ItemRecord:
+    first, *others = completions
+    parts = {name: fmean(reward.parts[name] for reward in rewards) for name in rewards[0].parts}
+    return ItemRecord(
+        step=step,
+        id=item.example.id,
+        family_id=item.example.family_id,
+        task=item.label,
+        length=item.example.length if item.has_length else 0,
+        prompt_tokens=len(prompt),
+        output=first.text,
+        score=fmean(reward.score for reward in rewards),
+        parts=parts,
+        truncated=any(one.finish_reason == "length" for one in completions),
+        tokens=sum(len(one.token_ids) for one in completions),
+        prompt_hash=records.prompt_hash(prompt),
+        depth=item.depth,
+        floor=item.floor,
+        question=item.example.question[-records.EXCERPT :],
+        expected=item.example.answer[: records.EXCERPT],
+        right=sum(reward.score == 1.0 for reward in rewards) if others else None,
+        more=tuple(one.text for one in others),
+    )
 
 
 class Suite:

@@ -109,7 +109,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if path.suffix == ".parquet":
             yield from pyarrow.parquet.read_table(path).to_pylist()
             return
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"):
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError("a line is no object")

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +41,25 @@ class ItemRecord:
     """Its end."""
     expected: str = ""
     """The reference answer, from its start."""
+    right: int | None = None
+    """How many of several samples are right; ``score`` and ``parts`` are their means then, ``output`` is the first,
+    ``tokens`` is of all, ``truncated`` of any. None: there is one."""
+    more: Sequence[str] = ()
+    """The outputs of the other samples."""
+
+    @property
+    def samples(self) -> int:
+        return 1 + len(self.more)
 
 
 def prompt_hash(ids: Sequence[int]) -> str:
     """A short hash of a prompt's tokens: equal hashes, equal prompts."""
     return hashlib.blake2b(json.dumps(list(ids)).encode(), digest_size=8).hexdigest()
+
+
+def seed_of(item: str, sample: int) -> int:
+    """Of an item's sample: the same whenever and beside whatever it is drawn."""
+    return int.from_bytes(hashlib.blake2b(f"{item} {sample}".encode(), digest_size=7).digest())
 
 
 def append(path: Path, records: Iterable[ItemRecord]) -> None:
@@ -64,20 +78,18 @@ def read(path: Path) -> list[ItemRecord]:
     Raises:
         ValueError: a whole line is not a record.
     """
-    records = []
-    for number, line in enumerate(_whole_lines(path), 1):
-        try:
-            records.append(ItemRecord(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no evaluation record ({error}): remove that line") from error
-    return records
+    return [record for _, record in _parsed(path)]
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Remove the records of later steps, and a cut-off last line, so that a resumed run can write them again."""
+    """Remove the records of later steps, and a cut-off last line, so that a resumed run can write them again.
+
+    Raises:
+        ValueError: a whole line is not a record.
+    """
     if not path.exists():
         return
-    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+    kept = [line for line, record in _parsed(path) if record.step <= step]
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in kept)
@@ -86,6 +98,14 @@ def drop_after(path: Path, step: int) -> None:
     temporary.replace(path)
 
 
-def _whole_lines(path: Path) -> list[str]:
+def _parsed(path: Path) -> Iterator[tuple[str, ItemRecord]]:
+    """Whole lines with their records."""
     *lines, _ = path.read_bytes().split(b"\n")  # a crash can leave half a letter
-    return [line.decode("utf-8") for line in lines]
+    for number, raw in enumerate(lines, 1):
+        try:
+            line = raw.decode("utf-8")
+            fields = json.loads(line)
+            record = ItemRecord(**fields | {"more": tuple(fields.get("more", ()))})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number} is no evaluation record ({error}): remove that line") from error
+        yield line, record

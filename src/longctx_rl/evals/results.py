@@ -126,13 +126,15 @@ def measures(group: Sequence[ItemRecord]) -> dict[str, float]:
     def mean(part: str) -> float:
         return fmean(record.parts[part] for record in group)
 
-    found: dict[str, float] = {}
+    found = summary.pass_rates(group)
     if {"format", "recall", "hallucinated"} <= parts:
-        found = {"parsed": mean("format"), "API recall": mean("recall"), "invented API": mean("hallucinated")}
+        found |= {"parsed": mean("format"), "API recall": mean("recall"), "invented API": mean("hallucinated")}
     elif "recall" in parts:
-        found = {"RULER's recall": mean("recall")}
+        found["RULER's recall"] = mean("recall")
     elif "format" in parts:
-        found = {"unparsed": 1 - mean("format")}
+        found["unparsed"] = 1 - mean("format")
+    if "suspicious" in parts:
+        found["attacks"] = mean("suspicious")
     if all(re.fullmatch("[A-Z]", record.expected) for record in group):
         found["majority floor"] = Counter(record.expected for record in group).most_common(1)[0][1] / len(group)
     return found
@@ -148,12 +150,16 @@ def by_part(suite: Suite, part: str) -> Suite:
 
 
 def mean_by_length(suite: Suite) -> dict[int, Estimate]:
-    """The mean of all tasks at each length at which all are complete, so that lengths compare like with like."""
+    """The mean of all tasks at each length at which all are complete, so that lengths compare like with like.
+
+    Tasks weigh the same: of one that was asked more, the first items by id, as many as the others have.
+    """
     found: dict[int, Estimate] = {}
     for length in suite.lengths:
         groups = {key: group for key, group in suite.groups.items() if key[1] == length}
         if all(len(group) >= suite.asked.get(key, 1) for key, group in groups.items()):
-            found[length] = summary.score([record for group in groups.values() for record in group])
+            fewest = min(len(group) for group in groups.values())
+            found[length] = summary.score([record for group in groups.values() for record in group[:fewest]])
     return found
 
 

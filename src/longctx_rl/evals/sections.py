@@ -17,9 +17,11 @@ ABOUT = {
     "pad, pad_near: with prose behind or before them; bury: among other modules; hard: with look-alikes too.",
 }
 MEASURES = {
+    **{f"pass@{2**power}": f"chance that one of {2**power} samples is right" for power in range(1, 11)},
     "parsed": "code that parses and defines the function",
     "API recall": "share of the needed helpers that the code names",
     "invented API": "code that imports or calls names that exist nowhere",
+    "attacks": "code that shows signs of an attack on the judge",
     "RULER's recall": "share of the right answers that occur anywhere in the output",
     "unparsed": "outputs without a final answer, which count as wrong",
     "majority floor": "what the most frequent right letter would score if it were always given",

@@ -113,7 +113,7 @@ def _ruler(plan: Plan, label: str, length: int, family: int, tokenizer: PreTrain
 def _code(plan: Plan, label: str, length: int, family: int, tokenizer: PreTrainedTokenizerBase) -> Example:
     (condition,) = (one for one in CONDITIONS if one == label)
     request = Request("code", family, "test", length, tokenizer, 1)
-    (example,) = generate_code(request, Setting(condition, "call", plan.suite.level))
+    (example,) = generate_code(request, Setting(condition, plan.suite.mode, plan.suite.level))
     return example
 
 

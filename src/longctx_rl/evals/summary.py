@@ -1,12 +1,13 @@
 """From item records to accuracies: cells of task and length, metrics, and the table of before and after."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isnan
 from statistics import fmean
 
 from longctx_rl.evals.records import ItemRecord
-from longctx_rl.stats import Estimate, bootstrap_mean, paired_difference, wilson
+from longctx_rl.stats import Estimate, bootstrap_mean, detectable, paired_difference, pass_at_k, wilson
 
 SEED = 0
 """Of every bootstrap here, so that the same records give the same interval."""
@@ -25,6 +26,8 @@ class Cell:
     """Share of answers that met the token limit."""
     unparsed: float | None = None
     """Share of answers in which no answer was found: wrong, and counted; None: not known of every record."""
+    passes: Mapping[str, float] = field(default_factory=dict)
+    """pass@2 and so on, of several samples."""
     floor: float | None = None
     """Score of whoever always gives the most frequent answer, where there is one."""
 
@@ -42,6 +45,7 @@ def cells(records: Iterable[ItemRecord], *, pooled: bool = False) -> list[Cell]:
             score(group),
             fmean(record.truncated for record in group),
             _mean([1 - record.parts["format"] if "format" in record.parts else None for record in group]),
+            pass_rates(group),
             _mean([record.floor for record in group]),
         )
         for (task, length), group in sorted(grouped.items())
@@ -59,6 +63,13 @@ def score(records: Sequence[ItemRecord]) -> Estimate:
     return bootstrap_mean(values, families, seed=SEED)
 
 
+def pass_rates(records: Sequence[ItemRecord]) -> dict[str, float]:
+    """``pass@2``, ``pass@4`` and so on up to the number of samples, without bias; empty for single answers."""
+    most = min(record.samples for record in records)
+    ks = [2**power for power in range(1, most.bit_length()) if 2**power <= most]
+    return {f"pass@{k}": fmean(pass_at_k(record.samples, record.right or 0, k) for record in records) for k in ks}
+
+
 def metrics(records: Sequence[ItemRecord], suite: str = "heldout") -> dict[str, float]:
     """``eval/<suite>/<task>/<length>`` for each cell and ``eval/<suite>/mean``, in which all cells weigh the same."""
     found = cells(records)
@@ -69,24 +80,29 @@ def metrics(records: Sequence[ItemRecord], suite: str = "heldout") -> dict[str, 
 
 def table(records: Sequence[ItemRecord], *, means: bool = False) -> str:
     """One row per cell as aligned plain text, in percent with 95 % intervals; ``cut``: answers at the token limit;
-    ``unparsed``: answers without an answer; ``floor``: what the most frequent option gets, of multiple choice.
-    ``means``: with a row over all tasks of each length."""
+    ``unparsed``: answers without an answer; ``floor``: what the most frequent option gets, of multiple choice;
+    ``pass@k``: chance that one of k samples is right. ``means``: with a row over all tasks of each length."""
     found = cells(records) + (cells(records, pooled=True) if means else [])
     choice = any(cell.floor is not None for cell in found)
-    rows: list[tuple[str, ...]] = [("task", "length", "n", "score", "cut", "unparsed", *["floor"] * choice)]
+    passes = sorted({name for cell in found for name in cell.passes}, key=lambda name: int(name.partition("@")[2]))
+    rows: list[tuple[str, ...]] = [("task", "length", "n", "score", *passes, "cut", "unparsed", *["floor"] * choice)]
     for cell in found:
         length = str(cell.length) if cell.length else "-"
         unparsed = "-" if cell.unparsed is None else f"{100 * cell.unparsed:.1f}"
         floor = "-" if cell.floor is None else f"{100 * cell.floor:.1f}"
-        row = (cell.task, length, str(cell.n), percent(cell.score), f"{100 * cell.truncated:.0f}", unparsed)
-        rows.append((*row, *[floor] * choice))
-    return aligned(rows)
+        more = [f"{100 * cell.passes[name]:.1f}" if name in cell.passes else "-" for name in passes]
+        scores = percent(cell.score), *more, f"{100 * cell.truncated:.0f}", unparsed
+        rows.append((cell.task, length, str(cell.n), *scores, *[floor] * choice))
+    alone = [f"{cell.task} at {cell.length}" for cell in found if isnan(cell.score.low)]
+    note = f"\nno interval for {', '.join(alone)}: one family is too few, set eval.items to 2 or more" if alone else ""
+    return aligned(rows) + note
 
 
 def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str:
     """The table of before and after as aligned plain text: one row per cell and one over all items, in percent.
 
-    The difference is over the same items, resampled by family; brackets are 95 % intervals.
+    The difference is over the same items, resampled by family; brackets are 95 % intervals. ``findable``: the smallest
+    true difference that so many items show with 80 % power.
 
     Raises:
         ValueError: the two sides do not hold the same items.
@@ -99,7 +115,7 @@ def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str
         grouped.setdefault((record.task, str(record.length)), []).append(record)
     if len(grouped) > 1:
         grouped["all", "all"] = list(after)
-    rows = [("task", "length", "n", "before", "after", "difference")]
+    rows = [("task", "length", "n", "before", "after", "difference", "findable")]
     for (task, length), late in grouped.items():
         early = [earlier[record.id] for record in late]
         difference = paired_difference(
@@ -108,9 +124,9 @@ def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str
             [_family(record) for record in late],
             seed=SEED,
         )
-        rows.append(
-            (task, length, str(len(late)), percent(score(early)), percent(score(late)), percent(difference, "+"))
-        )
+        least = detectable(difference)
+        scores = percent(score(early)), percent(score(late)), percent(difference, "+")
+        rows.append((task, length, str(len(late)), *scores, "-" if isnan(least) else f"{100 * least:.1f}"))
     return aligned(rows)
 
 
@@ -124,7 +140,9 @@ def _family(record: ItemRecord) -> str:
 
 
 def percent(estimate: Estimate, sign: str = "") -> str:
-    """``62.5 [48.4, 74.8]``."""
+    """``62.5 [48.4, 74.8]``; the value alone where there is no interval."""
+    if isnan(estimate.low):
+        return f"{100 * estimate.value:{sign}.1f}"
     low, high = (f"{100 * bound:{sign}.1f}" for bound in (estimate.low, estimate.high))
     return f"{100 * estimate.value:{sign}.1f} [{low}, {high}]"
 

@@ -4,7 +4,7 @@ See docs/evaluation.md for which of them a table uses.
 """
 
 from longctx_rl.stats.comparisons import holm, mcnemar, pass_at_k, permutation_test
-from longctx_rl.stats.intervals import Estimate, bootstrap_mean, paired_difference, wilson
+from longctx_rl.stats.intervals import Estimate, bootstrap_mean, detectable, paired_difference, wilson
 from longctx_rl.stats.studies import (
     Contrast,
     contrast,
@@ -19,6 +19,7 @@ __all__ = [
     "Estimate",
     "bootstrap_mean",
     "contrast",
+    "detectable",
     "hierarchical_bootstrap",
     "holm",
     "interquartile_mean",

@@ -120,6 +120,15 @@ def paired_difference(
     )
 
 
+def detectable(difference: Estimate, *, power: float = 0.8, confidence: float = 0.95) -> float:
+    """The smallest true difference that a comparison as sure as this one finds with the given power.
+
+    From the width of its interval, as for a normal estimate: (z_confidence + z_power) standard errors; nan without one.
+    """
+    two_sided, one_sided = NormalDist().inv_cdf((1 + confidence) / 2), NormalDist().inv_cdf(power)
+    return (difference.high - difference.low) / 2 * (1 + one_sided / two_sided)
+
+
 def _per_family(
     data: NDArray[np.float64], families: Sequence[Hashable] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -124,7 +124,7 @@ def build_parts(config: Config) -> Parts:
         evaluation=Evaluation(config.eval, tokenizer, lambda limit: sampler(0.0, limit), Path(config.run_dir), code),
         code=code,
         scheduled=load.scheduled,
-        notes=notes,
+        notes=notes if code is None else (*notes, f"generated code is run in sandbox={code.backend}"),
     )
 
 

@@ -16,10 +16,12 @@ from longctx_rl import evaluate as command
 from longctx_rl.__main__ import composed_evaluate
 from longctx_rl.config_model import YarnConfig
 from longctx_rl.evals import asking, kl, records
+from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.results import load
 from longctx_rl.policy.loading import load_model, load_tokenizer
 from longctx_rl.sandbox import isolation
+from longctx_rl.types import Example
 from sandbox.test_function_tests import HUMANEVAL
 
 BACKEND = "rlimit" if isolation.failure("bwrap") else "bwrap"
@@ -80,6 +82,22 @@ def test_labels_that_share_the_items_of_a_length(tmp_path: Path) -> None:
     }
     assert load(tmp_path).missing() == ""
     assert {row.split()[2] for row in run(tmp_path, *SHORT, "eval.items=7").splitlines()[3:-2]} == {"7"}
+
+
+def test_batches_are_small_where_prompts_are_long() -> None:
+    """What is answered and not yet written is lost with a killed process."""
+
+    def item(number: int, length: int) -> Item:
+        text = str(number)
+        return Item("x", Example(id=text, document=text, question="", answer="", task="ruler", length=length), None)
+
+    found = asking.batches([item(n, length) for length in (0, 2048, 131_072) for n in range(300)], 4 * 65_536)
+    sizes = {batch[0].example.length: len(batch) for batch in found[::-1]}
+    assert sizes == {0: 128, 2048: 128, 131_072: 2}
+    assert sorted(one.example.id for batch in found for one in batch) == sorted(
+        str(n) for n in range(300) for _ in "abc"
+    )
+    assert all(len({one.example.length for one in batch}) == 1 for batch in found)
 
 
 def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:

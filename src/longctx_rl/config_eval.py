@@ -32,6 +32,11 @@ class SuiteConfig:
     """Of code: whether an answer can import the helpers, or has to do what they do."""
     level: int = 0
     """Difficulty of code: 0 for the mini models, up to 2."""
+    essays: str | None = None
+    """Of ruler, and so are the next two: local files that it is made from instead of generated text. See
+    data/generators/ruler_sources.py."""
+    squad: str | None = None
+    hotpot: str | None = None
     path: str | None = None
     """Of suites whose items are read: a file, a folder or a Hub id. none, of humaneval and mbpp: they are not asked."""
     revision: str | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -24,7 +25,9 @@ from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.rollout.hf import HFSampler
 
 BATCH = 128
-"""Items that are answered before they are written."""
+"""Items that are answered before they are written, at most."""
+BATCHES = 4
+"""Of the sampler: no more are answered before they are written."""
 
 Told = Callable[[str, int], None]
 """Called with a suite's name and how many more of its items have an answer."""
@@ -92,7 +95,8 @@ def _ask_suite(
         batch_tokens=config.rollout.batch_tokens,
         eos_ids=end_tokens(model, tokenizer),
     )
-    for batch in batches([item for item in items if item.example.id not in kept]):
+    missing = [item for item in items if item.example.id not in kept]
+    for batch in batches(missing, BATCHES * config.rollout.batch_tokens):
         answered = answer(
             model, sampler, tokenizer, batch, grader, step=0, slack=suite.answer_slack, samples=suite.samples
         )
@@ -133,10 +137,15 @@ def _kept(path: Path, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase)
     return {record.id: record for record in found}
 
 
-def batches(items: Sequence[Item]) -> list[list[Item]]:
-    """Items of similar length together, those that share a document next to each other."""
+def batches(items: Sequence[Item], tokens: int) -> list[list[Item]]:
+    """Items of similar length together, those that share a document next to each other; about so many tokens each."""
     ordered = sorted(items, key=lambda item: (item.example.length, item.example.document))
-    return [ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH)]
+    found: list[list[Item]] = []
+    for _, alike in groupby(ordered, key=lambda item: item.example.length):
+        of_length = list(alike)
+        size = min(BATCH, max(1, tokens // max(1, of_length[0].example.length)))
+        found += [of_length[start : start + size] for start in range(0, len(of_length), size)]
+    return found
 
 
 def device_of(config: EvaluateConfig, share: Share) -> torch.device:

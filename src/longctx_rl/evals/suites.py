@@ -19,6 +19,7 @@ from longctx_rl.data.generators.chronicle import Request
 from longctx_rl.data.generators.code import Condition, Setting, generate_code
 from longctx_rl.data.generators.longreason import LETTERS, Form, generate_longreason
 from longctx_rl.data.generators.ruler import SHAPES, generate_ruler
+from longctx_rl.data.generators.ruler_sources import Sources
 from longctx_rl.evals import functions, longblocks, longreason_hub
 from longctx_rl.evals.items import WITHOUT_LENGTH, Item
 from longctx_rl.types import Example
@@ -106,7 +107,9 @@ def _longreason(plan: Plan, label: str, length: int, family: int, tokenizer: Pre
 
 
 def _ruler(plan: Plan, label: str, length: int, family: int, tokenizer: PreTrainedTokenizerBase) -> Example:
-    (example,) = generate_ruler(Request("ruler", family, "test", length, tokenizer, 1), shape=label)
+    sources = Sources(plan.suite.essays, plan.suite.squad, plan.suite.hotpot)
+    request = Request("ruler", family, "test", length, tokenizer, 1)
+    (example,) = generate_ruler(request, shape=label, sources=sources)
     return example
 
 

@@ -9,7 +9,7 @@ from itertools import takewhile
 
 from longctx_rl.rewards.evidence import evidence_score
 from longctx_rl.rewards.ruler import recall, strict
-from longctx_rl.rewards.text import letter
+from longctx_rl.rewards.text import letter, match
 from longctx_rl.types import Example, Reward
 
 ANSWER_MARK = "Answer:"
@@ -85,6 +85,15 @@ def grade_ruler(text: str, example: Example) -> Reward:
     return _reward(score, text or None, text, example, recall=recall(text, wanted))
 
 
+def grade_question(text: str, example: Example) -> Reward:
+    """1 if what is said behind the last ``Answer:``, or at all, is one of the answers and next to nothing else
+    (``text.match``); ``recall`` is RULER's own score."""
+    wanted = example.answer.split("\n")
+    said = text.rpartition("</think>")[2].rpartition(ANSWER_MARK)[2]
+    score = max(match(said, answer) for answer in wanted)
+    return _reward(score, text or None, text, example, recall=recall(text, wanted, any_answer=True))
+
+
 GRADERS: dict[str, Grader] = {
     "multihop": grade_exact,
     "grounding": grade_exact,
@@ -92,6 +101,7 @@ GRADERS: dict[str, Grader] = {
     "longreason": grade_letter,
     "longreason_hub": grade_letter,
     "ruler": grade_ruler,
+    "ruler_question": grade_question,
     "copy": grade_continuation,
     "lookup": grade_continuation,
     "drill": grade_continuation,

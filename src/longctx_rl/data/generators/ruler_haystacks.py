@@ -13,6 +13,7 @@ from random import Random
 from longctx_rl.data.generators import grounding, multihop
 from longctx_rl.data.generators.chronicle import Request
 from longctx_rl.data.generators.names import Cast
+from longctx_rl.data.generators.ruler_sources import Sources, essay_lines, hotpot, squad
 from longctx_rl.data.generators.ruler_words import Draw, nonce_words, variable_name
 from longctx_rl.data.generators.world import Core, Narrator, essay
 from longctx_rl.types import UNANSWERABLE
@@ -25,6 +26,8 @@ KEYS = 4
 """Of one value each, where there are several; and values of the one key that has several."""
 CHAINS, HOPS = 3, 4
 """Of variables. RULER has one chain: every variable in its text is an answer."""
+UNIT_TOKENS, PARAGRAPH_TOKENS = 128, 512
+"""Of a line of generated hay, at most: two uuids of one token per letter take 98. Of most paragraphs that are read."""
 COMMON, OFTEN, SELDOM = 10, 30, 3
 """Words that come often, how often at most, and how often the others come."""
 
@@ -37,6 +40,8 @@ class Asked:
     answers: tuple[str, ...]
     needles: tuple[str, ...] = ()
     """The haystack's needles that answer it."""
+    read: bool = False
+    """From a data set: one of the answers is enough, and they are free text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +54,13 @@ class Haystack:
     hay: Iterator[str]
     asked: Mapping[str, Asked]
     """Shape to its question."""
+    unit_tokens: int = field(default=UNIT_TOKENS, kw_only=True)
+    """More than most lines of hay take."""
     ordered: bool = field(default=False, kw_only=True)
     """The needles' order is kept; it is drawn anew otherwise."""
+
+
+Maker = Callable[[Random, Request, Sources], Haystack]
 
 
 def needle(key: str, kind: str, value: str) -> str:
@@ -69,7 +79,7 @@ def ask(kind: str, values: Mapping[str, Sequence[str]]) -> Asked:
     )
 
 
-def noise(rng: Random, request: Request) -> Haystack:
+def noise(rng: Random, request: Request, sources: Sources) -> Haystack:
     """A number in the noise, and chains of variables."""
     draw = Draw(rng, request.split)
     single = ask("numbers", {draw.new("words"): (draw.new("numbers"),)})
@@ -96,19 +106,19 @@ def noise(rng: Random, request: Request) -> Haystack:
     return Haystack("the special magic numbers and variables", tuple(needles), hay, asked, ordered=True)
 
 
-def singles(rng: Random, request: Request) -> Haystack:
+def singles(rng: Random, request: Request, sources: Sources) -> Haystack:
     """One number and one uuid in essays."""
     draw = Draw(rng, request.split)
     number, uuid = (ask(kind, {draw.new("words"): (draw.new(kind),)}) for kind in ("numbers", "uuids"))
     return Haystack(
         "the special magic numbers and uuids",
         number.needles + uuid.needles,
-        essay(rng, request.split),
+        _essays(rng, request, sources),
         {"niah_single_2": number, "niah_single_3": uuid},
     )
 
 
-def several(rng: Random, request: Request) -> Haystack:
+def several(rng: Random, request: Request, sources: Sources) -> Haystack:
     """Numbers in essays: four keys of one value, of which one or all are asked for, and one key of four."""
     draw = Draw(rng, request.split)
     values = {draw.new("words"): (draw.new("numbers"),) for _ in range(KEYS)}
@@ -120,7 +130,7 @@ def several(rng: Random, request: Request) -> Haystack:
     return Haystack(
         "the special magic numbers",
         every.needles + several_values.needles,
-        essay(rng, request.split),
+        _essays(rng, request, sources),
         {
             "niah_multikey_1": ask("numbers", {asked: values[asked]}),
             "niah_multivalue": several_values,
@@ -129,10 +139,10 @@ def several(rng: Random, request: Request) -> Haystack:
     )
 
 
-def among_needles(shape: str, keys: str, kind: str) -> Callable[[Random, Request], Haystack]:
+def among_needles(shape: str, keys: str, kind: str) -> Maker:
     """Hay that is needles too."""
 
-    def make(rng: Random, request: Request) -> Haystack:
+    def make(rng: Random, request: Request, sources: Sources) -> Haystack:
         draw = Draw(rng, request.split)
         one = ask(kind, {draw.new(keys): (draw.new(kind),)})
         hay = (needle(draw.new(keys), kind, draw.new(kind)) for _ in iter(int, 1))
@@ -141,7 +151,7 @@ def among_needles(shape: str, keys: str, kind: str) -> Callable[[Random, Request
     return make
 
 
-def common_words(rng: Random, request: Request) -> Haystack:
+def common_words(rng: Random, request: Request, sources: Sources) -> Haystack:
     """Ten words that come often among words that come three times."""
     wanted = nonce_words(rng, request.split, COMMON, set())
     count = max(SELDOM + 2, min(OFTEN, (request.length or 2048) // 128))
@@ -164,7 +174,7 @@ def common_words(rng: Random, request: Request) -> Haystack:
     )
 
 
-def frequent_words(rng: Random, request: Request, *, alpha: float = 2.0) -> Haystack:
+def frequent_words(rng: Random, request: Request, sources: Sources, *, alpha: float = 2.0) -> Haystack:
     """Coded words whose frequencies follow a zeta law; the most frequent is noise, the next three are wanted."""
     words = nonce_words(rng, request.split, 200, set())
     weights = [1 / rank**alpha for rank in range(1, len(words) + 1)]
@@ -183,7 +193,7 @@ def frequent_words(rng: Random, request: Request, *, alpha: float = 2.0) -> Hays
     )
 
 
-def paragraphs(rng: Random, request: Request) -> Haystack:
+def paragraphs(rng: Random, request: Request, sources: Sources) -> Haystack:
     """What answers a question of one fact and one of several, among paragraphs about other people."""
     narrator = Narrator(rng, Cast(request.split), request.split)
     cores = {"qa_1": _answerable(narrator, grounding.core), "qa_2": _answerable(narrator, multihop.core)}
@@ -203,13 +213,32 @@ def paragraphs(rng: Random, request: Request) -> Haystack:
     )
 
 
+def read_paragraphs(shape: str) -> Maker:
+    """A question of SQuAD or HotpotQA, its paragraphs among those of other questions."""
+
+    def make(rng: Random, request: Request, sources: Sources) -> Haystack:
+        path = sources.squad if shape == "qa_1" else sources.hotpot
+        assert path is not None
+        found = squad(path) if shape == "qa_1" else hotpot(path)
+        one = found.of(request.family)
+        asked = Asked(one.question, one.answers, one.evidence, read=True)
+        hay = found.others(rng, one)
+        return Haystack("the paragraphs", one.paragraphs, hay, {shape: asked}, unit_tokens=PARAGRAPH_TOKENS)
+
+    return make
+
+
+def _essays(rng: Random, request: Request, sources: Sources) -> Iterator[str]:
+    return essay(rng, request.split) if sources.essays is None else essay_lines(sources.essays, rng)
+
+
 def _answerable(narrator: Narrator, core: Callable[[Narrator], Core]) -> Core:
     while (found := core(narrator)).query.answer == UNANSWERABLE:
         pass
     return found
 
 
-HAYSTACKS: dict[tuple[str, ...], Callable[[Random, Request], Haystack]] = {
+HAYSTACKS: dict[tuple[str, ...], Maker] = {
     ("niah_single_1", "vt"): noise,
     ("niah_single_2", "niah_single_3"): singles,
     ("niah_multikey_1", "niah_multivalue", "niah_multiquery"): several,
@@ -220,3 +249,10 @@ HAYSTACKS: dict[tuple[str, ...], Callable[[Random, Request], Haystack]] = {
     ("qa_1", "qa_2"): paragraphs,
 }
 """Shapes that ask about one document, and what makes it."""
+
+
+def haystack_of(shape: str, sources: Sources) -> tuple[tuple[str, ...], Maker]:
+    """The shapes that ask about a shape's document, and what makes it."""
+    if (shape == "qa_1" and sources.squad is not None) or (shape == "qa_2" and sources.hotpot is not None):
+        return (shape,), read_paragraphs(shape)
+    return next((shapes, make) for shapes, make in HAYSTACKS.items() if shape in shapes)

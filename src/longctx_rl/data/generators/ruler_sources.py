@@ -1,0 +1,149 @@
+"""What RULER itself takes hay and questions from, read from local files where they are given: essays, SQuAD, HotpotQA.
+
+Each is read once and remembered. Questions stand in a fixed shuffled order, so that the first families are a sample.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from random import Random
+from typing import Any
+
+WORDS = 60
+"""Of a line of an essay; longer sentences are cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Local files; None: generated text in its place."""
+
+    essays: str | None = None
+    """A .txt file, a folder of them, or the JSON that RULER's script writes: an object with ``text``."""
+    squad: str | None = None
+    """SQuAD 2.0, ``dev-v2.0.json``: questions of ``qa_1``."""
+    hotpot: str | None = None
+    """HotpotQA, ``hotpot_dev_distractor_v1.json``: questions of ``qa_2``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    question: str
+    answers: tuple[str, ...]
+    """Each is right."""
+    paragraphs: tuple[str, ...]
+    """Those that stand in the document."""
+    evidence: tuple[str, ...]
+    """Those of them that answer it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    questions: tuple[Question, ...]
+    paragraphs: tuple[str, ...]
+    """Of all questions."""
+
+    def of(self, family: int) -> Question:
+        return self.questions[family % len(self.questions)]
+
+    def others(self, rng: Random, question: Question) -> Iterator[str]:
+        """Paragraphs of other questions, without end."""
+        others = [one for one in self.paragraphs if one not in question.paragraphs]
+        while True:
+            yield from rng.sample(others, len(others))
+
+
+def essay_lines(path: str, rng: Random) -> Iterator[str]:
+    """Sentences in order from somewhere in the essays on, without end."""
+    lines = _lines(path)
+    start = rng.randrange(len(lines))
+    while True:
+        yield from chain(lines[start:], lines[:start])
+
+
+@lru_cache(maxsize=4)
+def _lines(path: str) -> tuple[str, ...]:
+    files = sorted(Path(path).glob("*.txt")) if Path(path).is_dir() else [Path(path)]
+    try:
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        texts = [
+            json.loads(one)["text"] if file.suffix == ".json" else one for file, one in zip(files, texts, strict=True)
+        ]
+        words = [sentence.split() for text in texts for sentence in re.split(r"(?<=[.!?])\s+", text)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(
+            "essays", path, error, "a .txt file, a folder of them, or a .json file with a text"
+        ) from error
+    found = tuple(" ".join(one[start : start + WORDS]) for one in words for start in range(0, len(one), WORDS))
+    if not found:
+        raise ValueError(f"eval.suites.ruler.essays={path} holds no text: give a .txt file, or a folder of them")
+    return found
+
+
+@lru_cache(maxsize=4)
+def squad(path: str) -> Questions:
+    """SQuAD's questions that have an answer, each with its paragraph.
+
+    Raises:
+        ValueError: the file cannot be read, or is another.
+    """
+    try:
+        paragraphs = [one for article in _json(path)["data"] for one in article["paragraphs"]]
+        found = [
+            Question(
+                one["question"],
+                tuple(dict.fromkeys(answer["text"] for answer in one["answers"])),
+                (_line(paragraph["context"]),),
+                (_line(paragraph["context"]),),
+            )
+            for paragraph in paragraphs
+            for one in paragraph["qas"]
+            if not one.get("is_impossible", False)
+        ]
+        texts = [_line(one["context"]) for one in paragraphs]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable("squad", path, error, "SQuAD 2.0's dev-v2.0.json") from error
+    return _questions("squad", path, found, texts)
+
+
+@lru_cache(maxsize=4)
+def hotpot(path: str) -> Questions:
+    """HotpotQA's questions, each with its ten paragraphs, of which two answer it.
+
+    Raises:
+        ValueError: the file cannot be read, or is another.
+    """
+    try:
+        found = []
+        for one in _json(path):
+            told = {title: _line(f"{title}: {''.join(sentences)}") for title, sentences in one["context"]}
+            titles = dict.fromkeys(title for title, _ in one["supporting_facts"])
+            evidence = tuple(told[title] for title in titles if title in told)
+            found.append(Question(one["question"], (one["answer"],), tuple(told.values()), evidence))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable("hotpot", path, error, "HotpotQA's hotpot_dev_distractor_v1.json") from error
+    return _questions("hotpot", path, found, [text for one in found for text in one.paragraphs])
+
+
+def _questions(name: str, path: str, found: list[Question], texts: list[str]) -> Questions:
+    paragraphs = tuple(dict.fromkeys(texts))
+    if not found or all(len(one.paragraphs) == len(paragraphs) for one in found):
+        raise ValueError(f"eval.suites.ruler.{name}={path} has too few questions or paragraphs: give the whole set")
+    Random(name).shuffle(found)
+    return Questions(tuple(found), paragraphs)
+
+
+def _json(path: str) -> Any:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _unreadable(name: str, path: str, error: Exception, wanted: str) -> ValueError:
+    cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ValueError(f"eval.suites.ruler.{name}={path} cannot be read ({cause}): give {wanted}")

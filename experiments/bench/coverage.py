@@ -3,7 +3,9 @@
     python experiments/bench/coverage.py [--studies 2000]
 
 Item scores are 0 or 1, with logits of family difficulty (sd 1.5), of how the run turned out (sd as given), and of the
-two together (sd 0.5). Appends a line to results/coverage.jsonl.
+two together (sd 0.5). ``primary``: studies shaped like table1 (five methods with five runs, 200 families in two
+conditions, a base that is one model), in which long code was gained as much as short code, or neither was at all; share
+of those with any star for the primary quantity, by the report's rule. Appends a line to results/coverage.jsonl.
 """
 
 import argparse
@@ -22,11 +24,28 @@ RUNS, FAMILIES, METHODS, EFFECT = 3, 500, 5, 0.3
 def study(rng: np.random.Generator, spread: float, effects: list[float]) -> list[np.ndarray]:
     """[S, F] scores of each method."""
     hard = rng.normal(0.0, 1.5, FAMILIES)
-    arms = []
-    for effect in effects:
-        logits = effect + hard + rng.normal(0.0, spread, (RUNS, 1)) + rng.normal(0.0, 0.5, (RUNS, FAMILIES))
-        arms.append((rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(float))
-    return arms
+    return [scores(rng, hard, effect, spread, RUNS) for effect in effects]
+
+
+def scores(rng: np.random.Generator, hard: np.ndarray, effect: float, spread: float, runs: int) -> np.ndarray:
+    """[S, F] of one method."""
+    logits = effect + hard + rng.normal(0.0, spread, (runs, 1)) + rng.normal(0.0, 0.5, (runs, len(hard)))
+    return (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(float)
+
+
+def starred(spread: float, effect: float, studies: int) -> float:
+    """Share of studies with a star for long minus short code, where both are gained alike."""
+    rng, found = np.random.default_rng(2), 0
+    for _ in range(studies):
+        hard = rng.normal(0.0, 1.5, (2, 200))  # long, short
+        base = [scores(rng, one, 0.0, 0.0, 1) for one in hard]
+        p_values, gained = [], []
+        for _ in range(METHODS):
+            long, short = (scores(rng, one, effect, spread, 5) for one in hard)
+            p_values.append(contrast([long - short, -(base[0] - base[1])], reach=2.0).p_value)
+            gained.append(contrast([long, -base[0]]).estimate.low > 0.0)
+        found += any(p < 0.05 and also for p, also in zip(holm(p_values), gained, strict=True))
+    return found / studies
 
 
 def truth(spread: float) -> float:
@@ -59,6 +78,7 @@ def covered(spread: float, studies: int) -> dict[str, float]:
         "mean_width": round(width, 4),
         "hierarchical_bootstrap": round(hits["hierarchical_bootstrap"] / few, 4),
         "any_of_ten_comparisons_under_no_effect": round(found / studies, 4),
+        "primary": {"gained_alike": starred(spread, EFFECT, studies), "not_gained": starred(spread, 0.0, studies)},
     }
 
 

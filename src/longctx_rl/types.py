@@ -35,7 +35,7 @@ class Evidence:
     statement: str
     """The same fact in canonical words, as a response is expected to restate it."""
     depth: float
-    """Share of the document's tokens that come before the sentence, in [0, 1]."""
+    """Share of the document that comes before the sentence, in [0, 1]: of tokens, or of letters (code, RULER)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from longctx_rl.config_eval import SuiteConfig
+from longctx_rl.data.generators import ruler
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.suites import Plan, items_of
@@ -79,6 +80,13 @@ def test_squads_questions_stand_among_its_paragraphs(tmp_path: Path) -> None:
         assert (right.score, right.parts["recall"]) == (1.0, 1.0)
         assert (dumped.score, dumped.parts["recall"]) == (0.0, 1.0)
         assert grade(f"Answer: {number + 1}", one).parts["recall"] == 0.0
+
+
+def test_a_document_is_made_once(tmp_path: Path) -> None:
+    path = squad(tmp_path / "dev-v2.0.json")
+    first = asked("qa_1", squad=path)
+    before = ruler._document.cache_info().hits
+    assert asked("qa_1", squad=path) == first and ruler._document.cache_info().hits == before + len(first)
 
 
 def test_hotpots_paragraphs_come_whole_and_two_are_evidence(tmp_path: Path) -> None:

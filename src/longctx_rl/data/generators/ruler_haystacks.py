@@ -250,9 +250,12 @@ HAYSTACKS: dict[tuple[str, ...], Maker] = {
 }
 """Shapes that ask about one document, and what makes it."""
 
+READ = {shape: read_paragraphs(shape) for shape in ("qa_1", "qa_2")}
+"""Shapes whose questions may come from a file, and what makes their document then."""
+
 
 def haystack_of(shape: str, sources: Sources) -> tuple[tuple[str, ...], Maker]:
     """The shapes that ask about a shape's document, and what makes it."""
     if (shape == "qa_1" and sources.squad is not None) or (shape == "qa_2" and sources.hotpot is not None):
-        return (shape,), read_paragraphs(shape)
+        return (shape,), READ[shape]
     return next((shapes, make) for shapes, make in HAYSTACKS.items() if shape in shapes)

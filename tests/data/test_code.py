@@ -11,13 +11,15 @@ from transformers import PreTrainedTokenizerBase
 from longctx_rl.data.generators import generate
 from longctx_rl.data.generators.chronicle import Request
 from longctx_rl.data.generators.code import CONDITIONS, Condition, Mode, Setting, generate_code
-from longctx_rl.data.generators.code_tasks import KINDS
+from longctx_rl.data.generators.code_tasks import ENTRY, KINDS, Kind
+from longctx_rl.data.generators.helpers import Author
 from longctx_rl.data.generators.names import Cast, Split, split_of
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.policy.loading import load_tokenizer
+from longctx_rl.rewards.code import draw_inputs
 from longctx_rl.sandbox import isolation
 from longctx_rl.sandbox.pool import Call, Outcome, Sandbox
-from longctx_rl.types import Example
+from longctx_rl.types import CodeTask, Example
 
 LEVELS = tuple(KINDS)
 
@@ -156,12 +158,30 @@ def test_the_answer_is_right_and_nothing_near_it_is(
             (calling,) = items(tokenizer, family, level=level, condition="hard", length=0)
             assert run(sandbox, calling.answer, one).status == "raised", "helpers can be imported"
             continue
-        module = next(line.split()[1] for line in one.answer.splitlines() if line.startswith("from "))
+        imported = [line.split()[1] for line in one.answer.splitlines() if line.startswith("from ")]
+        module = next(name for name in imported if name in dict(one.code.modules))
         for other, source in one.code.modules:
             if other != module and f"def {one.code.helpers[0]}(" in source:
                 asked += 1
                 fooled += run(sandbox, one.answer.replace(f"from {module} ", f"from {other} "), one) == expected
     assert mode == "inline" or (asked == 12 and fooled == 0)
+
+
+@pytest.mark.parametrize("kind", [kind for level in LEVELS for kind in KINDS[level]], ids=lambda kind: kind.what)
+def test_every_kind_of_task_needs_each_of_its_helpers(sandbox: Sandbox, kind: Kind) -> None:
+    """With its helpers imported and repeated it returns the same; with another in the place of one it does not."""
+    author = Author(Random(kind.what), Cast("train"), "train", 1)
+    helpers = [author.protagonist(parameters) for parameters in kind.helpers]
+    task = kind.about(helpers)
+    code = CodeTask(ENTRY, task.parameters, task.inlined(), tuple(one.name for one in helpers))
+    inputs = draw_inputs(code, "inputs")
+    calls = [Call(task.calling(), ENTRY, inputs, modules={one.module: one.code for one in helpers})]
+    for index, parameters in enumerate(kind.helpers):
+        others = [*helpers[:index], author.protagonist(parameters), *helpers[index + 1 :]]
+        calls.append(Call(kind.about(others).inlined(), ENTRY, inputs))
+    expected, called, *wrong = sandbox.run([Call(task.inlined(), ENTRY, inputs), *calls])
+    assert expected.status == "returned" and not any(result.error for result in expected.results)
+    assert called == expected and all(outcome != expected for outcome in wrong)
 
 
 def test_nothing_simple_solves_it(tokenizer: PreTrainedTokenizerBase, sandbox: Sandbox) -> None:

@@ -72,11 +72,10 @@ def population_mean(run_spread: float, effect: float) -> float:
     return float((1 / (1 + np.exp(-(effect + draws)))).mean())
 
 
-@pytest.mark.parametrize(("run_spread", "highest"), [(0.0, 0.99), (0.1, 0.98), (0.15, 0.97), (0.2, 0.97), (0.3, 0.97)])
-def test_intervals_cover_what_they_promise(run_spread: float, highest: float) -> None:
-    """2,000 studies of a difference of two methods, three seeds each, 500 families.
-
-    The mini world's runs differ by 0.15 to 0.25 in logits. Where they hardly differ the interval is too wide.
+@pytest.mark.parametrize("run_spread", [0.0, 0.1, 0.15, 0.2, 0.3])
+def test_intervals_cover_what_they_promise(run_spread: float) -> None:
+    """2,000 studies of a difference of two methods, three seeds each, 500 families: from 93 to 97 % are to be covered,
+    within two standard errors of the simulation. Of 10,000 it is 96.5 to 96.8 % (experiments/bench/coverage.py).
     """
     truth = population_mean(run_spread, 0.3) - population_mean(run_spread, 0.0)
     rng = np.random.default_rng(3)
@@ -85,7 +84,8 @@ def test_intervals_cover_what_they_promise(run_spread: float, highest: float) ->
         better, base = simulated(rng, run_spread, np.array([0.3, 0.0]))
         estimate = contrast([better, -base]).estimate
         hits += estimate.low <= truth <= estimate.high
-    assert 0.93 <= hits / STUDIES <= highest
+    error = 2 * (0.03 * 0.97 / STUDIES) ** 0.5
+    assert 0.93 - error <= hits / STUDIES <= 0.97 + error
 
 
 def mean_difference(arms: list[Scores]) -> float:

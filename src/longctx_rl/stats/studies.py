@@ -17,6 +17,8 @@ from longctx_rl.stats.intervals import Estimate, wilson
 
 Scores = NDArray[np.float64]
 """[S, F]: one arm's score of each run on each family."""
+FLOOR = 0.25
+"""Least variance of a contrast, as a share of what its families alone give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,10 @@ def contrast(arms: Sequence[Scores], *, reach: float = 1.0, confidence: float = 
         variance = Var_f(z) / F + sum over arms of [Var_s(run means) - Var(rest) / F] / S
 
     with z the sum over arms of a family's mean. The bracket is the runs' own variance, which the first term lacks; arms
-    of one run (a base model) have none. The degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946),
-    with the run means' variance as it is, noise included: three runs widen the interval as three runs must, also where
-    they lie close together by chance.
+    of one run (a base model) have none. It may come out negative and then counts as such, which keeps the estimate
+    without bias; only a sum below ``FLOOR`` of the first term is raised to that. The degrees of freedom are
+    Satterthwaite's (Biometrics Bulletin 2, 1946), with the run means' variance as it is, noise included: three runs
+    widen the interval as three runs must, also where they lie close together by chance.
 
     Args:
         arms: each [S, F], signs and weights folded in: a gain is ``[after, -before]``. Scores of several conditions of
@@ -68,8 +71,9 @@ def contrast(arms: Sequence[Scores], *, reach: float = 1.0, confidence: float = 
             rest = arm - arm.mean(0) - arm.mean(1, keepdims=True) + arm.mean()
             noise = float((rest**2).sum() / ((runs - 1) * (families - 1)) / families)
             own = float(arm.mean(1).var(ddof=1))
-            variance += max(own - noise, 0.0) / runs
+            variance += (own - noise) / runs
             uncertainty += (own / runs) ** 2 / (runs - 1)
+    variance = max(variance, FLOOR * family_part)
     if variance < 1e-20 * reach**2:  # every family and run agrees: as many as Wilson's interval allows may differ
         unseen = wilson(0, families, confidence).high * reach
         estimate = Estimate(value, max(value - unseen, -reach), min(value + unseen, reach))

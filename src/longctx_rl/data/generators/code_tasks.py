@@ -1,7 +1,7 @@
 """What is asked to be written: small functions of nonce helpers, from one call to list processing.
 
 Level 0 nests one or two calls, for the mini models. Level 1 combines calls of one or two arguments. Level 2 has bodies
-as benchmarks of short code have them: filters, sorts, counts, runs.
+as benchmarks of short code have them: filters, sorts, counts, runs, and, as BigCodeBench's, calls of Python's library.
 """
 
 from collections.abc import Sequence
@@ -32,13 +32,15 @@ class Task:
     body: tuple[str, ...]
     helpers: tuple[Helper, ...]
     """In the order in which the words name them."""
+    imports: tuple[str, ...] = ()
+    """What its body needs of Python's library."""
 
     @property
     def topics(self) -> tuple[str, ...]:
         return tuple(helper.topic for helper in self.helpers)
 
     def definition(self) -> str:
-        """The function alone."""
+        """The function alone, without imports."""
         lines = "\n".join(f"    {line}" for line in self.body)
         return f"def {ENTRY}({', '.join(self.parameters)}):\n{lines}"
 
@@ -48,12 +50,14 @@ class Task:
         A small model copies what follows a topic once it has said the topic itself; without that, hundreds of steps
         taught it the form of a solution and nothing of whose helper it is.
         """
-        imports = "\n".join(f"# {one.topic}\nfrom {one.module} import {one.name}" for one in self.helpers)
+        helpers = [f"# {one.topic}\nfrom {one.module} import {one.name}" for one in self.helpers]
+        imports = "\n".join([*self.imports, *helpers])
         return f"{imports}\n\n{self.definition()}"
 
     def inlined(self) -> str:
         """The solution that repeats its helpers."""
-        return "\n\n".join([*(helper.source for helper in self.helpers), self.definition()])
+        sources = [helper.source for helper in self.helpers]
+        return "\n\n".join([*filter(None, ["\n".join(self.imports)]), *sources, self.definition()])
 
     def worded(self, rng: Random, split: Split) -> str:
         """The task in one of the split's wordings."""
@@ -71,6 +75,7 @@ class Kind:
     parameters: tuple[str, ...]
     what: str
     body: tuple[str, ...]
+    imports: tuple[str, ...] = ()
 
     def about(self, helpers: Sequence[Helper]) -> Task:
         """The task of some helpers with the right parameters."""
@@ -78,7 +83,7 @@ class Kind:
         words = {f"t{index}": helper.topic for index, helper in enumerate(helpers)}
         words |= {f"f{index}": helper.name for index, helper in enumerate(helpers)}
         body = tuple(line.format(**words) for line in self.body)
-        return Task(self.parameters, self.what.format(**words), body, tuple(helpers))
+        return Task(self.parameters, self.what.format(**words), body, tuple(helpers), self.imports)
 
 
 ONE, TWO = ("x",), ("x", "y")
@@ -156,6 +161,71 @@ KINDS: dict[int, tuple[Kind, ...]] = {
                 "    best, last = max(best, run), now",
                 "return best",
             ),
+        ),
+        Kind(
+            (ONE,),
+            ("values",),
+            "a list of pairs, each of a remainder of the values' {t0} modulo 7 and how many values have it: of the "
+            "three most frequent, those first, and of equally frequent ones the smaller remainder first",
+            (
+                "counts = Counter({f0}(x) % 7 for x in values)",
+                "return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:3]",
+            ),
+            ("from collections import Counter",),
+        ),
+        Kind(
+            (ONE, TWO),
+            ("values",),
+            "a JSON text: an object whose keys are the values in ascending order, each with a list of the {t0} of the "
+            "key and the {t1} of the key and the number of values",
+            (
+                "size = len(values)",
+                "return json.dumps({{str(x): [{f0}(x), {f1}(x, size)] for x in sorted(values)}})",
+            ),
+            ("import json",),
+        ),
+        Kind(
+            (ONE,),
+            ("values",),
+            "the ISO dates, joined by commas, of the days that lie as many days after 2000-01-01 as the {t0} of each "
+            "value modulo 10000 says, each date once and the earliest first",
+            (
+                "days = {{date(2000, 1, 1) + timedelta(days={f0}(x) % 10000) for x in values}}",
+                'return ",".join(day.isoformat() for day in sorted(days))',
+            ),
+            ("from datetime import date, timedelta",),
+        ),
+        Kind(
+            (ONE, ONE),
+            ("values",),
+            "a list of lists: neighbouring values with equal {t0} modulo 3 together, and of each the {t1}",
+            ("return [[{f1}(x) for x in group] for _, group in groupby(values, key=lambda x: {f0}(x) % 3)]",),
+            ("from itertools import groupby",),
+        ),
+        Kind(
+            (ONE,),
+            ("values",),
+            "the first eight hexadecimal digits of the SHA-256 of the values' {t0}, written in decimal and joined by "
+            "semicolons, or None if there are no values",
+            (
+                "if not values:",
+                "    return None",
+                'text = ";".join(str({f0}(x)) for x in values)',
+                "return hashlib.sha256(text.encode()).hexdigest()[:8]",
+            ),
+            ("import hashlib",),
+        ),
+        Kind(
+            (ONE, ONE),
+            ("values",),
+            "a tuple of the lower median of the values' {t0} and the greatest common divisor of their {t1}, or None if "
+            "there are no values",
+            (
+                "if not values:",
+                "    return None",
+                "return statistics.median_low(map({f0}, values)), math.gcd(*map({f1}, values))",
+            ),
+            ("import math", "import statistics"),
         ),
     ),
 }

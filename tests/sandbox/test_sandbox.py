@@ -48,11 +48,22 @@ def test_the_list_is_long_enough() -> None:
     assert len(PUBLISHED) >= 16 and len(OWN) >= 15 and not PUBLISHED.keys() & OWN.keys()
 
 
+NUMBERS = st.lists(st.integers().filter(lambda x: abs(x) > 2), min_size=1, max_size=8)
+"""Numbers whose double is nothing that is returned by chance: 2 * 0 is 0 and 2 * 1 is 1 + 1."""
+
+
 @pytest.mark.parametrize("name", EXPLOITS)
 def test_no_exploit_passes_and_honest_code_after_it_does(sandbox: Sandbox, name: str) -> None:
-    attacked, honest = grade(sandbox, [submission(EXPLOITS[name]), submission(HONEST, 1)])
-    assert attacked.passed == 0 and not attacked.right
-    assert honest.right
+    @settings(max_examples=1 if name == "stops its worker" else 3)  # which takes 20 s to be noticed
+    @given(values=NUMBERS)
+    def attacked_and_honest(values: list[int]) -> None:
+        inputs, expected = [[x] for x in values], [2 * x for x in values]
+        submissions = [Submission(code, "double", inputs, expected) for code in (EXPLOITS[name], HONEST)]
+        attacked, honest = grade(sandbox, submissions)
+        assert attacked.passed == 0 and not attacked.right
+        assert honest.right
+
+    attacked_and_honest()
     assert all(one.right for one in grade(sandbox, [submission(HONEST, seed) for seed in range(4)]))
 
 
@@ -298,17 +309,13 @@ def test_values_survive_the_way_there_and_back(value: Any) -> None:
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    values=st.lists(PLAIN, min_size=1, max_size=5),
-    name=st.sampled_from(["wrong", "changed built-ins", "always equal int"]),
-)
-def test_hypothesis_inputs(sandbox: Sandbox, values: list[Any], name: str) -> None:
+@given(values=st.lists(PLAIN, min_size=1, max_size=5))
+def test_every_plain_value_passes(sandbox: Sandbox, values: list[Any]) -> None:
     """The identity passes for every value, and what answers something else does not."""
     inputs = [[value] for value in values]
-    honest = Submission("def double(x): return x", "double", inputs, values)
     marked = [["expected", value] for value in values]
-    attack = Submission(EXPLOITS[name], "double", inputs, marked)
-    first, second = grade(sandbox, [honest, attack])
+    submissions = [Submission("def double(x): return x", "double", inputs, wanted) for wanted in (values, marked)]
+    first, second = grade(sandbox, submissions)
     assert first.right and not second.passed
 
 

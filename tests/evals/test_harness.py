@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("lm_eval", reason="pip install 'longctx-rl[lmeval]'")
 
+import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
@@ -142,6 +143,22 @@ def test_tasks_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ou
     assert values == pytest.approx(scores, abs=2e-3)
     with pytest.raises(ValueError, match="holds results already"):
         harness.run(composed_harness(command(folder, "tasks=[local_options]")))
+
+
+def test_lm_evals_own_ruler(tmp_path: Path, ours: HarnessModel) -> None:
+    """A task that lm_eval ships and makes itself: its prompts, this model's answers, its score of them."""
+    shipped = Path(lm_eval.__file__).parent / "tasks" / "ruler"  # alone: it reads thousands of files otherwise
+    harness.run(composed_harness(command(tmp_path, f"include={shipped}", "tasks=[ruler_fwe]", "limit=2")))
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["ruler_fwe"]
+    samples = json.loads((tmp_path / "out" / "samples.json").read_text())["ruler_fwe"]
+    scores = []
+    for one in samples:
+        prompt, settings = one["arguments"][0]
+        assert 3_500 < len(ours.tok_encode(prompt)) <= 4_096 - settings["max_gen_toks"]
+        (answer,) = ours.generate_until(instances("generate_until", (prompt, settings)))
+        assert one["resps"] == [[answer]]
+        scores.append(sum(word in answer for word in one["doc"]["outputs"]) / 3)
+    assert len(scores) == 2 and found["4096,none"] == pytest.approx(sum(scores) / 2)
 
 
 def test_tasks_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,6 +273,9 @@ def test_the_distance_to_a_base_is_measured_once(tmp_path: Path, monkeypatch: py
     assert run(tmp_path, *SHORT, "eval.items=1", *distance).splitlines()[-2 - len(table) : -2] == table
     with pytest.raises(ValueError, match=r"kl\.items=0: set it above 0"):
         run(tmp_path, *SHORT, "kl.items=0")
+    with pytest.raises(ValueError, match="nowhere"):
+        run(tmp_path / "other", *SHORT, "kl.base=nowhere")
+    assert not (tmp_path / "other").exists()  # said before anything is asked
 
 
 def test_suites_of_files_are_asked_where_they_are_given(tmp_path: Path) -> None:
@@ -282,7 +285,7 @@ def test_suites_of_files_are_asked_where_they_are_given(tmp_path: Path) -> None:
     names = [
         line for line in run(tmp_path / "out", *settings).splitlines() if line and " " not in line and "-" not in line
     ]
-    assert names == ["heldout", "longreason", "code"]
+    assert names == ["heldout", "longreason", "code", "ruler"]
     table = run(
         tmp_path / "out", *settings, f"eval.suites.humaneval.path={path}", "eval.suites.humaneval.max_new_tokens=8"
     )

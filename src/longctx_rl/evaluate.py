@@ -62,6 +62,8 @@ def evaluate(config: EvaluateConfig) -> str:
     tokenizer = load_tokenizer(config.tokenizer or config.checkpoint)
     model = load_model(config.checkpoint, config.yarn).eval()
     check_fit(config, model, tokenizer)
+    if config.kl.base is not None:
+        kl.check_tokens(config.kl.base, tokenizer)
     backend = isolation.choose(config.sandbox) if runs_code(config.eval.suites) else None
     with only_one(Path(config.out)), progress(config) as told:
         claim(Path(config.out), config, model, backend)
@@ -125,6 +127,7 @@ def progress(config: EvaluateConfig) -> Iterator[Told]:
             bar.update(count)
 
         yield told
+        bar.total = bar.n  # what is read may have fewer than are asked for
 
 
 def check_fit(config: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -153,6 +156,7 @@ def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel, backend: st
         tqdm.write(f"generated code is run in sandbox={backend}", file=sys.stderr)
     mine: dict[str, Any] = {
         "checkpoint": config.checkpoint,
+        "tokenizer": config.tokenizer or config.checkpoint,
         "weights": weights_hash(model),
         "dtype": config.dtype,
         "positions": positions(model),

@@ -154,6 +154,21 @@ def test_mbpp_names_the_function_and_shows_no_test(problems: list[FunctionProble
     assert problems[-1].prompt == "Find the largest of three numbers.\nWrite the function largest(a, b, c=0)."
 
 
+@pytest.mark.parametrize("quotes", ['"""', "'''"])
+def test_mbpp_plus_shows_the_text_alone(tmp_path: Path, quotes: str) -> None:
+    """Its prompts are doc strings in either quotes, with an assertion at their end."""
+    row = {
+        "task_id": "Mbpp/1",
+        "prompt": f"{quotes}\nDouble a number.\nassert double(1) == 2\n{quotes}\n",
+        "entry_point": "double",
+        "canonical_solution": "\ndef double(x):\n    return 2 * x\n",
+        "base_input": [[1]],
+        "plus_input": [[2]],
+    }
+    (problem,) = read_mbpp(write(tmp_path / "a.jsonl", [row]))
+    assert problem.prompt == "Double a number.\nWrite the function double(x)."
+
+
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read as JSON lines"):
         read_humaneval(tmp_path / "missing.jsonl")

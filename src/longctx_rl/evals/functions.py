@@ -107,8 +107,10 @@ class FunctionGrader:
         asked = {example.id: self._problems[example.id] for _, example in answered}
         try:
             self._prepare([problem for name, problem in asked.items() if name not in self._inputs])
-            codes = [asked[one.id].program(extract_code(text, asked[one.id].entry)) for text, one in answered]
-            pairs = [(code, asked[one.id]) for code, (_, one) in zip(codes, answered, strict=True)]
+            written = [extract_code(text, asked[one.id].entry) for text, one in answered]
+            pairs = [
+                (asked[one.id].program(code), asked[one.id]) for code, (_, one) in zip(written, answered, strict=True)
+            ]
             grades = grade_functions(self._sandbox, pairs, self._inputs)
         except SandboxFailed as error:
             raise GraderUnavailable(str(error)) from error
@@ -117,12 +119,12 @@ class FunctionGrader:
                 float(grade.right),
                 {
                     "answer": float(grade.right),
-                    "format": float(_is_code(code)),
+                    "format": float(bool(code.strip()) and _is_code(program)),
                     "suspicious": float(bool(grade.suspicious)),
                     "evidence": 0.0,
                 },
             )
-            for code, grade in zip(codes, grades, strict=True)
+            for code, (program, _), grade in zip(written, pairs, grades, strict=True)
         ]
 
     def _prepare(self, new: list[FunctionProblem]) -> None:

@@ -54,6 +54,15 @@ def prompts(config: KLConfig, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
     return [item for name, suite in suites.items() for item in items_of(name, Plan(suite, config.items), tokenizer)]
 
 
+def check_tokens(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError for a base that is not there, or has other tokens than ``tokenizer``."""
+    if load_tokenizer(base).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"kl.base={base} has other tokens than the checkpoint, so their distributions cannot be compared: "
+            "give the model that it was trained from, or kl.base=null"
+        )
+
+
 def base_model(config: KLConfig, tokenizer: PreTrainedTokenizerBase, yarn: YarnConfig | None = None) -> PreTrainedModel:
     """The base, as it is on disk but for its positions, if they are stretched.
 
@@ -61,11 +70,7 @@ def base_model(config: KLConfig, tokenizer: PreTrainedTokenizerBase, yarn: YarnC
         ValueError: it cannot be loaded, has other tokens, or too short a context.
     """
     assert config.base is not None
-    if load_tokenizer(config.base).get_vocab() != tokenizer.get_vocab():
-        raise ValueError(
-            f"kl.base={config.base} has other tokens than the checkpoint, so their distributions cannot be compared: "
-            "give the model that it was trained from, or kl.base=null"
-        )
+    check_tokens(config.base, tokenizer)
     model = load_model(config.base, yarn)
     model.eval()
     if config.length + config.max_new_tokens > context_length(model):

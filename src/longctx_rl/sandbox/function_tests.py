@@ -191,7 +191,7 @@ def _mbpp_plus(path: Path, row: Mapping[str, Any]) -> FunctionProblem:
     function = next((node for node in defined if node.name == row["entry_point"]), None)
     if function is None:
         raise ValueError(f"{path}: the solution of {row['task_id']} does not define {row['entry_point']}")
-    lines = row["prompt"].strip().strip('"').strip().splitlines()
+    lines = row["prompt"].strip().strip("\"'").strip().splitlines()
     text = "\n".join(line for line in lines if not line.startswith("assert "))
     return FunctionProblem(
         id=str(row["task_id"]),

@@ -20,7 +20,7 @@ from longctx_rl.data.generators.ruler_sources import Sources
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.types import Evidence, Example
 
-SOURCE = "RULER (generated)"
+SOURCE = "RULER"
 SEPARATOR = "; "
 SHAPES: Sequence[str] = (
     "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",

@@ -40,6 +40,9 @@ def test_arms_are_methods_with_the_settings_that_tell_them_apart() -> None:
     moved = [run("opd", experiment_name=name, optim={"lr": lr}) for name, lr in (("a", 1), ("b", 2))]
     assert names(moved) == ["opd a", "opd b"]
     assert names([run("opd"), run("opd", 1, forgotten_key=3)]) == ["opd"]  # of another version, not another setting
+    assert names([run("opd", jobs, sweep={"jobs": jobs}) for jobs in (1, 2)]) == ["opd"]
+    warm = [run("opd", seed, model={"student": f"runs/table2/sft-mini-mix-s{seed}/export"}) for seed in (0, 1)]
+    assert names(warm) == ["opd"] and len(names([*warm, run("opd", model={"student": "mini-student"})])) == 2
 
 
 def test_of_two_runs_of_one_cell_the_finished_one_counts() -> None:

@@ -55,6 +55,31 @@ def test_unfinished_and_broken_runs_are_named(grid: Path, experiment: Experiment
     assert results.read(experiment.results / "sft-mini-mix-s1.jsonl").problems
 
 
+def test_what_a_base_has_not_answered_is_named(grid: Path, experiment: Experiment) -> None:
+    described = grid / "table1" / "base" / "evaluation.json"
+    asked = {"asked": {"code": [["short", 0, 20], ["bury", 1024, 200]]}}
+    described.write_text(json.dumps(json.loads(described.read_text()) | asked))
+    assert "marked: base has 20 of 200 families of code bury 1024: evaluate it again" in collect(experiment, grid)
+
+
+def test_nothing_of_this_machine_is_committed(grid: Path, experiment: Experiment) -> None:
+    """Where runs were put is left out of commands, and paths among them are as if they lay in the working directory."""
+    run = grid / "table1" / "sft-mini-mix-s0"
+    warm = f"model.student={grid}/table1/sft-mini-mix-s1/export"
+    environment = json.loads((run / "environment.json").read_text())
+    environment["command"] = f"python -m longctx_rl +algo=sft {warm} runs_root={grid} 'note=two words'"
+    (run / "environment.json").write_text(json.dumps(environment))
+    text = (run / "config.yaml").read_text().replace("student: mini-student", f"student: {grid}/table1/x/export")
+    (run / "config.yaml").write_text(text.replace("runs_root: runs", f"runs_root: {grid}"))
+    for path in (grid / "table1").glob("sft-mini-mix-s[12]"):  # which start from something else
+        path.rename(grid / path.name)
+    collect(experiment, grid)
+    result = results.read(experiment.results / "sft-mini-mix-s0.jsonl")
+    moved = f"model.student={grid.name}/table1/sft-mini-mix-s1/export"
+    assert result.origin["command"] == f"python -m longctx_rl +algo=sft {moved} 'note=two words'"
+    assert result.config["model.student"] == f"{grid.name}/table1/x/export"
+
+
 def test_two_runs_of_one_cell_are_refused_and_nothing_is_written(grid: Path, experiment: Experiment) -> None:
     run = grid / "table1" / "sft-mini-mix-s0"
     write_run(grid, "+algo=sft", "experiment_name=table1", "eval=all", evaluations={}, rows=[{"step": 1}], name="again")
@@ -89,7 +114,8 @@ def test_without_a_base_it_says_how_to_ask_one(grid: Path, experiment: Experimen
     )
     found = results.read_all(experiment.results)
     tables = [table.name for table in comparison.tables_of(found)]
-    assert tables == ["levels", "scaling", "costs", "runs"] and found[0].steps == [5, 10]
+    without = ["levels", "pairs", "pairs_trained_tokens", "scaling", "dynamics", "costs", "runs"]
+    assert tables == without and found[0].steps == [5, 10]
 
 
 def test_no_runs_and_broken_results_are_one_sentence(tmp_path: Path, experiment: Experiment) -> None:

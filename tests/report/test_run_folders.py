@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from longctx_rl.report.runs import Run, find_runs
+from longctx_rl.report.runs import Run, find_asked, find_runs
 from report.run_folders import write_run
 
 ROWS = [{"step": 0, "eval/heldout/mean": 0.5}, {"step": 1, "loss/total": None}]
@@ -68,6 +68,20 @@ def test_broken_files_cost_what_they_held_and_no_more(folder: Path) -> None:
     assert (run.algo, run.seed, run.experiment, run.finished) == ("unknown", -1, "t", False)
     assert len(run.problems) == 3
     assert run.metrics == ROWS
+
+
+def test_a_run_without_metrics_is_used_and_marked(folder: Path) -> None:
+    (folder / "metrics.jsonl").unlink()
+    run = only_run(folder.parent)
+    assert run.metrics == [] and len(run.evals()["heldout"]) == 2
+    assert [problem.rpartition("/")[2] for problem in run.problems] == ["metrics.jsonl is missing"]
+
+
+def test_an_evaluation_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "evaluation.json").write_text('{"checkpoint": ')
+    with pytest.raises(ValueError, match=r"base/evaluation\.json cannot be read .*: ask that checkpoint again"):
+        find_asked(tmp_path)
 
 
 def test_no_runs_at_all_is_one_sentence(tmp_path: Path) -> None:

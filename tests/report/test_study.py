@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from longctx_rl.report.readings import Weights, equal_cost
 from longctx_rl.report.results import CellScores, Result
 from longctx_rl.report.study import (
     CODE_LONG,
@@ -11,7 +12,6 @@ from longctx_rl.report.study import (
     Value,
     base_of,
     difference,
-    equal_cost,
     level,
     methods_of,
     transfer,
@@ -54,7 +54,7 @@ def test_a_level_is_the_contrast_of_one_arm_at_the_longest_length() -> None:
 
 def test_gains_are_over_the_base_and_transfer_is_the_difference_of_differences() -> None:
     long, short = difference(RUNS, [BASE], CODE_LONG), difference(RUNS, [BASE], CODE_SHORT)
-    both = transfer(RUNS, BASE)
+    both = transfer(RUNS, [BASE])
     assert long is not None and short is not None and both is not None
     assert long.estimate.value == pytest.approx(3 / 6 - 1 / 6)
     assert short.estimate.value == pytest.approx(3.5 / 6 - 4 / 6)
@@ -88,22 +88,61 @@ def test_runs_are_compared_on_the_families_that_all_of_them_answered() -> None:
     assert level([without], CODE_LONG) is None
 
 
-def test_equal_cost_reads_the_last_evaluation_within_the_smallest_budget() -> None:
-    def run(name: str, costs: dict[int, float]) -> Result:
-        scores = {step: {"f": 1.0, "g": 0.0} for step in costs}
-        return Result(
-            name=name,
-            algo=name,
-            seed=0,
-            costs={step: {"flops": cost} for step, cost in costs.items()},
-            cells={("code", "short", 0): CellScores(scores=scores, cut={})},
-        )
+def priced(name: str, costs: dict[int, dict[str, float]], scores: dict[int, list[float]] | None = None) -> Result:
+    return Result(
+        name=name,
+        algo=name.partition("-")[0],
+        seed=int(name.rpartition("-")[2]),
+        costs=costs,
+        cells={
+            ("code", task, 1024 if task == "bury" else 0): CellScores(
+                scores={
+                    step: {f"f{i}": float(one) for i, one in enumerate((scores or {}).get(step, [0, 1]))}
+                    for step in costs
+                },
+                cut={},
+            )
+            for task in ("bury", "short")
+        },
+    )
 
-    cheap, dear = run("sft", {0: 0.0, 10: 100.0}), run("grpo", {0: 0.0, 5: 90.0, 6: 104.0, 7: 106.0, 10: 300.0})
-    limit, reading = equal_cost([cheap, dear, BASE], "flops")
-    assert (limit, reading(cheap), reading(dear), reading(BASE)) == (100.0, 10, 6, 0)
+
+def test_equal_cost_reads_runs_where_they_have_spent_what_the_cheapest_method_spends() -> None:
+    cheap = [priced(f"grpo-{seed}", {0: {"flops": 0}, 10: {"flops": end}}) for seed, end in enumerate((90.0, 110.0))]
+    dear = priced("sft-0", {0: {"flops": 0}, 5: {"flops": 90}, 7: {"flops": 130}, 10: {"flops": 300}})
+    near = priced("kd-0", {0: {"flops": 0}, 10: {"flops": 104}})
+    limit, spent, reading = equal_cost({"grpo": cheap, "sft": [dear], "kd": [near]}, "flops")
+    assert limit == 100.0 and spent["sft-0"] == {0: 0, 5: 90, 7: 130, 10: 300}
+    assert reading(cheap[0]) == {10: 1.0} and reading(near) == {10: 1.0} and reading(BASE) == {0: 1.0}
+    assert reading(dear) == pytest.approx({5: 0.75, 7: 0.25})
+    assert reading(cheap[1]) == pytest.approx({0: 1 - 100 / 110, 10: 100 / 110})
+    late = priced("sft-1", {5: {"flops": 150}, 10: {"flops": 300}})
+    assert equal_cost({"grpo": cheap, "sft": [late]}, "flops")[2](late) is None, "not evaluated before"
     with pytest.raises(ValueError, match="no run has recorded its wall_seconds"):
-        equal_cost([cheap], "wall_seconds")
+        equal_cost({"grpo": cheap}, "wall_seconds")
+
+
+def test_seconds_are_those_of_a_methods_median_run() -> None:
+    """One run of three had to share its machine."""
+    ends = [{"wall_seconds": seconds, "trained_tokens": 100} for seconds in (50.0, 60.0, 500.0)]
+    runs = [priced(f"grpo-{seed}", {0: dict.fromkeys(end, 0.0), 10: end}) for seed, end in enumerate(ends)]
+    limit, spent, _ = equal_cost({"grpo": runs}, "wall_seconds")
+    assert limit == pytest.approx(60.0) and spent["grpo-2"] == pytest.approx({0: 0.0, 10: 60.0})
+
+
+def test_scores_between_two_evaluations_are_interpolated() -> None:
+    """Over families that both asked; what is kept of short code is counted at each of them."""
+    costs = {0: {"flops": 0.0}, 4: {"flops": 4.0}, 8: {"flops": 8.0}}
+    run = priced("sft-0", costs, {4: [0, 1, 1, 0], 8: [1, 1, 0, 0, 1]})
+
+    def reading(result: Result) -> Weights:
+        return {4: 0.75, 8: 0.25}
+
+    value = level([run], CODE_LONG, reading)
+    assert value is not None and value.families == 4
+    assert value.estimate.value == pytest.approx((0.25 + 1 + 0.75 + 0) / 4)
+    kept = level([run], RETENTION, reading)
+    assert kept is not None and kept.estimate.value == pytest.approx(1.0), "long and short have the same scores"
 
 
 def test_stars_follow_holm_and_the_further_condition() -> None:

@@ -10,13 +10,15 @@ import pytest
 from longctx_rl.report import ablation, comparison
 from longctx_rl.report.experiment import Experiment, open_experiment
 from longctx_rl.report.marks import filled
+from longctx_rl.report.readings import last_step
 from longctx_rl.report.results import COSTS, CellScores, Result
-from longctx_rl.report.study import Value, difference, final
+from longctx_rl.report.study import Value, difference
 from longctx_rl.report.tables import Table, comma_separated, latex, markdown, percent, shown
 from longctx_rl.stats import Estimate
 from report.test_study import BASE, RUNS
 
 NAN = float("nan")
+BASE_CELLS = {cell: CellScores(scores={10: scores.scores[0]}, cut={}) for cell, scores in BASE.cells.items()}
 SURE = Value(Estimate(-0.0523, -0.1, -0.0046), 3, 40, 0.01, 0.07, starred=True)
 ALONE = Value(Estimate(0.25, NAN, NAN), 1, 40)
 TABLE = Table("t", "5 % of it.", ("", "a_b", "c"), (("x & y", (SURE, ALONE)), ("z", (None, "text"))), signed=True)
@@ -66,10 +68,30 @@ def test_the_tables_of_a_comparison_show_what_the_study_says() -> None:
     assert next(row for row, _ in tables["scaling"].rows) == "code / bury / 512"
 
 
+def test_each_method_is_compared_with_each_other_one() -> None:
+    other = [replace(run, name=f"opd-{run.seed}", algo="opd", cells=BASE_CELLS) for run in RUNS]
+    tables = {table.name: table for table in comparison.tables_of([*RUNS, *other, BASE])}
+    (row, entries), _ = tables["pairs"].rows
+    raw = difference(other, RUNS, comparison.CODE_LONG)
+    assert row == "opd \N{MINUS SIGN} grpo" and raw is not None
+    assert tables["pairs"].columns[1::3] == ("code long", "code, long minus short")
+    code = entries[0]
+    assert isinstance(code, Value) and code.estimate == raw.estimate and raw.estimate.value == pytest.approx(-2 / 6)
+
+
+def test_dynamics_are_of_the_first_and_the_last_tenth() -> None:
+    curve: list[float | None] = [1.0, 3.0, *[9.0] * 16, None, 5.0]
+    runs = [replace(run, curves={"policy/entropy": curve}) for run in RUNS]
+    table = comparison.dynamics({"grpo": runs})
+    assert table is not None and table.columns == ("", "entropy, nats")
+    assert table.rows == (("grpo", ("2 \N{RIGHTWARDS ARROW} 5 \N{PLUS-MINUS SIGN} 0",)),)
+    assert comparison.dynamics({"grpo": RUNS}) is None
+
+
 def test_costs_name_the_short_prompts_too() -> None:
     settings = {"data.lengths": [512], "data.short.share": 0.1, "data.short.lengths": [0]}
     spent = dict.fromkeys((*COSTS, "prompts", "sampled_tokens"), 1.0)
-    runs = [replace(run, config=run.config | settings, costs={final(run) or 0: spent}) for run in RUNS]
+    runs = [replace(run, config=run.config | settings, costs={last_step(run) or 0: spent}) for run in RUNS]
     tables = {table.name: table for table in comparison.tables_of([*runs, BASE])}
     assert dict(tables["costs"].rows)["grpo"][-1] == "[512]; 10.0 % [0]"
 

@@ -88,6 +88,14 @@ def test_intervals_cover_what_they_promise(run_spread: float) -> None:
     assert 0.93 - error <= hits / STUDIES <= 0.97 + error
 
 
+def test_two_runs_that_agree_by_chance_have_at_least_one_degree_of_freedom() -> None:
+    """Their variance is estimated far below what their noise says, and t of less than a degree has no bounds."""
+    rng = np.random.default_rng(10)
+    found = [contrast([a, -b]) for a, b in (simulated(rng, 0.0, np.zeros(2), runs=2) for _ in range(300))]
+    assert min(one.degrees_of_freedom for one in found) == 1.0
+    assert max(one.estimate.high - one.estimate.low for one in found) < 1.5
+
+
 def mean_difference(arms: list[Scores]) -> float:
     return float(arms[0].mean() - arms[1].mean())
 

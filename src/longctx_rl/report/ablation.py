@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from longctx_rl.report.comparison import costs, differences, fixed_of, levels, listing
 from longctx_rl.report.experiment import Experiment
+from longctx_rl.report.readings import Groups
 from longctx_rl.report.results import Result
-from longctx_rl.report.study import Groups, base_of, columns_of, methods_of
+from longctx_rl.report.study import base_of, columns_of, methods_of
 from longctx_rl.report.tables import Table
 
 

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from longctx_rl.report import ablation, comparison, figures, length_costs, marks, results
 from longctx_rl.report.experiment import Experiment, check_cells
+from longctx_rl.report.readings import Groups
 from longctx_rl.report.results import Result
-from longctx_rl.report.study import CODE_LONG, CODE_SHORT, LONGREASON, Column, Groups, base_of, columns_of, methods_of
+from longctx_rl.report.study import CODE_LONG, CODE_SHORT, LONGREASON, Column, base_of, columns_of, methods_of
 from longctx_rl.report.tables import Table, comma_separated, latex, markdown
 from longctx_rl.run_directory import write_text
 

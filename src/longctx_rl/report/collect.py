@@ -4,8 +4,9 @@ Adds and replaces what it finds. A committed result whose run is gone stays.
 """
 
 import hashlib
+import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +19,7 @@ from longctx_rl.metrics_file import Row
 from longctx_rl.report import results
 from longctx_rl.report.experiment import Experiment, check_cells
 from longctx_rl.report.results import Cell, CellScores, Result
-from longctx_rl.report.runs import Asked, Run, find_asked, find_runs, read_evals
+from longctx_rl.report.runs import Asked, Run, find_asked, find_runs, read_evals, run_directories
 from longctx_rl.report.study import BASE, base_of
 
 POINTS = 60
@@ -89,7 +90,7 @@ def of_run(run: Run) -> Result:
         name=run.name,
         algo=run.algo,
         seed=run.seed,
-        config={key: value for key, value in strict.flat(run.config) if key not in PLACES},
+        config={key: movable(run, value) for key, value in strict.flat(run.config) if key not in PLACES},
         origin=origin(run),
         problems=tuple(problem.replace(f"{run.path}/", "").replace(str(run.path), run.name) for problem in problems),
         costs=costs_at(run.metrics, steps),
@@ -103,7 +104,35 @@ def of_evaluation(asked: Asked) -> Result:
     evals = read_evals(asked.path)
     problems = tuple(problem.replace(f"{asked.path}/", "") for _, unread in evals.values() for problem in unread)
     cells = cells_of({suite: found for suite, (found, _) in evals.items()})
+    problems += tuple(unanswered(asked, cells))
     return Result(name=asked.name, algo=asked.name, seed=None, origin=asked.described, problems=problems, cells=cells)
+
+
+def unanswered(asked: Asked, cells: Mapping[Cell, CellScores]) -> Iterator[str]:
+    """What a folder was asked and has not answered, one sentence for each task and length."""
+    for suite, wanted in (asked.described.get("asked") or {}).items():
+        for task, length, count in wanted:
+            cell = cells.get((suite, task, length))
+            answered = len(cell.scores.get(0, {})) if cell else 0
+            if answered < count:
+                yield f"{asked.name} has {answered} of {count} families of {suite} {task} {length}: evaluate it again"
+
+
+def movable(run: Run, value: Any) -> Any:
+    """Text of a run with its runs' folder as if that lay in the working directory, wherever on a machine it does."""
+    root = str(run.config.get("runs_root", ""))
+    return (
+        value.replace(f"{root}/", f"{Path(root).name}/") if isinstance(value, str) and root.startswith("/") else value
+    )
+
+
+def command(run: Run) -> str | None:
+    """What a person would type to make the run, without where on their machine it was put."""
+    typed = run.environment.get("command")
+    if typed is None:
+        return None
+    kept = [word for word in shlex.split(str(typed)) if word.partition("=")[0] not in PLACES]
+    return str(movable(run, shlex.join(kept)))
 
 
 def cells_of(evals: dict[str, list[ItemRecord]]) -> dict[Cell, CellScores]:
@@ -154,7 +183,7 @@ def origin(run: Run) -> dict[str, Any]:
     environment = run.environment
     host = environment.get("host", {})
     return {
-        "command": environment.get("command"),
+        "command": command(run),
         "started": environment.get("started"),
         "git": environment.get("git"),
         "longctx_rl": environment.get("longctx_rl"),
@@ -212,7 +241,7 @@ def _without_base(found: Sequence[Result], folder: Path) -> list[str]:
 
 
 def _has_runs(folder: Path) -> bool:
-    return any((path.parent / "metrics.jsonl").is_file() for path in folder.rglob("config.yaml"))
+    return any(run_directories(folder))
 
 
 def _same_names(found: Sequence[Result]) -> list[str]:

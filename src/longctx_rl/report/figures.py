@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from longctx_rl.report import length_costs
+from longctx_rl.report.readings import Groups, Weights
 from longctx_rl.report.results import Result
 from longctx_rl.report.study import (
     CODE_LONG,
@@ -19,7 +20,6 @@ from longctx_rl.report.study import (
     LONGREASON,
     METHODS,
     Column,
-    Groups,
     difference,
     level,
 )
@@ -125,8 +125,8 @@ def transfer_points(runs: Sequence[Result], base: Result, column: Column) -> lis
         trained = [step for step in run.steps if step > 0]
         for step in trained:
 
-            def at(result: Result, step: int = step) -> int:
-                return step if result.trained else 0
+            def at(result: Result, step: int = step) -> Weights:
+                return {step if result.trained else 0: 1.0}
 
             reasoning, code = difference([run], [base], LONGREASON, at), difference([run], [base], column, at)
             if reasoning is not None and code is not None:
@@ -146,8 +146,8 @@ def dynamics_figure(groups: Groups) -> Figure:
                 curve = mean_curve(runs, metric, axis)
                 if curve is not None:
                     points, mean, half = curve
-                    color, _ = _look(row, index)
-                    panel.plot(points, mean, color=color, linewidth=1.2, label=row)
+                    color, marker = _look(row, index)
+                    panel.plot(points, mean, color=color, marker=marker, markevery=12, markersize=3, label=row)
                     panel.fill_between(points, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
         panel_row[0].set_ylabel(DYNAMICS[metric])
     for panel, words in zip(panels[-1], AXES.values(), strict=True):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from longctx_rl.policy.flops import ModelShape, step_flops
+from longctx_rl.report.readings import Groups, last_step
 from longctx_rl.report.results import Result
-from longctx_rl.report.study import Groups, final
 from longctx_rl.report.tables import NOTHING, Table
 
 CAPTION = (
@@ -41,7 +41,7 @@ class _Group:
 
 def cost_at(run: Result, length: float) -> PromptCost | None:
     """None where the run has not recorded its models, or asks several questions of a prompt."""
-    spent, models = run.costs.get(final(run) or 0, {}), run.origin.get("models")
+    spent, models = run.costs.get(last_step(run) or 0, {}), run.origin.get("models")
     if not models or not spent.get("prompts") or run.config.get("data.questions_per_document") != 1:
         return None
     sampled, updates = run.config["algo.source"] == "policy", run.config["algo.updates_per_rollout"]
@@ -102,6 +102,6 @@ def _recorded_over_computed(runs: Sequence[Result]) -> str:
     for run in runs:
         costs = [(cost, share) for length, share in _trained_on(run).items() if (cost := cost_at(run, length))]
         if costs and 0 not in _trained_on(run):  # as short as can be: how short is not recorded
-            spent = run.costs[final(run) or 0]
+            spent = run.costs[last_step(run) or 0]
             ratios.append(spent["flops"] / spent["prompts"] / sum(cost.prompt * share for cost, share in costs))
     return f"{fmean(ratios):.3f}" if ratios else NOTHING

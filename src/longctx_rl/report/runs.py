@@ -91,18 +91,26 @@ class Asked:
 
 
 def find_asked(root: Path) -> list[Asked]:
-    """All evaluation folders under a folder, sorted by path."""
-    files = sorted(root.rglob("evaluation.json"))
-    return [Asked(file.parent, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    """All evaluation folders under a folder, sorted by path. Raises ValueError for one that cannot be read."""
+    found = []
+    for file in sorted(root.rglob("evaluation.json")):
+        try:
+            found.append(Asked(file.parent, dict(json.loads(file.read_text(encoding="utf-8")))))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"{file} cannot be read ({error}): ask that checkpoint again into another folder, and remove this one"
+            ) from error
+    return found
 
 
 def find_runs(root: Path) -> list[Run]:
-    """All runs under a folder, sorted by path. A directory with config.yaml and metrics.jsonl is a run.
+    """All runs under a folder, sorted by path. A run is a directory with config.yaml and one of metrics.jsonl
+    and environment.json.
 
     Raises:
         ValueError: there is none.
     """
-    found = [read_run(path) for path in sorted(_run_directories(root))]
+    found = [read_run(path) for path in sorted(run_directories(root))]
     if not found:
         raise ValueError(f"no runs under {root}: name the folder that holds run directories, such as runs/table1")
     return found
@@ -113,13 +121,14 @@ def read_run(path: Path) -> Run:
     problems: list[str] = []
     config = _config(path / "config.yaml", problems)
     environment = _environment(path / "environment.json", problems)
-    rows, unread = _json_lines(path / "metrics.jsonl")
+    there = (path / "metrics.jsonl").is_file()
+    rows, unread = _json_lines(path / "metrics.jsonl") if there else ([], [])
     metrics = [row for row in rows if isinstance(row.get("step"), int)]
     problems += unread
     if len(metrics) < len(rows):
         problems.append(f"{path / 'metrics.jsonl'} has {len(rows) - len(metrics)} rows without a step, left out")
     if not metrics:
-        problems.append(f"{path / 'metrics.jsonl'} holds no step")
+        problems.append(f"{path / 'metrics.jsonl'} {'holds no step' if there else 'is missing'}")
     finished = (path / "finished.json").is_file()
     if not finished:
         problems.append(f"{path} is not finished: continue it with resume=true")
@@ -143,9 +152,10 @@ def read_evals(folder: Path) -> dict[str, tuple[list[ItemRecord], list[str]]]:
     return found
 
 
-def _run_directories(root: Path) -> Iterator[Path]:
+def run_directories(root: Path) -> Iterator[Path]:
+    """Directories under a folder that are runs, in no order."""
     for config in root.rglob("config.yaml"):
-        if (config.parent / "metrics.jsonl").is_file():
+        if any((config.parent / name).is_file() for name in ("metrics.jsonl", "environment.json")):
             yield config.parent
 
 

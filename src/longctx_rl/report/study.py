@@ -5,11 +5,13 @@ Every interval is ``stats.contrast``'s: runs and item families as crossed random
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
 import numpy as np
 
-from longctx_rl.report.results import COSTS, Result
+from longctx_rl.report.readings import Reading, Weights, final
+from longctx_rl.report.results import Result
 from longctx_rl.stats import Contrast, Estimate, contrast, holm, retention_influence
 from longctx_rl.stats.studies import Scores
 
@@ -17,13 +19,6 @@ METHODS = ("sft", "kd", "grpo", "opd", "dgrpo")
 """In the order of tables."""
 BASE, TEACHER = "base", "teacher"
 LEVEL = 0.05
-SLACK = 1.05
-"""An evaluation may exceed the common budget by this factor: a budget is met by whole steps."""
-
-Groups = Mapping[str, Sequence[Result]]
-"""Row of a table to its runs."""
-Reading = Callable[[Result], int | None]
-"""Which evaluated step of a result is read; None: it has none that counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +47,9 @@ COLUMNS = (
     Column("retention", "retention", "code", ("bury",), given="short"),
 )
 """Of the main table. Long is the longest length that was asked."""
-LONGREASON, CODE_LONG, CODE_SHORT = (
-    next(column for column in COLUMNS if column.key == key) for key in ("longreason", "code_long", "code_short")
+LONGREASON, CODE_LONG, CODE_SHORT, LONG_REASONING, SHORT_REASONING = (
+    next(column for column in COLUMNS if column.key == key)
+    for key in ("longreason", "code_long", "code_short", "long_reasoning", "short_reasoning")
 )
 
 
@@ -94,41 +90,6 @@ def base_of(results: Sequence[Result]) -> Result | None:
     return None
 
 
-def final(result: Result) -> int | None:
-    """The last evaluation of a run; the only one of fixed weights."""
-    if not result.trained:
-        return 0
-    trained = [step for step in result.steps if step > 0]
-    return trained[-1] if trained else None
-
-
-def final_costs(results: Sequence[Result], axis: str) -> list[float]:
-    """What each run had spent at its end, of the runs that recorded it."""
-    ends = [one.costs.get(final(one) or 0, {}) for one in results if one.trained and final(one)]
-    return [end[axis] for end in ends if axis in end]
-
-
-def equal_cost(results: Sequence[Result], axis: str) -> tuple[float, Reading]:
-    """The smallest final cost of any run, and for each run its last evaluation within it.
-
-    Raises:
-        ValueError: no run recorded it at its end.
-    """
-    finals = final_costs(results, axis)
-    if not finals:
-        raise ValueError(f"no run has recorded its {axis}: choose from {', '.join(COSTS)}")
-    limit = min(finals)
-
-    def reading(result: Result) -> int | None:
-        if not result.trained:
-            return 0
-        spent = {step: result.costs.get(step, {}).get(axis) for step in result.steps}
-        within = [step for step, cost in spent.items() if cost is not None and cost <= SLACK * limit]
-        return within[-1] if within else None
-
-    return limit, reading
-
-
 def level(runs: Sequence[Result], column: Column, reading: Reading = final) -> Value | None:
     """The mean of some runs in a column; None if they have no two families in common."""
     scores = arms([runs], column, reading)
@@ -152,17 +113,24 @@ def difference(
     return _value(found, after, alone=len(after) < 2 or (others[0].trained and len(before) < 2))
 
 
-def transfer(runs: Sequence[Result], base: Result, reading: Reading = final) -> Value | None:
-    """(long code, runs minus base) minus (short code, runs minus base): the primary estimand of docs/evaluation.md."""
-    columns = (CODE_LONG, CODE_SHORT)
-    groups = _answering([runs, [base]], columns, reading)
+def transfer(
+    runs: Sequence[Result],
+    others: Sequence[Result],
+    reading: Reading = final,
+    columns: tuple[Column, Column] = (CODE_LONG, CODE_SHORT),
+) -> Value | None:
+    """(long code, runs minus others) minus (short code, runs minus others): over the base, the primary estimand of
+    docs/evaluation.md. Other columns: the same of those."""
+    groups = _answering([runs, others], columns, reading)
     families = _shared(groups, columns, reading)
     if not all(groups) or len(families) < 2:
         return None
+    long, short = columns
     after, before = (
-        _table(group, CODE_LONG, reading, families) - _table(group, CODE_SHORT, reading, families) for group in groups
+        _table(group, long, reading, families) - _table(group, short, reading, families) for group in groups
     )
-    return _value(contrast([after, -before], reach=2.0), after, alone=len(after) < 2)
+    alone = len(after) < 2 or (others[0].trained and len(before) < 2)
+    return _value(contrast([after, -before], reach=2.0), after, alone=alone)
 
 
 def with_holm(
@@ -186,17 +154,26 @@ def arms(groups: Sequence[Sequence[Result]], column: Column, reading: Reading) -
     families = _shared(groups, columns, reading)
     if not all(groups) or len(families) < 2:
         return None
-    tables = [_table(group, column, reading, families) for group in groups]
     if column.given is None:
-        return tables
+        return [_table(group, column, reading, families) for group in groups]
     passed = [_table(group, columns[1], reading, families) for group in groups]
     if any(float(one.mean()) == 0.0 for one in passed):
         return None
-    return [retention_influence(long, given)[1] for long, given in zip(tables, passed, strict=True)]
+    both = [_table(group, columns[0], reading, families, times=columns[1]) for group in groups]
+    kept = [np.divide(b, p, out=np.zeros_like(b), where=p > 0) for b, p in zip(both, passed, strict=True)]
+    return [retention_influence(long, given)[1] for long, given in zip(kept, passed, strict=True)]
 
 
-def family_scores(result: Result, column: Column, step: int) -> dict[str, float]:
-    """Family to its mean score over the column's cells. For retention: of the long condition."""
+def family_scores(result: Result, column: Column, read: Weights, times: Column | None = None) -> dict[str, float]:
+    """Family to its mean score over the column's cells, of families answered at every step that is read. For retention:
+    of the long condition. ``times``: its score there is a factor, step by step."""
+    columns = [column, *([times] if times else [])]
+    steps = [(weight, [_at_step(result, one, step) for one in columns]) for step, weight in read.items()]
+    families = set.intersection(*(set(scores) for _, found in steps for scores in found))
+    return {family: sum(weight * prod(one[family] for one in found) for weight, found in steps) for family in families}
+
+
+def _at_step(result: Result, column: Column, step: int) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for cell in _cells(result, column):
         for family, score in result.cells[cell].scores.get(step, {}).items():
@@ -218,8 +195,8 @@ def _answering(groups: Sequence[Sequence[Result]], columns: Sequence[Column], re
     """The runs that have answers in every column at their reading; a run without is left out, not filled."""
 
     def answers(result: Result) -> bool:
-        step = reading(result)
-        return step is not None and all(family_scores(result, column, step) for column in columns)
+        read = reading(result)
+        return read is not None and all(family_scores(result, column, read) for column in columns)
 
     return [[result for result in group if answers(result)] for group in groups]
 
@@ -227,7 +204,7 @@ def _answering(groups: Sequence[Sequence[Result]], columns: Sequence[Column], re
 def _shared(groups: Sequence[Sequence[Result]], columns: Sequence[Column], reading: Reading) -> list[str]:
     """Families that every run answered in every column, sorted."""
     answered = [
-        set(family_scores(result, column, reading(result) or 0))
+        set(family_scores(result, column, reading(result) or {0: 1.0}))
         for group in groups
         for result in group
         for column in columns
@@ -242,8 +219,10 @@ def _conditions(column: Column) -> list[Column]:
     return [replace(column, given=None), replace(column, tasks=(column.given,), given=None)]
 
 
-def _table(group: Sequence[Result], column: Column, reading: Reading, families: Sequence[str]) -> Scores:
-    rows = [family_scores(result, column, reading(result) or 0) for result in group]
+def _table(
+    group: Sequence[Result], column: Column, reading: Reading, families: Sequence[str], times: Column | None = None
+) -> Scores:
+    rows = [family_scores(result, column, reading(result) or {0: 1.0}, times) for result in group]
     return np.array([[row[family] for family in families] for row in rows])
 
 

@@ -45,7 +45,8 @@ def contrast(arms: Sequence[Scores], *, reach: float = 1.0, confidence: float = 
     of one run (a base model) have none. It may come out negative and then counts as such, which keeps the estimate
     without bias; only a sum below ``FLOOR`` of the first term is raised to that. The degrees of freedom are
     Satterthwaite's (Biometrics Bulletin 2, 1946), with the run means' variance as it is, noise included: three runs
-    widen the interval as three runs must, also where they lie close together by chance.
+    widen the interval as three runs must, also where they lie close together by chance. They are never below those of
+    the arm with the fewest runs, which is the least that Satterthwaite's can be without negative parts.
 
     Args:
         arms: each [S, F], signs and weights folded in: a gain is ``[after, -before]``. Scores of several conditions of
@@ -65,6 +66,7 @@ def contrast(arms: Sequence[Scores], *, reach: float = 1.0, confidence: float = 
     value, family_part = float(z.mean()), float(z.var(ddof=1) / families)
     variance = family_part
     uncertainty = family_part**2 / (families - 1)  # of the variance, in Satterthwaite's formula
+    fewest = min((len(arm) for arm in data if len(arm) > 1), default=families)
     for arm in data:
         runs = arm.shape[0]
         if runs > 1:
@@ -79,7 +81,7 @@ def contrast(arms: Sequence[Scores], *, reach: float = 1.0, confidence: float = 
         estimate = Estimate(value, max(value - unseen, -reach), min(value + unseen, reach))
         p_value = 1.0 if abs(value) < 1e-10 else min(1.0, 2.0 * 0.5**families)  # the sign test's
         return Contrast(estimate, 0.0, families - 1.0, p_value, unseen)
-    freedom = variance**2 / uncertainty
+    freedom = max(variance**2 / uncertainty, fewest - 1.0)
     error = variance**0.5
     half = float(student.ppf((1 + confidence) / 2, freedom)) * error
     p_value = float(2 * student.sf(abs(value) / error, freedom))

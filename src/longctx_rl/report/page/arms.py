@@ -1,6 +1,7 @@
 """Which runs belong together: an arm is a method with settings, repeated over seeds."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from longctx_rl.report.runs import Run
 from longctx_rl.report.study import METHODS
 
 APART = (
-    *("seed", "resume", "run_dir", "runs_root", "sandbox", "logging.", "checkpoint.", "engine.", "eval."),
+    *("seed", "resume", "run_dir", "runs_root", "sandbox", "logging.", "checkpoint.", "engine.", "eval.", "sweep."),
     *("batch.micro_batch_tokens", "batch.backward", "model.teacher_cache"),
     *("data.longblocks.path", "data.longblocks.cache", "data.longblocks.books"),
 )
@@ -43,10 +44,11 @@ def arms_of(runs: Sequence[Run], settings: Sequence[Settings]) -> list[Arm]:
     )
     for algo in algos:
         mine = [index for index, run in enumerate(runs) if run.algo == algo]
-        keys = _telling([settings[index] for index in mine])
+        alike = {index: _without_seed(settings[index]) for index in mine}
+        keys = _telling(list(alike.values()))
         groups: dict[tuple[str, ...], list[int]] = {}
         for index in mine:
-            groups.setdefault(tuple(settings[index][key] for key in keys), []).append(index)
+            groups.setdefault(tuple(alike[index][key] for key in keys), []).append(index)
         found += [Arm(_name(algo, keys, values), algo, tuple(groups[values])) for values in sorted(groups)]
     return found
 
@@ -56,6 +58,11 @@ def duplicates(arm: Arm, runs: Sequence[Run]) -> dict[int, int]:
     best = sorted(arm.runs, key=lambda index: (not runs[index].finished, -len(runs[index].metrics), index))
     first: dict[int, int] = {}
     return {index: first[runs[index].seed] for index in best if first.setdefault(runs[index].seed, index) != index}
+
+
+def _without_seed(settings: Settings) -> Settings:
+    """Settings in which paths that end in a seed, such as a cold start's, are one."""
+    return {key: re.sub(r'-s\d+(?=[/"])', "-s*", value) for key, value in settings.items()}
 
 
 def _telling(settings: Sequence[Settings]) -> list[str]:

@@ -50,6 +50,7 @@ def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
     arms = arms_of(runs, settings)
     repeated = {index: by for arm in arms for index, by in duplicates(arm, runs).items()}
     counted = [[index for index in arm.runs if index not in repeated] for arm in arms]
+    ended = [[index for index in places if runs[index].finished] or places for places in counted]
     results = [table.result_of(run, own) for run, own in zip(runs, evals, strict=True)]
     curves = series.embedded(runs)
     overview = {
@@ -58,13 +59,13 @@ def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
         "t95": [rounded_t(runs_of_arm - 1) for runs_of_arm in range(2, MOST_RUNS + 1)],
         "arms": [_arm(arm, places, settings) for arm, places in zip(arms, counted, strict=True)],
         "runs": [_run(run, index, arms, root, unread[index], repeated, runs) for index, run in enumerate(runs)],
-        "table": table.table(arms, counted, results, runs, settings, fixed),
+        "table": table.table(arms, ended, results, runs, settings, fixed),
         "metrics": list(curves),
         "depths": table.DEPTHS,
     }
     return {
         "overview": overview,
-        "maps": table.maps(counted, evals, start),
+        "maps": table.maps(ended, evals, start),
         "config": _config(settings),
         "answers": texts.answers(evals, start),
         "rollouts": texts.rollouts(runs),

@@ -54,7 +54,7 @@ def table(
     """Columns, and for each arm and each model that was not trained a value in each: score, gain over the base, cost.
 
     Args:
-        counted: for each arm the places of the runs that count.
+        counted: for each arm the places of the runs that count: its finished ones, where it has any.
     """
     groups = [("main", columns_of(results)), ("each task and length", _cells(results))]
     columns = [column for _, columns in groups for column in columns]
@@ -73,7 +73,7 @@ def table(
         start = bases.get(settings[places[0]].get("model.student", ""))
         rows.append(
             {
-                "label": arm.name,
+                "label": arm.name if all(runs[place].finished for place in places) else f"{arm.name} (not finished)",
                 "arm": index,
                 "score": [_shown(level(mine, column)) for column in columns],
                 "gain": [_shown(difference(mine, [start], column)) if start else None for column in columns],

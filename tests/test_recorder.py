@@ -145,14 +145,17 @@ def test_the_mirror_gets_the_same_rows(offline: Config, tmp_path: Path, monkeypa
     run = FakeRun()
     fake_wandb(monkeypatch, lambda **settings: run)
     recorder = RunRecorder(offline, tmp_path, None)
-    recorder.log(1, STEP | {"grad/norm": float("nan")})
+    step = STEP | {"progress/flops": 1e9}
+    recorder.log(1, step | {"grad/norm": float("nan")})
+    recorder.log(1, {"progress/step": 1.0, "eval/heldout/mean": 0.5})
     recorder.save_rollouts(1, [GROUP], spelled)
     recorder.close()
-    metrics, table = run.rows
-    assert metrics == {"step": 1, **STEP} and run.finished
+    metrics, evaluation, table = run.rows
+    assert metrics == {"step": 1, **step} and run.finished
+    assert evaluation == {"step": 1, "progress/step": 1.0, "progress/flops": 1e9, "eval/heldout/mean": 0.5}
     assert table["step"] == 1
     assert [(row["completion"], row["reward"]) for row in table["rollouts"]] == [("KesDal, né", 1.0), ("no", 0.0)]
-    assert {"eval/*", "progress/*"} < set(run.defined) and run.defined["eval/*"]["summary"] == "last,max"
+    assert {"eval/*", "progress/*"} < set(run.defined) and run.defined["eval/*"]["summary"] is None
 
 
 @pytest.mark.parametrize("broken", ["init", "log", "finish"])

@@ -28,9 +28,10 @@ SUMMARIES = {
     "optim": "last",
     "perf": "last,mean",
     "time": "last,mean",
-    "eval": "last,max",
+    "eval": None,
 }
-"""Group of metrics to what of each stands in wandb's table of runs: its end, and its best or mean."""
+"""Group of metrics to what of each stands in wandb's table of runs: its end, and its best or mean. None: its end as a
+plain number under the metric's own name, which bar panels need."""
 ROLLOUT_COLUMNS = (
     "id",
     "task",
@@ -87,13 +88,21 @@ class Mirror:
     def __init__(self, settings: dict[str, Any]) -> None:
         self._waiting: queue.Queue[Work | None] = queue.Queue(self.ROWS_WAITING)
         self._failed = False
+        self._spent: dict[str, float] = {}
         self._patience = self.CLOSE_SECONDS
         self._thread = threading.Thread(target=self._work, args=(settings,), name="wandb mirror", daemon=True)
         self._thread.start()
 
     def log(self, row: Row) -> None:
-        """Hand over a row of metrics. Never waits."""
-        self._hand_over(lambda wandb, run: run.log({name: value for name, value in row.items() if value is not None}))
+        """Hand over a row of metrics. Never waits.
+
+        A row gets what had been spent by then, if it does not say: a panel takes both axes from one row, and
+        evaluations are rows of their own.
+        """
+        known = {name: value for name, value in row.items() if value is not None}
+        self._spent |= {name: value for name, value in known.items() if name.startswith("progress/")}
+        whole = self._spent | known
+        self._hand_over(lambda wandb, run: run.log(whole))
 
     def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Hand over saved completions, as a table. Never waits."""

@@ -11,6 +11,11 @@ table1 := table1
 table2 := cold_start table2_beta table2_mix table2_start table2_anchor table2_reference
 table3 := table3_estimator table3_k1 table3_direction table3_aggregate table3_group table3_advantage table3_teacher
 
+# What their runs are asked at the end, and so student and teacher too.
+asked_table1 := eval=study eval.items=200
+asked_table2 := eval=ablation eval.items=100
+asked_table3 := $(asked_table2)
+
 .DEFAULT_GOAL := help
 .PHONY: help demo smoke test lint format mini-models vllm-proof clean figures report all check-results dashboard \
 	$(GRIDS) $(GRIDS:%=%-plan) $(GRIDS:%=%-runs)
@@ -18,7 +23,7 @@ table3 := table3_estimator table3_k1 table3_direction table3_aggregate table3_gr
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 	@echo '  make table1-plan   What the runs of table1 (table2, table3) will do and cost'
-	@echo '  make table1-runs   Train them; the same command goes on after a stop (ARGS="sweep.jobs=2 ...")'
+	@echo '  make table1-runs   Train, ask and collect them; the same command goes on after a stop (ARGS="sweep.jobs=2 ...")'
 	@echo '  make table1        Its tables, figures and README numbers, from its committed results'
 
 demo: $(VENV)/.installed ## Train the mini student with dGRPO, 4 minutes on 2 cores (ARGS="seed=1 ...")
@@ -56,11 +61,16 @@ dashboard: $(VENV)/.installed ## A wandb workspace and report of a study (STUDY=
 $(GRIDS:%=%-plan): %-plan: $(VENV)/.installed
 	@for grid in $($*); do $(PYTHON) -m longctx_rl -m +experiment=$$grid sweep.plan=true $(ARGS) || exit; done
 
-# A grid with failures does not stop the next; Ctrl-C does.
+# A grid with failures does not stop the next; Ctrl-C does. ARGS is for the grids alone.
 $(GRIDS:%=%-runs): %-runs: $(VENV)/.installed
+	@command -v bwrap >/dev/null || echo 'warning: without bubblewrap code cannot be graded: apt install bubblewrap' >&2
 	@status=0; for grid in $($*); do \
 		$(PYTHON) -m longctx_rl -m +experiment=$$grid $(ARGS) || { status=$$?; test $$status != 130 || exit 130; }; \
-	done; exit $$status
+	done; \
+	for model in student=base teacher=teacher; do \
+		$(PYTHON) -m longctx_rl.evaluate checkpoint=mini-$${model%=*} out=runs/$*/$${model#*=} $(asked_$*) || exit; \
+	done; \
+	$(PYTHON) -m longctx_rl.report collect $* && exit $$status
 
 test: $(VENV)/.installed-dev ## Run the tests (ARGS="-k name")
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)

@@ -18,7 +18,7 @@ asked_table3 := $(asked_table2)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo smoke test lint format mini-models vllm-proof clean figures report all check-results dashboard \
-	$(GRIDS) $(GRIDS:%=%-plan) $(GRIDS:%=%-runs)
+	transfer dynamics scaling $(GRIDS) $(GRIDS:%=%-plan) $(GRIDS:%=%-runs)
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ vllm-proof: $(VENV)/.installed-dev ## Build data and judge answers against a rea
 
 $(GRIDS): $(VENV)/.installed
 	$(PYTHON) -m longctx_rl.report tables $@
+
+# Read from table1's runs.
+transfer dynamics scaling: table1
 
 figures: $(VENV)/.installed ## Tables, figures and README numbers of every study that has results
 	$(PYTHON) -m longctx_rl.report tables

@@ -264,6 +264,20 @@ def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
         run(tmp_path / "out", *SHORT, f"tokenizer={tmp_path / 'tokenizer'}")
 
 
+def test_a_tokenizer_with_other_tokens_of_the_same_number(tmp_path: Path) -> None:
+    from longctx_rl.policy.loading import load_tokenizer
+
+    load_tokenizer("mini-student").save_pretrained(tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "tokenizer.json"
+    described = json.loads(path.read_text())
+    tokens = described["model"]["vocab"]
+    (first, one), (second, two) = list(tokens.items())[300:302]
+    tokens[first], tokens[second] = two, one
+    path.write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"has other tokens than mini-student's own \(2 of 1024 differ\): leave"):
+        run(tmp_path / "out", *SHORT, f"tokenizer={tmp_path / 'tokenizer'}")
+
+
 def test_the_distance_to_a_base_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distance = ["kl.base=mini-student", "kl.items=1", "kl.max_new_tokens=8"]
     table = run(tmp_path, *SHORT, "eval.items=1", *distance).partition("KL to mini-student\n")[2].splitlines()[:-2]

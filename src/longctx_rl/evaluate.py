@@ -133,6 +133,8 @@ def progress(config: EvaluateConfig) -> Iterator[Told]:
 def check_fit(config: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer of another vocabulary, and lengths beyond the model's context."""
     check_tokenizer(model, tokenizer, config.checkpoint)
+    if config.tokenizer is not None:
+        check_same_tokens(config.checkpoint, config.tokenizer, tokenizer)
     context = context_length(model)
     for name, suite in config.eval.suites.items():
         if name in READ:
@@ -144,6 +146,21 @@ def check_fit(config: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrai
                 f"{config.checkpoint} is {context}: lower it, or stretch the model, yarn='{{factor: 4.0, "
                 "original_context: 32768}'"
             )
+
+
+def check_same_tokens(checkpoint: str, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError if the checkpoint has a tokenizer of its own, in which some number is another token."""
+    try:
+        own = load_tokenizer(checkpoint)
+    except ValueError:
+        return  # it has none
+    theirs = {number: token for token, number in tokenizer.get_vocab().items()}
+    differing = [token for token, number in own.get_vocab().items() if theirs.get(number, token) != token]
+    if differing:
+        raise ValueError(
+            f"tokenizer={name} has other tokens than {checkpoint}'s own ({len(differing)} of {len(own)} differ): leave "
+            "tokenizer out, or give the one that the checkpoint was trained with"
+        )
 
 
 def claim(out: Path, config: EvaluateConfig, model: PreTrainedModel, backend: str | None) -> None:

@@ -66,7 +66,7 @@ def test_a_family_is_the_same_task_in_every_condition(tokenizer: PreTrainedToken
         found = [
             items(tokenizer, family, condition=condition, length=length, level=level)[0]
             for condition in CONDITIONS
-            for length in (1024, 2048)
+            for length in (1024 if level == 0 else 1536, 2048)
         ]
         codes = [one.code for one in found]
         assert all(code is not None for code in codes)
@@ -182,6 +182,20 @@ def test_every_kind_of_task_needs_each_of_its_helpers(sandbox: Sandbox, kind: Ki
     expected, called, *wrong = sandbox.run([Call(task.inlined(), ENTRY, inputs), *calls])
     assert expected.status == "returned" and not any(result.error for result in expected.results)
     assert called == expected and all(outcome != expected for outcome in wrong)
+
+
+def test_what_is_needed_is_not_told_by_how_many_share_its_module(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Above level 0 modules hold one to three helpers, whether one of them is needed or not."""
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    for family in range(16):
+        (one,) = items(tokenizer, family, level=1, length=2048)
+        assert one.code is not None
+        for _, source in one.code.modules:
+            needed = any(f"def {name}(" in source for name in one.code.helpers)
+            sizes[needed].append(source.count("def "))
+    assert set(sizes[True]) == set(sizes[False]) == {1, 2, 3}
+    means = [sum(found) / len(found) for found in sizes.values()]
+    assert abs(means[0] - means[1]) < 0.4
 
 
 def test_nothing_simple_solves_it(tokenizer: PreTrainedTokenizerBase, sandbox: Sandbox) -> None:

@@ -94,8 +94,7 @@ def table(records: Sequence[ItemRecord], *, means: bool = False) -> str:
         scores = percent(cell.score), *more, f"{100 * cell.truncated:.0f}", unparsed
         rows.append((cell.task, length, str(cell.n), *scores, *[floor] * choice))
     alone = [f"{cell.task} at {cell.length}" for cell in found if isnan(cell.score.low)]
-    note = f"\nno interval for {', '.join(alone)}: one family is too few, set eval.items to 2 or more" if alone else ""
-    return aligned(rows) + note
+    return aligned(rows) + _too_few(alone)
 
 
 def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str:
@@ -127,7 +126,11 @@ def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str
         least = detectable(difference)
         scores = percent(score(early)), percent(score(late)), percent(difference, "+")
         rows.append((task, length, str(len(late)), *scores, "-" if isnan(least) else f"{100 * least:.1f}"))
-    return aligned(rows)
+    return aligned(rows) + _too_few([f"{row[0]} at {row[1]}" for row in rows[1:] if row[-1] == "-"])
+
+
+def _too_few(cells: Sequence[str]) -> str:
+    return f"\nno interval for {', '.join(cells)}: one family is too few, set eval.items to 2 or more" if cells else ""
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -137,8 +137,8 @@ def draw_inputs(task: CodeTask, seed: str) -> list[list[Any]]:
 def used_names(code: str, task: CodeTask) -> dict[str, float]:
     """``format``, ``recall`` and ``hallucinated`` of some code, read from its syntax and never run.
 
-    Hallucinated: an import that neither the task's modules nor Python's library has, or a call of a name that is not
-    defined, imported or built in.
+    Hallucinated: an import that neither the task's modules nor Python's library has, an attribute that an imported
+    module of the task lacks, or a call of a name that is not defined, imported or built in.
     """
     try:
         tree = ast.parse(code)
@@ -148,21 +148,27 @@ def used_names(code: str, task: CodeTask) -> dict[str, float]:
     defined = _defined(tree)
     known = defined | set(dir(builtins))
     invented, called = False, set()
+    modules: dict[str, frozenset[str]] = {}
+    """Names under which modules of the task are known, and what is in them."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             names = exported.get(node.module or "")
             invented |= (
-                node.module not in sys.stdlib_module_names
+                (node.module or "").split(".")[0] not in sys.stdlib_module_names
                 if names is None
                 else any(alias.name not in names and alias.name != "*" for alias in node.names)
             )
             if names and any(alias.name == "*" for alias in node.names):
                 known |= names
+            called |= {alias.name for alias in node.names if alias.asname and names and _read(tree, alias.asname)}
         elif isinstance(node, ast.Import):
             invented |= any(
                 alias.name.split(".")[0] not in sys.stdlib_module_names and alias.name not in exported
                 for alias in node.names
             )
+            modules |= {
+                alias.asname or alias.name: exported[alias.name] for alias in node.names if alias.name in exported
+            }
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             called.add(node.id)
         elif isinstance(node, ast.Attribute):
@@ -170,8 +176,14 @@ def used_names(code: str, task: CodeTask) -> dict[str, float]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             invented |= node.func.id not in known
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            invented |= node.attr not in modules[node.value.id]
     recall = sum(name in called for name in task.helpers) / len(task.helpers) if task.helpers else 1.0
     return {"format": float(task.entry in defined), "recall": recall, "hallucinated": float(invented)}
+
+
+def _read(tree: ast.AST, name: str) -> bool:
+    return any(isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load) and one.id == name for one in ast.walk(tree))
 
 
 def _digest(text: str) -> str:

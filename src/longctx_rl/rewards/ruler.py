@@ -24,9 +24,14 @@ KINDS = (
 """What answers look like: numbers, uuids, variables, names, coded words."""
 
 
+MOST_WORDS, WORDS_EACH = 64, 8
+"""Words in which answers are named, and for each answer: whoever says more has not chosen."""
+
+
 def strict(text: str, answers: Sequence[str], question: str = "") -> float:
     """Right answers minus wrong ones over the number of answers, never below 0: naming all that the text holds is
-    worth nothing where it holds as many wrong ones.
+    worth nothing where it holds as many wrong ones. Neither is repeating the text, which may hold no wrong one:
+    answers among more than ``MOST_WORDS`` and ``WORDS_EACH`` words for each of them are not counted.
 
     What is named is read behind the last ``Answer:`` if there is one, else in the whole text behind its reasoning. Only
     what looks like the right answers is counted, and nothing that the question itself names, so a sentence around them
@@ -34,6 +39,8 @@ def strict(text: str, answers: Sequence[str], question: str = "") -> float:
     """
     kind = next((one for one in KINDS if all(re.fullmatch(one, answer) for answer in answers)), None)
     said = text.rpartition("</think>")[2].rpartition("Answer:")[2]
+    if len(said.split()) > MOST_WORDS + WORDS_EACH * len(answers):
+        return 0.0
     if kind is None:
         items = {word.strip(".,;:") for word in said.split()} - {""}
     else:

@@ -123,6 +123,14 @@ class Author:
         count = self.rng.randint(1, 3) if self.level else 1
         return Module(name, tuple(self.helper(module=name) for _ in range(count)))
 
+    def shared(self, helper: Helper) -> Module:
+        """The module of a helper; above level 0 with as many others as any module has."""
+        count = self.rng.randint(1, 3) if self.level else 1
+        helpers = [helper, *(self.helper(module=helper.module) for _ in range(count - 1))]
+        if count > 1:
+            self.rng.shuffle(helpers)
+        return Module(helper.module, tuple(helpers))
+
     def modules(self) -> Iterator[Module]:
         """Such modules without end. Raises ValueError when names are used up."""
         while True:

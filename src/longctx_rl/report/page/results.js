@@ -14,11 +14,12 @@ function entry(row, column, values) {
   }
   const found = row[values][column];
   if (!found) return { text: "–", sorted: null };
-  const [value, low, high, of, families] = found;
+  const [value, low, high, of, families, findable] = found;
   const signed = values === "gain";
   const bounds = low === null ? (of > 1 ? "" : "one run") : `${percent(low, signed)} to ${percent(high, signed)}`;
   return {
-    text: percent(value, signed), small: bounds, sorted: value, hint: `${of} runs, ${families} item families`,
+    text: percent(value, signed), small: bounds, sorted: value, hint: `${of} runs, ${families} item families`
+      + (findable === null ? "" : `; could find ${percent(findable)} points (80 % power, 5 % level)`),
   };
 }
 

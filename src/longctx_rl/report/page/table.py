@@ -149,12 +149,13 @@ def _result(one: Fixed) -> Result:
 
 
 def _shown(value: Value | None) -> list[Any] | None:
-    """Value, low, high, runs, families; bounds are null where one run cannot tell."""
+    """Value, low, high, runs, families, and of a difference the one that could be found; null: one run cannot tell."""
     if value is None:
         return None
     estimate: Estimate = value.estimate
     bounds = [None if math.isnan(bound) else rounded(bound) for bound in (estimate.low, estimate.high)]
-    return [rounded(estimate.value), *bounds, value.runs, value.families]
+    findable = None if value.detectable is None else rounded(value.detectable)
+    return [rounded(estimate.value), *bounds, value.runs, value.families, findable]
 
 
 def _cost(runs: Sequence[Run], name: str) -> list[float] | None:

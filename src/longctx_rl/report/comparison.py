@@ -174,7 +174,8 @@ def pairs(name: str, methods: Groups, columns: Sequence[Column], where: str, rea
     note = (
         f"Percentage points, {where}, runs of each method as in the tables above. A star is p < 5 % with Holm's "
         f"correction over the {len(named)} pairs of its column, none over columns. Long "
-        "minus short: the difference of the differences. Could be found: the largest difference that a row needs for 80 % power."
+        "minus short: the difference of the differences. Could be found: the largest difference that a row "
+        "needs for 80 % power."
     )
     return Table(name, note, ("", *headings), tuple(rows), signed=True)
 

@@ -50,8 +50,6 @@ def run(config: HarnessConfig) -> str:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     tokenizer = load_tokenizer(config.tokenizer or config.checkpoint)
-    random.seed(SEED)
-    np.random.seed(SEED)  # RULER's tasks are made as they are loaded
     loaded = load_tasks(config)
     model = load_model(config.checkpoint, config.yarn)
     check_tokenizer(model, tokenizer, config.checkpoint)
@@ -105,6 +103,8 @@ def load_tasks(config: HarnessConfig) -> dict[str, dict[str, Any]]:
         if name not in manager.all_tasks:
             raise ValueError(f"tasks={name} does not exist: see `lm_eval ls tasks`, or give include=FOLDER")
         refuse_unsafe(name, _settings(manager, name), config)
+        random.seed(SEED)  # RULER's prompts are made as its tasks are loaded
+        np.random.seed(SEED)
         try:
             for kind, found in manager.load([name]).items():
                 loaded[kind] |= found

@@ -152,9 +152,11 @@ def test_lm_evals_own_ruler(tmp_path: Path, ours: HarnessModel) -> None:
     found = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["ruler_fwe"]
     samples = json.loads((tmp_path / "out" / "samples.json").read_text())["ruler_fwe"]
     scores = []
+    step = 4_096 // 32 * 7  # lm_eval fills a context by so many words of six letters and a space
     for one in samples:
         prompt, settings = one["arguments"][0]
-        assert 3_500 < len(ours.tok_encode(prompt)) <= 4_096 - settings["max_gen_toks"]
+        room = 4_096 - settings["max_gen_toks"]
+        assert room - step < len(ours.tok_encode(prompt)) <= room
         (answer,) = ours.generate_until(instances("generate_until", (prompt, settings)))
         assert one["resps"] == [[answer]]
         scores.append(sum(word in answer for word in one["doc"]["outputs"]) / 3)

@@ -4,6 +4,7 @@ Hydra runs here and nowhere else, and only composes: what trains is started afte
 by what follows a configuration that was found good, so help and errors are quick.
 """
 
+import itertools
 import os
 import re
 import shlex
@@ -113,6 +114,26 @@ def composed(overrides: list[str]) -> config.Config:
     if not any(one.startswith("+algo=") for one in overrides):
         overrides = [*overrides, "+algo=dgrpo"]
     return config.load(_compose("config", overrides))
+
+
+def composed_grids(experiment_name: str) -> list[config.Config]:
+    """Every run that the sweeps of this ``experiment_name`` in conf/experiment/ ask for; raises as ``composed``."""
+    runs = []
+    for path in sorted((config_directory() / "experiment").glob("*.yaml")):
+        with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+            found = hydra.compose("config", [f"+experiment={path.stem}"], return_hydra_config=True)
+        if found.experiment_name != experiment_name or not found.hydra.sweeper.params:
+            continue
+        params = [f"{key}={values}" for key, values in found.hydra.sweeper.params.items()]
+        axes = [
+            list(axis.sweep_string_iterator()) if axis.is_sweep_override() else [axis.get_value_element_as_str()]
+            for axis in OverridesParser.create().parse_overrides(params)
+        ]
+        keys = [one.partition("=")[0] for one in params]
+        for values in itertools.product(*axes):
+            cell = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
+            runs.append(composed([*cell, f"+experiment={path.stem}"]))
+    return runs
 
 
 def composed_build(overrides: list[str]) -> BuildConfig:

@@ -78,6 +78,8 @@ class Measured:
     progress: dict[str, float]
     """Its last ``progress/`` metrics."""
     evaluation_seconds: float
+    here: bool = True
+    """Whether its directory is here; False: a committed result, whose seconds may be another machine's."""
 
     def estimate(self, config: Config) -> Cost:
         """The cost of a run like it with another budget."""
@@ -105,10 +107,16 @@ def measured(roots: set[str]) -> list[Measured]:
 
 def estimate(config: Config, known: Sequence[Measured]) -> Cost | None:
     """The mean over finished runs of the same method, models, batch, lengths and evaluation; None: there is none."""
-    alike = [one.estimate(config) for one in known if _likeness(one.config) == _likeness(config)]
-    if not alike:
+    costs = [one.estimate(config) for one in _alike(config, known)]
+    if not costs:
         return None
-    return Cost(*(fmean(getattr(one, name) for one in alike) for name in ("seconds", "tokens", "flops")))
+    return Cost(*(fmean(getattr(one, name) for one in costs) for name in ("seconds", "tokens", "flops")))
+
+
+def _alike(config: Config, known: Sequence[Measured]) -> list[Measured]:
+    """Those that are here; only if there are none, committed ones."""
+    alike = [one for one in known if _likeness(one.config) == _likeness(config)]
+    return [one for one in alike if one.here] or alike
 
 
 def _likeness(config: Config) -> list[Any]:
@@ -148,12 +156,11 @@ def _rows(text: bytes) -> Iterator[dict[str, float]]:
             yield json.loads(line)
 
 
-def render(configs: Sequence[Config], jobs: int) -> str:
+def render(configs: Sequence[Config], jobs: int, known: Sequence[Measured]) -> str:
     """The plan as text: each run with where it stands and what it will cost, and the whole."""
-    known = measured({config.runs_root for config in configs})
     lines: list[str] = []
     costs: list[Cost] = []
-    unknown = 0
+    unknown = elsewhere = 0
     counts = {"finished": 0, "half done": 0, "new": 0, "refused": 0}
     for number, config in enumerate(configs, 1):
         where = standing(config)
@@ -162,6 +169,7 @@ def render(configs: Sequence[Config], jobs: int) -> str:
         if where.kind in ("new", "half done"):
             cost = remaining(config, known)
             unknown += cost is None
+            elsewhere += cost is not None and not _alike(config, known)[0].here
             note = "no run alike yet" if cost is None else str(cost)
             costs += [] if cost is None else [cost]
         lines.append(f"{number:>4}  {config.run_dir}  {where}  {note}".rstrip())
@@ -173,6 +181,8 @@ def render(configs: Sequence[Config], jobs: int) -> str:
         if costs
         else "cost: not known before a run of this kind is finished",
     ]
+    if elsewhere:
+        lines.append(f"{elsewhere} of them cost what committed results did, whose seconds are another machine's")
     if costs and unknown:
         lines.append(f"{unknown} runs are not in it: no finished run is of their method, models, batch and evaluation")
     return "\n".join(lines)

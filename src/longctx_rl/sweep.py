@@ -19,6 +19,7 @@ from longctx_rl.config import Config, SweepConfig
 from longctx_rl.launch import Request
 from longctx_rl.overview import Overview, Watched
 from longctx_rl.progress import duration
+from longctx_rl.report import results
 from longctx_rl.submission import Launcher, submit
 
 POLL_SECONDS = 0.1
@@ -48,7 +49,7 @@ def sweep(requests: Sequence[Request], launcher: Launcher | None = None) -> int:
             for request in requests:
                 if request.problem:
                     process.complain(f"{request.problem} ({request.command})")
-            print(plan.render(configs, settings.jobs))
+            print(plan.render(configs, settings.jobs, known_costs(configs)))
             return process.UNUSABLE if len(configs) < len(requests) else 0
         return Sweep(requests, settings.jobs, launcher).run()
     except ValueError as problem:
@@ -63,6 +64,11 @@ def _check_distinct(configs: Sequence[Config]) -> None:
                 f"several runs of this sweep share run_dir={path}: name what differs between them, such as "
                 "'run_dir=${runs_root}/${experiment_name}/${algo.name}-lr${optim.lr}-s${seed}'"
             )
+
+
+def known_costs(configs: Sequence[Config]) -> list[plan.Measured]:
+    """Of the finished runs beside these, and of the results that a checkout holds."""
+    return plan.measured({config.runs_root for config in configs}) + results.measured(Path("experiments"))
 
 
 class Sweep:
@@ -161,7 +167,7 @@ class Sweep:
         """When the last run will end, on the monotonic clock; not a number if finished runs do not tell."""
         configs = [cell.watched.config for cell in self._running]
         configs += [one.config for _, one in self._waiting if one.config and not run_directory.finished(one.config)]
-        known = plan.measured({config.runs_root for config in configs})
+        known = known_costs(configs)
         costs = [plan.remaining(config, known) for config in configs]
         if None in costs:
             return float("nan")

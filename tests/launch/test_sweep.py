@@ -122,7 +122,7 @@ def test_costs_are_those_of_finished_runs_alike_scaled_to_the_budget(tmp_path: P
     assert plan.standing(longer).kind == "half done"  # a larger budget goes on
     assert plan.remaining(longer, known) == plan.Cost(203.5, 1000.0, 1e8)
     assert plan.makespan([3.0, 1.0, 1.0, 2.0], jobs=2) == 4.0
-    text = plan.render([replace(base, resume=True), other], jobs=1)
+    text = plan.render([replace(base, resume=True), other], 1, known)
     assert text.splitlines()[-2:] == [
         "2 runs: 1 finished, 1 new",
         "cost: 1:47 500 tokens 5e+07 FLOPs; 1:47 with sweep.jobs=1",

@@ -120,11 +120,11 @@ def write_evaluation(folder: Path, scores: Scores, checkpoint: str = "mini-stude
     append_scores(folder, 0, scores)
 
 
-def write_grid(root: Path) -> None:
-    """Two methods with three seeds each, and the base: ``root/table1``."""
+def write_grid(root: Path, name: str = "table1") -> None:
+    """Two methods with three seeds each, and the base: ``root/name``."""
     base = answers(4, 18, 4, 16, 6)
-    write_evaluation(root / "table1" / "base", base)
-    write_evaluation(root / "table1" / "teacher", answers(18, 19, 16, 18, 17), "mini-teacher")
+    write_evaluation(root / name / "base", base)
+    write_evaluation(root / name / "teacher", answers(18, 19, 16, 18, 17), "mini-teacher")
     for seed in range(3):
         for algo, tokens, gained in (("sft", 100, 4), ("grpo", 200, 8 + seed)):
             during, end = answers(6, 18, 5, 16, 7), answers(4 + gained, 17, 4 + gained, 16, 6 + gained)
@@ -133,7 +133,7 @@ def write_grid(root: Path) -> None:
                 root,
                 f"+algo={algo}",
                 f"seed={seed}",
-                "experiment_name=table1",
+                f"experiment_name={name}",
                 "eval=all",
                 evaluations={0: base, 5: few, 10: end},
                 rows=training_rows(10, tokens=tokens, seconds=2.0, evaluated=(5, 10)),

@@ -15,7 +15,7 @@ from longctx_rl.report.check import check_files, check_origin, same
 from longctx_rl.report.experiment import Experiment
 from report.run_folders import write_grid
 
-README = "# t\n\n<!-- table1/levels -->\n<!-- end -->\n\nmore\n"
+README = "# t\n\n<!-- mine/levels -->\n<!-- end -->\n\nmore\n"
 
 
 def report(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,17 +33,17 @@ def report(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout in which the grid was run, collected and built through the command line."""
     folder = tmp_path_factory.mktemp("checkout")
-    (folder / "experiments" / "table1").mkdir(parents=True)
+    (folder / "experiments" / "mine").mkdir(parents=True)
     (folder / "README.md").write_text(README)
-    write_grid(folder / "runs")
+    write_grid(folder / "runs", "mine")
     for command in ("collect", "tables"):
-        done = report(folder, command, "table1")
+        done = report(folder, command, "mine")
         assert done.returncode == 0, done.stderr
     return folder
 
 
 def test_everything_is_made_and_made_again_byte_for_byte(checkout: Path) -> None:
-    experiment = Experiment(checkout / "experiments" / "table1")
+    experiment = Experiment(checkout / "experiments" / "mine")
     made = build.files_of(experiment, checkout)
     assert {path: path.read_bytes() for path in made} == made
     names = {path.name for path in made}
@@ -51,7 +51,7 @@ def test_everything_is_made_and_made_again_byte_for_byte(checkout: Path) -> None
     figures = ("levels", "transfer", "dynamics", "scaling")
     assert {f"{figure}.{kind}" for figure in figures for kind in ("svg", "png")} <= names
     text = (checkout / "README.md").read_text()
-    assert text.startswith("# t\n\n<!-- table1/levels -->\n|  | runs | long reasoning |") and text.endswith("more\n")
+    assert text.startswith("# t\n\n<!-- mine/levels -->\n|  | runs | long reasoning |") and text.endswith("more\n")
     assert "| grpo | 3 | 65.0 [" in text and "| grpo | 3 | 65.0 [" in (experiment.folder / "tables.md").read_text()
     points = (experiment.folder / "tables" / "transfer_points.csv").read_text()
     assert "grpo,2,10,1,code_long,0.5,0.5\n" in points and "sft,0,5,0,code_short,0.1,0\n" in points
@@ -59,28 +59,28 @@ def test_everything_is_made_and_made_again_byte_for_byte(checkout: Path) -> None
 
 def test_what_differs_from_the_results_is_named(checkout: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(checkout, tmp_path / "checkout"))
-    experiment = Experiment(copy / "experiments" / "table1")
+    experiment = Experiment(copy / "experiments" / "mine")
     for path in (copy / "README.md", experiment.folder / "tables" / "gains.csv"):
         path.write_text(path.read_text().replace("0.0", "0.1"))
     (experiment.folder / "figures" / "levels.png").unlink()
     (experiment.folder / "tables" / "old.csv").write_text("")
     said = check_files(experiment, copy)
     assert [sentence.removeprefix(f"{copy}/").split(":")[0] for sentence in said] == [
-        "experiments/table1/tables/gains.csv is not what the committed results give",
-        "experiments/table1/figures/levels.png is missing",
+        "experiments/mine/tables/gains.csv is not what the committed results give",
+        "experiments/mine/figures/levels.png is missing",
         "README.md is not what the committed results give",
-        "experiments/table1/tables/old.csv is made by nothing",
+        "experiments/mine/tables/old.csv is made by nothing",
     ]
 
 
 def test_pictures_are_compared_by_their_pixels(checkout: Path) -> None:
-    pictures = checkout / "experiments" / "table1" / "figures"
+    pictures = checkout / "experiments" / "mine" / "figures"
     first, second = ((pictures / f"{name}.png").read_bytes() for name in ("levels", "scaling"))
     assert same(first, first, ".png") and not same(first, second, ".png") and not same(b"no picture", first, ".png")
 
 
 def test_a_result_whose_command_gives_another_configuration_is_named(checkout: Path) -> None:
-    result = results.read(checkout / "experiments" / "table1" / "results" / "sft-mini-mix-s1.jsonl")
+    result = results.read(checkout / "experiments" / "mine" / "results" / "sft-mini-mix-s1.jsonl")
     assert check_origin(result, composed) == ([], [])
     changed = replace(result, config=result.config | {"optim.lr": 0.5, "old.key": 1})
     changed.config.pop("seed")
@@ -116,10 +116,10 @@ def test_what_cannot_be_used_is_one_sentence(arguments: tuple[str, ...], said: s
 def test_studies_without_results_stop_nobody(checkout: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(checkout, tmp_path / "checkout"))
     marked = "<!-- {}/levels -->\n<!-- end -->\n"
-    for name, text in (("table1", marked), ("table2", marked), ("bench", "no marks")):
+    for name, text in (("mine", marked), ("table2", marked), ("bench", "no marks")):
         (copy / "experiments" / name).mkdir(exist_ok=True)
         (copy / "experiments" / name / "README.md").write_text(text.format(name))
-    (copy / "experiments" / "table1" / "tables.md").unlink()
+    (copy / "experiments" / "mine" / "tables.md").unlink()
     for command, first in (("tables", "2 changed"), ("check", "results, tables, figures and READMEs fit together")):
         done = report(copy, command)
         assert done.returncode == 0, done.stderr

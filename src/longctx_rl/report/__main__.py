@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from longctx_rl import process
-from longctx_rl.__main__ import composed
+from longctx_rl.__main__ import composed, composed_grids
 from longctx_rl.report import marks, results
 from longctx_rl.report.collect import collect
 from longctx_rl.report.experiment import Experiment, open_experiment
@@ -77,7 +77,9 @@ def _check(arguments: argparse.Namespace) -> str:
     from longctx_rl.report.check import check  # matplotlib
 
     chosen, without = _chosen(arguments.experiment)
-    found = {experiment.name: check(experiment, CHECKOUT, composed) for experiment in chosen}
+    found = {
+        experiment.name: check(experiment, CHECKOUT, composed, composed_grids(experiment.name)) for experiment in chosen
+    }
     notes = [f"{name}: {note}" for name, (_, more) in found.items() for note in more] + without
     print(*notes, sep="\n", end="\n" if notes else "")
     if problems := [problem for wrong, _ in found.values() for problem in wrong]:

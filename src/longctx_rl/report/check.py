@@ -2,7 +2,7 @@
 
 import io
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from longctx_rl import strict
 from longctx_rl.config import Config
 from longctx_rl.report import build, results
 from longctx_rl.report.collect import PLACES
+from longctx_rl.report.completeness import check_complete
 from longctx_rl.report.experiment import NO_SETTINGS, Experiment, check_cells
 from longctx_rl.report.results import Result
 
@@ -21,14 +22,17 @@ Compose = Callable[[list[str]], Config]
 """From overrides to the configuration they give today."""
 
 
-def check(experiment: Experiment, checkout: Path, compose: Compose) -> tuple[list[str], list[str]]:
-    """Problems and notes, one sentence each."""
+def check(
+    experiment: Experiment, checkout: Path, compose: Compose, grids: Sequence[Config]
+) -> tuple[list[str], list[str]]:
+    """Problems and notes, one sentence each. ``grids``: every run that the study asks for."""
     found = results.read_all(experiment.results)
-    problems = check_cells(experiment, found)
+    asked = {Path(config.run_dir).name: config for config in grids}
+    problems = check_cells(experiment, found) + check_complete(experiment, found, asked)
     notes: dict[str, None] = {}
     for result in found:
         if result.trained:
-            wrong, new = check_origin(result, compose)
+            wrong, new = check_origin(result, compose, asked.get(result.name))
             problems += wrong
             notes |= dict.fromkeys(new)
     if not problems:
@@ -36,8 +40,13 @@ def check(experiment: Experiment, checkout: Path, compose: Compose) -> tuple[lis
     return problems, list(notes)
 
 
-def check_origin(result: Result, compose: Compose) -> tuple[list[str], list[str]]:
-    """Does the command of a result still give its configuration? Keys that only one side has are notes."""
+def check_origin(result: Result, compose: Compose, asked: Config | None = None) -> tuple[list[str], list[str]]:
+    """Is its configuration the one that a grid asks for, or else that of its command? One-sided keys are notes."""
+    if asked:
+        today = dict(strict.flat(strict.plain(asked)))
+        differing = _differing(result.config, today)
+        problems = [f"{result.name} is not what its grid asks for: {', '.join(differing)}"] if differing else []
+        return problems, _one_sided(result.config, today)
     command = str(result.origin.get("command") or "")
     if not command.startswith(COMMAND):
         return [f"{result.name}: its command is not known, so its configuration cannot be checked"], []
@@ -45,11 +54,7 @@ def check_origin(result: Result, compose: Compose) -> tuple[list[str], list[str]
         today = dict(strict.flat(strict.plain(compose(shlex.split(command.removeprefix(COMMAND))))))
     except ValueError as error:
         return [f"{result.name}: `{command}` gives no configuration today ({error})"], []
-    differing = [
-        f"{key} {result.config[key]} is {today[key]} today"
-        for key in sorted(result.config.keys() & today.keys())
-        if result.config[key] != today[key] and not key.startswith(NO_SETTINGS)
-    ]
+    differing = _differing(result.config, today)
     problems = [f"{result.name} was not made by `{command}`: {', '.join(differing)}"] if differing else []
     return problems, _one_sided(result.config, today)
 
@@ -80,6 +85,14 @@ def same(there: bytes, made: bytes, suffix: str) -> bool:
     except (OSError, SyntaxError):
         return False
     return first.shape == second.shape and bool(np.array_equal(first, second))
+
+
+def _differing(stored: Mapping[str, Any], today: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} {stored[key]} is {today[key]} today"
+        for key in sorted(stored.keys() & today.keys())
+        if stored[key] != today[key] and not key.startswith(NO_SETTINGS)
+    ]
 
 
 def _one_sided(stored: Mapping[str, Any], today: Mapping[str, Any]) -> list[str]:

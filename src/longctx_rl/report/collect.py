@@ -190,6 +190,7 @@ def origin(run: Run) -> dict[str, Any]:
         "python": environment.get("python"),
         "packages": environment.get("packages"),
         "machine": {key: host.get(key) for key in ("cores", "memory_gib", "gpus")},
+        "evaluation_seconds": rounded(sum(row.get("time/eval") or 0.0 for row in run.metrics)),
         "resumed": len(environment.get("resumed", [])),
         "models": environment.get("models"),
         "student": student_hash(run),
@@ -201,6 +202,11 @@ def student_hash(run: Run) -> str | None:
     student = str(run.config.get("model", {}).get("student"))
     shipped = Path(longctx_rl.__file__).parent / "models" / student
     folder = shipped if shipped.is_dir() else Path(run.environment.get("directory", "."), student)
+    return hash_of(folder)
+
+
+def hash_of(folder: Path) -> str | None:
+    """A hash of a model's files of weights; None if there are none."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return None

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from longctx_rl import strict
+from longctx_rl.config import Config
+from longctx_rl.plan import Measured
 from longctx_rl.run_directory import write_text
 
 Cell = tuple[str, str, int]
@@ -84,6 +87,22 @@ def read_all(folder: Path) -> list[Result]:
     return found
 
 
+def measured(experiments: Path) -> list[Measured]:
+    """What committed runs cost, for plans; what is no result, or of another version's configuration, is left out."""
+    found = []
+    for path in sorted(experiments.glob("*/results/*.jsonl")):
+        try:
+            result = read(path)
+            config = strict.convert(Config, _nested({**result.config, "run_dir": "", "runs_root": ""}))
+            spent = result.costs[max(result.costs)]
+            seconds = float(result.origin["evaluation_seconds"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        progress = {f"progress/{name}": value for name, value in spent.items()}
+        found.append(Measured(config, progress, seconds, here=False))
+    return found
+
+
 def files(folder: Path) -> list[Path]:
     """The files of an experiment's results, sorted by name."""
     return sorted(folder.glob("*.jsonl"))
@@ -108,6 +127,18 @@ def read(path: Path) -> Result:
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is no committed result ({error}): restore it, or collect it again") from error
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """From dotted keys to nested ones."""
+    whole: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, name = key.split(".")
+        place = whole
+        for part in path:
+            place = place.setdefault(part, {})
+        place[name] = value
+    return whole
 
 
 def _row(families: list[str], scores: Mapping[str, float]) -> list[float | None]:

@@ -1,0 +1,100 @@
+"""What a check of committed results says of missing runs, of rows that do not fit them, and of replaced models."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from longctx_rl import plan
+from longctx_rl.__main__ import composed, composed_grids
+from longctx_rl.config import Config
+from longctx_rl.report import results
+from longctx_rl.report.check import check_origin
+from longctx_rl.report.collect import collect
+from longctx_rl.report.completeness import check_complete
+from longctx_rl.report.experiment import Experiment
+from longctx_rl.report.results import CellScores, Result
+
+CELL = ("heldout", "multihop", 1024)
+
+
+@pytest.fixture
+def found(grid: Path, experiment: Experiment) -> list[Result]:
+    collect(experiment, grid)
+    return results.read_all(experiment.results)
+
+
+def runs(algo: str, seeds: Sequence[int]) -> dict[str, Config]:
+    made = [composed([f"+algo={algo}", f"seed={seed}", "experiment_name=table1", "eval=all"]) for seed in seeds]
+    return {Path(config.run_dir).name: config for config in made}
+
+
+def test_grids_are_those_of_the_files() -> None:
+    names = [Path(config.run_dir).name for config in composed_grids("table1")]
+    assert names == [f"{algo}-mini-mix-s{seed}" for seed in range(5) for algo in ("sft", "kd", "grpo", "opd", "dgrpo")]
+    assert composed_grids("mine") == []
+    start = [config for config in composed_grids("table2") if config.model.name == "mini_after_kd"]
+    assert {(config.seed, config.algo.name) for config in start} == {(seed, "dgrpo") for seed in range(3)}
+
+
+def test_what_a_grid_asks_for_and_nobody_has(experiment: Experiment, found: list[Result]) -> None:
+    there = runs("sft", range(3)) | runs("grpo", range(3))
+    assert check_complete(experiment, found, there) == check_complete(experiment, found, {}) == []
+    asked = there | runs("opd", range(4))
+    assert check_complete(experiment, found, asked) == [
+        "table1: 4 of 10 runs have no result (opd-mini-mix-s0, opd-mini-mix-s1, opd-mini-mix-s2 and 1 more): "
+        "make table1-runs"
+    ]
+    assert check_complete(experiment, [one for one in found if one.trained], there) == [
+        "table1: nobody asked the base: make table1-runs asks it",
+        "table1: nobody asked the teacher: make table1-runs asks it",
+    ]
+
+
+def test_rows_that_answered_less_or_are_another_model(experiment: Experiment, found: list[Result]) -> None:
+    asked = runs("sft", range(3))
+    rows = {one.name: one for one in found}
+    base, teacher = rows["base"], rows["teacher"]
+    scores = dict(list(base.cells[CELL].scores[0].items())[:15])
+    fewer = replace(base, cells=base.cells | {CELL: CellScores(scores={0: scores}, cut={})})
+    other = replace(teacher, origin={"checkpoint": "mini-student-large"})
+    others = [one for one in found if one.trained]
+    assert check_complete(experiment, [*others, fewer, other], asked) == [
+        "base lacks 5 of 20 families of heldout multihop 1024 that all runs have: make table1-runs asks it",
+        "teacher is mini-student-large, which no run of table1 uses: make table1-runs asks it",
+    ]
+
+
+def test_a_run_from_weights_that_were_replaced(experiment: Experiment, found: list[Result]) -> None:
+    run = next(one for one in found if one.trained)
+    assert check_complete(experiment, [replace(run, origin=run.origin | {"student": "ab" * 16})], {}) == [
+        f"{run.name} was trained from another mini-student than the one that is shipped: train it again"
+    ]
+    moved = replace(run, config=run.config | {"model.student": "runs/x/export"}, origin={"student": "ab" * 16})
+    assert check_complete(experiment, [moved], {}) == []
+
+
+def test_a_result_that_is_not_what_its_grid_asks_for(found: list[Result]) -> None:
+    (name, config), *_ = runs("sft", [0]).items()
+    result = next(one for one in found if one.name == name)
+    assert check_origin(result, composed, config) == ([], [])
+    (problem,), _ = check_origin(
+        replace(result, config=result.config | {"batch.prompts_per_step": 3}), composed, config
+    )
+    assert problem == f"{name} is not what its grid asks for: batch.prompts_per_step 3 is 8 today"
+
+
+def test_plans_know_what_committed_runs_cost(experiment: Experiment, found: list[Result], tmp_path: Path) -> None:
+    (experiment.results / "broken.jsonl").write_text("{}\n")
+    known = results.measured(experiment.folder.parent)
+    assert len(known) == sum(one.trained for one in found)
+    overrides = ["+algo=sft", "seed=9", "experiment_name=table1", "eval=all", "budget.steps=20"]
+    config = composed([*overrides, f"runs_root={tmp_path}"])
+    cost = plan.estimate(config, known)
+    assert cost == plan.Cost(2.0 * 20 + 3.0, 2000.0, 2e10)
+    lines = plan.render([config], 1, known).splitlines()
+    assert lines[-1] == "1 of them cost what committed results did, whose seconds are another machine's"
+    here = [replace(one, here=True, evaluation_seconds=5.0) for one in known[:1] + known[3:4]]
+    costs = {plan.estimate(config, [*known, one]) for one in here if one.config.algo.name == "sft"}
+    assert costs == {plan.Cost(2.0 * 20 + 5.0, 2000.0, 2e10)}  # those that are here count alone

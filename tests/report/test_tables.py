@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from longctx_rl.report import ablation, comparison
+from longctx_rl.report import ablation, comparison, descriptions
+from longctx_rl.report.collect import collect
 from longctx_rl.report.experiment import Experiment, open_experiment
 from longctx_rl.report.marks import filled
 from longctx_rl.report.readings import last_step
-from longctx_rl.report.results import COSTS, CellScores, Result
+from longctx_rl.report.results import COSTS, CellScores, Result, read_all
 from longctx_rl.report.study import Value, difference
 from longctx_rl.report.tables import Table, comma_separated, latex, markdown, percent, shown
 from longctx_rl.stats import Estimate
@@ -79,13 +80,25 @@ def test_each_method_is_compared_with_each_other_one() -> None:
     assert isinstance(code, Value) and code.estimate == raw.estimate and raw.estimate.value == pytest.approx(-2 / 6)
 
 
+def test_the_summary_has_the_numbers_of_the_other_tables(experiment: Experiment, grid: Path) -> None:
+    collect(experiment, grid)
+    tables = {table.name: table for table in comparison.tables_of(read_all(experiment.results))}
+    summary = tables["summary"]
+    assert summary.columns[2:4] == ("long reasoning", "long reasoning, equal trained tokens")
+    place = tables["gains"].columns.index("long reasoning") - 1
+    for row, entries in summary.rows[:-1]:
+        assert entries[1] == dict(tables["gains"].rows)[row][place]
+        assert entries[2] == dict(tables["equal_trained_tokens"].rows)[row][place]
+        assert entries[-4:] == dict(tables["transfer"].rows)[row][-4:]
+
+
 def test_dynamics_are_of_the_first_and_the_last_tenth() -> None:
     curve: list[float | None] = [1.0, 3.0, *[9.0] * 16, None, 5.0]
     runs = [replace(run, curves={"policy/entropy": curve}) for run in RUNS]
-    table = comparison.dynamics({"grpo": runs})
+    table = descriptions.dynamics({"grpo": runs})
     assert table is not None and table.columns == ("", "entropy, nats")
     assert table.rows == (("grpo", ("2 \N{RIGHTWARDS ARROW} 5 \N{PLUS-MINUS SIGN} 0",)),)
-    assert comparison.dynamics({"grpo": RUNS}) is None
+    assert descriptions.dynamics({"grpo": RUNS}) is None
 
 
 def test_costs_name_the_short_prompts_too() -> None:

@@ -51,6 +51,13 @@ def test_all_alike_is_not_certainty() -> None:
     assert found.estimate.low < 0 < found.estimate.high and found.p_value == 1.0
 
 
+def test_no_interval_goes_beyond_what_is_possible() -> None:
+    after = np.concatenate([np.ones((1, 40)), np.zeros((1, 40))])  # two runs that could not differ more
+    found = contrast([after, -np.full((1, 40), 0.5)])
+    assert (found.estimate.low, found.estimate.high) == (-1.0, 1.0) and found.minimum_detectable > 1.0
+    assert contrast([after, -np.full((1, 40), 0.5)], reach=2.0).estimate.high == 2.0
+
+
 @pytest.mark.parametrize("arms", [[], [np.ones((2, 3)), np.ones((2, 4))], [np.ones((3, 1))], [np.full((2, 3), np.nan)]])
 def test_contrast_refuses(arms: list[Scores]) -> None:
     with pytest.raises(ValueError, match="a contrast needs"):

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from longctx_rl.report.comparison import costs, differences, fixed_of, levels, listing
+from longctx_rl.report.comparison import differences
+from longctx_rl.report.descriptions import costs, fixed_of, levels, listing
 from longctx_rl.report.experiment import Experiment
 from longctx_rl.report.readings import Groups
 from longctx_rl.report.results import Result

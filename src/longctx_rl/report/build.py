@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from longctx_rl.report import ablation, comparison, figures, length_costs, marks, results
+from longctx_rl.report import ablation, comparison, descriptions, figures, length_costs, marks, results
 from longctx_rl.report.experiment import Experiment, check_cells
 from longctx_rl.report.readings import Groups
 from longctx_rl.report.results import Result
@@ -85,7 +85,7 @@ def _figures(
 ) -> dict[str, Callable[[], Figure]]:
     """Name to what draws it."""
     base = base_of(found)
-    fixed = comparison.fixed_of(found, base)
+    fixed = descriptions.fixed_of(found, base)
     wanted: dict[str, Callable[[], Figure]] = {}
     if experiment.axes:
         for axis in experiment.axes:

@@ -1,11 +1,12 @@
-"""The tables of an experiment that compares methods: levels, gains, equal costs, transfer, context length, costs."""
+"""The tables of an experiment that compares methods. Those with tests stand here: gains, equal costs, pairs."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from statistics import fmean, stdev
+from statistics import fmean
 
 from longctx_rl.report import length_costs
-from longctx_rl.report.readings import Groups, Reading, equal_cost, final, last_step, spending
+from longctx_rl.report.descriptions import all_of, by_length, costs, count, dynamics, fixed_of, levels, listing
+from longctx_rl.report.readings import Groups, Reading, equal_cost, final, spending
 from longctx_rl.report.results import COSTS, Result
 from longctx_rl.report.study import (
     BASE,
@@ -19,24 +20,12 @@ from longctx_rl.report.study import (
     base_of,
     columns_of,
     difference,
-    level,
     methods_of,
     transfer,
     with_holm,
 )
-from longctx_rl.report.tables import MINUS, NOTHING, Entry, Table, percent
+from longctx_rl.report.tables import MINUS, Entry, Table, percent
 
-INTERVALS = "Percent of items; brackets are 95 % intervals over runs and item families."
-DYNAMICS = {
-    "rollout/reward_mean": "reward",
-    "rollout/reward_std": "reward's spread in a group",
-    "policy/entropy": "entropy, nats",
-    "teacher/kl_reverse": "KL to the teacher, nats",
-    "grad/norm": "gradient norm",
-    "grad/pg_kd_cosine": "cosine of the reward's and the teacher's gradient",
-    "rollout/length_mean": "answer length, tokens",
-}
-"""Metrics of the table ``dynamics``."""
 LONG_MINUS_SHORT = {
     "reasoning, long minus short": (LONG_REASONING, SHORT_REASONING),
     "code, long minus short": (CODE_LONG, CODE_SHORT),
@@ -51,6 +40,8 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
     recorded = [axis for axis in COSTS if spending(methods, axis) and not _met_by_all(methods, axis)]
     tables = [levels("levels", methods, fixed_of(results, base), columns, caption=_base_note(base))]
     if base is not None:
+        if {LONG_REASONING, LONGREASON, CODE_LONG, CODE_SHORT} <= set(columns):
+            tables.append(summary(methods, base, recorded))
         tables.append(differences("gains", methods, [base], columns, base.name))
         tables += [at_equal_cost(axis, methods, base, columns) for axis in recorded]
     if len(methods) > 1:
@@ -68,24 +59,27 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
     return [*tables, costs(methods), listing(results)]
 
 
-def fixed_of(results: Sequence[Result], base: Result | None) -> dict[str, list[Result]]:
-    """Rows of models that were not trained: the base first, then the teacher and others."""
-    others = {result.name: [result] for result in results if not result.trained and result.algo != BASE}
-    return ({BASE: [base]} if base is not None else {}) | others
-
-
-def levels(
-    name: str,
-    trained: Groups,
-    fixed: Groups,
-    columns: Sequence[Column],
-    caption: str = "",
-) -> Table:
-    """Row x column: the mean score."""
-    groups = {**fixed, **trained}
-    rows = [(row, (_runs(runs), *(level(runs, column) for column in columns))) for row, runs in groups.items()]
-    headings = ("", "runs", *(column.title for column in columns))
-    return Table(name, f"{INTERVALS} {caption}".strip(), headings, tuple(rows))
+def summary(methods: Groups, base: Result, axes: Sequence[str]) -> Table:
+    """The gains that the study is about, in one table: long reasoning at each equal cost, and what carried over."""
+    readings = {"": final} | {f", equal {WORDS[axis]}": equal_cost(methods, axis)[2] for axis in axes}
+    found = [
+        with_holm({row: difference(runs, [base], LONG_REASONING, reading) for row, runs in methods.items()})
+        for reading in readings.values()
+    ]
+    carried, long, short, primary = _carried_over(methods, base)
+    found += [carried, long, short, primary]
+    headings = [f"{LONG_REASONING.title}{words}" for words in readings]
+    headings += ["LongReason", "code long", "code short", "code, long minus short"]
+    rows: list[tuple[str, tuple[Entry, ...]]] = [
+        (row, (count(runs), *(column[row] for column in found))) for row, runs in methods.items()
+    ]
+    rows.append(("could be found", ("", *map(_detectable, found))))
+    note = (
+        f"Percentage points over {base.name}, with 95 % intervals over runs and item families, at the end of training "
+        "unless a column says otherwise. A star is p < 5 % with Holm's correction over the rows of its column. Could be "
+        "found: the largest difference that a row needs for 80 % power."
+    )
+    return Table("summary", note, ("", "runs", *headings), tuple(rows), signed=True)
 
 
 def differences(
@@ -102,7 +96,7 @@ def differences(
         for column in columns
     ]
     rows: list[tuple[str, tuple[Entry, ...]]] = [
-        (row, (_runs(runs, reading), *(column[row] for column in found))) for row, runs in groups.items()
+        (row, (count(runs, reading), *(column[row] for column in found))) for row, runs in groups.items()
     ]
     rows.append(("could be found", ("", *map(_detectable, found))))
     note = (
@@ -134,18 +128,9 @@ def at_equal_cost(axis: str, methods: Groups, base: Result, columns: Sequence[Co
 
 def transfers(methods: Groups, base: Result) -> Table:
     """Gain on LongReason, on long and on short code, and the difference of the last two."""
-    reasoning, long, short = (
-        with_holm({row: difference(runs, [base], column) for row, runs in methods.items()})
-        for column in (LONGREASON, CODE_LONG, CODE_SHORT)
-    )
-
-    def gained(row: str) -> bool:
-        value = long[row]
-        return value is not None and value.runs > 1 and value.estimate.low > 0.0
-
-    primary = with_holm({row: transfer(runs, [base]) for row, runs in methods.items()}, also=gained)
+    reasoning, long, short, primary = _carried_over(methods, base)
     rows: list[tuple[str, tuple[Entry, ...]]] = [
-        (row, (_runs(runs), reasoning[row], long[row], short[row], primary[row])) for row, runs in methods.items()
+        (row, (count(runs), reasoning[row], long[row], short[row], primary[row])) for row, runs in methods.items()
     ]
     rows.append(("could be found", ("", *map(_detectable, (reasoning, long, short, primary)))))
     caption = (
@@ -155,6 +140,25 @@ def transfers(methods: Groups, base: Result) -> Table:
     )
     headings = ("", "runs", "LongReason", "code long", "code short", "long minus short")
     return Table("transfer", caption, headings, tuple(rows), signed=True)
+
+
+def _carried_over(methods: Groups, base: Result) -> list[dict[str, Value | None]]:
+    """Gains on LongReason, long and short code; and the primary quantity, starred only where long code was gained."""
+    reasoning, long, short = (
+        with_holm({row: difference(runs, [base], column) for row, runs in methods.items()})
+        for column in (LONGREASON, CODE_LONG, CODE_SHORT)
+    )
+
+    def gained(row: str) -> bool:
+        value = long[row]
+        return value is not None and value.runs > 1 and value.estimate.low > 0.0
+
+    return [
+        reasoning,
+        long,
+        short,
+        with_holm({row: transfer(runs, [base]) for row, runs in methods.items()}, also=gained),
+    ]
 
 
 def pairs(name: str, methods: Groups, columns: Sequence[Column], where: str, reading: Reading = final) -> Table:
@@ -180,105 +184,17 @@ def pairs(name: str, methods: Groups, columns: Sequence[Column], where: str, rea
     return Table(name, note, ("", *headings), tuple(rows), signed=True)
 
 
-def dynamics(methods: Groups) -> Table | None:
-    """How training went, from its first tenth to its last; None if nothing is recorded."""
-    metrics = {key: title for key, title in DYNAMICS.items() if any(key in run.curves for run in _all(methods))}
-    rows = []
-    for row, runs in methods.items():
-        entries = []
-        for metric in metrics:
-            ends = [both for run in runs if (both := _tenths(run.curves.get(metric, [])))]
-            if not ends:
-                entries.append(NOTHING)
-                continue
-            first, last = ([one[place] for one in ends] for place in (0, 1))
-            spread = f" \N{PLUS-MINUS SIGN} {stdev(last):.2g}" if len(last) > 1 else ""
-            entries.append(f"{fmean(first):.3g} \N{RIGHTWARDS ARROW} {fmean(last):.3g}{spread}")
-        rows.append((row, tuple(entries)))
-    note = (
-        "Mean of the first tenth of training \N{RIGHTWARDS ARROW} of the last tenth, means over runs, "
-        "\N{PLUS-MINUS SIGN} the standard deviation over runs. No tests."
-    )
-    return Table("dynamics", note, ("", *metrics.values()), tuple(rows)) if metrics else None
-
-
 def _met_by_all(methods: Groups, axis: str) -> bool:
     """Whether all runs have spent the same in all, so that they are read at their ends."""
     _, _, reading = equal_cost(methods, axis)
-    return all(reading(run) == final(run) for run in _all(methods))
-
-
-def _all(groups: Groups) -> list[Result]:
-    return [run for runs in groups.values() for run in runs]
-
-
-def _tenths(curve: Sequence[float | None]) -> tuple[float, float] | None:
-    """Means of the first and the last tenth of a curve; None if either has no value."""
-    size = max(1, len(curve) // 10)
-    ends = [[value for value in part if value is not None] for part in (curve[:size], curve[-size:])]
-    return (fmean(ends[0]), fmean(ends[1])) if all(ends) else None
-
-
-def by_length(methods: Groups, fixed: Groups) -> Table:
-    """Accuracy of each task at each context length."""
-    groups = {**fixed, **methods}
-    cells = sorted({cell for runs in groups.values() for run in runs for cell in run.cells})
-    rows = []
-    for suite, task, length in cells:
-        column = Column("", "", suite, (task,), length)
-        entries = tuple(level(runs, column) for runs in groups.values())
-        rows.append((f"{suite} / {task} / {length or 'as it is'}", entries))
-    return Table("scaling", INTERVALS, ("suite / task / tokens", *groups), tuple(rows))
-
-
-def costs(groups: Groups) -> Table:
-    """What the runs spent in all, and for each prompt that they trained on. Means over runs."""
-    rows = []
-    for row, runs in groups.items():
-        spent = [run.costs[step] for run in runs if (step := last_step(run)) in run.costs]
-        if not spent:
-            continue
-        prompts = sum(one["prompts"] for one in spent)
-        entries = [
-            str(len(spent)),
-            *(f"{fmean(one[name] for one in spent):,.0f}" for name in ("trained_tokens", "sampled_tokens")),
-            f"{fmean(one['flops'] for one in spent):.3g}",
-            f"{fmean(one['wall_seconds'] for one in spent):,.0f}",
-            f"{sum(one['flops'] for one in spent) / prompts:.3g}" if prompts else NOTHING,
-            f"{sum(one['wall_seconds'] for one in spent) / prompts:.3g}" if prompts else NOTHING,
-            ", ".join(sorted({_lengths(run) for run in runs})),
-        ]
-        rows.append((row, tuple(entries)))
-    spent_in_all = ("trained tokens", "sampled tokens", "FLOPs", "seconds")
-    headings = ("", "runs", *spent_in_all, "FLOPs per prompt", "seconds per prompt", "prompt lengths")
-    return Table("costs", "Means over runs; evaluations are not counted.", headings, tuple(rows))
-
-
-def _lengths(run: Result) -> str:
-    lengths, share = run.config.get("data.lengths"), run.config.get("data.short.share")
-    return str(lengths) if share is None else f"{lengths}; {percent(share)} % {run.config['data.short.lengths']}"
-
-
-def listing(results: Sequence[Result]) -> Table:
-    """Every result with where it came from and what is wrong with it."""
-    rows = []
-    for result in results:
-        git = result.origin.get("git") or {}
-        commit = f"{str(git.get('commit', ''))[:10]}{' + changes' if git.get('dirty') else ''}"
-        weights = str(result.origin.get("student") or result.origin.get("weights") or "")[:10]
-        entries = (commit, weights, str(last_step(result) or 0), "; ".join(result.problems))
-        rows.append((result.name, entries))
-    return Table("runs", "Where each row comes from.", ("", "commit", "weights", "steps", "marked"), tuple(rows))
-
-
-def _runs(runs: Sequence[Result], reading: Reading = final) -> str:
-    """How many runs a row has; empty for fixed weights."""
-    return str(sum(reading(run) is not None for run in runs)) if any(run.trained for run in runs) else ""
+    return all(reading(run) == final(run) for run in all_of(methods))
 
 
 def _detectable(values: Mapping[str, Value | None]) -> str | None:
     found = [value.detectable for value in values.values() if value and value.detectable is not None]
-    return percent(max(found)) if found else None
+    if not found:
+        return None
+    return percent(max(found)) if max(found) <= 1.0 else "over 100"
 
 
 def _base_note(base: Result | None) -> str:

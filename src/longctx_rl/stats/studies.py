@@ -52,6 +52,7 @@ def contrast(arms: Sequence[Scores], *, reach: float = 1.0, confidence: float = 
         arms: each [S, F], signs and weights folded in: a gain is ``[after, -before]``. Scores of several conditions of
             one run are combined into one arm first, so that what they share cancels. F is the same and in one order.
         reach: largest absolute value of a family's contrast: 1 for a difference of shares, 2 for one of differences.
+            No interval goes beyond it.
 
     Raises:
         ValueError: no arms, different families, fewer than two families, values that are not finite.
@@ -86,7 +87,8 @@ def contrast(arms: Sequence[Scores], *, reach: float = 1.0, confidence: float = 
     half = float(student.ppf((1 + confidence) / 2, freedom)) * error
     p_value = float(2 * student.sf(abs(value) / error, freedom))
     detectable = float(student.ppf((1 + confidence) / 2, freedom) + student.ppf(power, freedom)) * error
-    return Contrast(Estimate(value, value - half, value + half), error, freedom, p_value, detectable)
+    estimate = Estimate(value, max(value - half, -reach), min(value + half, reach))
+    return Contrast(estimate, error, freedom, p_value, detectable)
 
 
 def hierarchical_bootstrap(

@@ -1,0 +1,132 @@
+"""Tables without tests, of methods and of ablations: levels, context length, how training went, costs, where rows come
+from."""
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from longctx_rl.report.readings import Groups, Reading, final, last_step
+from longctx_rl.report.results import Result
+from longctx_rl.report.study import BASE, Column, level
+from longctx_rl.report.tables import NOTHING, Table, percent
+
+INTERVALS = "Percent of items; brackets are 95 % intervals over runs and item families."
+DYNAMICS = {
+    "rollout/reward_mean": "reward",
+    "rollout/reward_std": "reward's spread in a group",
+    "policy/entropy": "entropy, nats",
+    "teacher/kl_reverse": "KL to the teacher, nats",
+    "grad/norm": "gradient norm",
+    "grad/pg_kd_cosine": "cosine of the reward's and the teacher's gradient",
+    "rollout/length_mean": "answer length, tokens",
+}
+"""Metrics of the table ``dynamics``."""
+
+
+def levels(
+    name: str,
+    trained: Groups,
+    fixed: Groups,
+    columns: Sequence[Column],
+    caption: str = "",
+) -> Table:
+    """Row x column: the mean score."""
+    groups = {**fixed, **trained}
+    rows = [(row, (count(runs), *(level(runs, column) for column in columns))) for row, runs in groups.items()]
+    headings = ("", "runs", *(column.title for column in columns))
+    return Table(name, f"{INTERVALS} {caption}".strip(), headings, tuple(rows))
+
+
+def fixed_of(results: Sequence[Result], base: Result | None) -> dict[str, list[Result]]:
+    """Rows of models that were not trained: the base first, then the teacher and others."""
+    others = {result.name: [result] for result in results if not result.trained and result.algo != BASE}
+    return ({BASE: [base]} if base is not None else {}) | others
+
+
+def dynamics(methods: Groups) -> Table | None:
+    """How training went, from its first tenth to its last; None if nothing is recorded."""
+    metrics = {key: title for key, title in DYNAMICS.items() if any(key in run.curves for run in all_of(methods))}
+    rows = []
+    for row, runs in methods.items():
+        entries = []
+        for metric in metrics:
+            ends = [both for run in runs if (both := _tenths(run.curves.get(metric, [])))]
+            if not ends:
+                entries.append(NOTHING)
+                continue
+            first, last = ([one[place] for one in ends] for place in (0, 1))
+            spread = f" \N{PLUS-MINUS SIGN} {stdev(last):.2g}" if len(last) > 1 else ""
+            entries.append(f"{fmean(first):.3g} \N{RIGHTWARDS ARROW} {fmean(last):.3g}{spread}")
+        rows.append((row, tuple(entries)))
+    note = (
+        "Mean of the first tenth of training \N{RIGHTWARDS ARROW} of the last tenth, means over runs, "
+        "\N{PLUS-MINUS SIGN} the standard deviation over runs. No tests."
+    )
+    return Table("dynamics", note, ("", *metrics.values()), tuple(rows)) if metrics else None
+
+
+def by_length(methods: Groups, fixed: Groups) -> Table:
+    """Accuracy of each task at each context length."""
+    groups = {**fixed, **methods}
+    cells = sorted({cell for runs in groups.values() for run in runs for cell in run.cells})
+    rows = []
+    for suite, task, length in cells:
+        column = Column("", "", suite, (task,), length)
+        entries = tuple(level(runs, column) for runs in groups.values())
+        rows.append((f"{suite} / {task} / {length or 'as it is'}", entries))
+    return Table("scaling", INTERVALS, ("suite / task / tokens", *groups), tuple(rows))
+
+
+def costs(groups: Groups) -> Table:
+    """What the runs spent in all, and for each prompt that they trained on. Means over runs."""
+    rows = []
+    for row, runs in groups.items():
+        spent = [run.costs[step] for run in runs if (step := last_step(run)) in run.costs]
+        if not spent:
+            continue
+        prompts = sum(one["prompts"] for one in spent)
+        entries = [
+            str(len(spent)),
+            *(f"{fmean(one[name] for one in spent):,.0f}" for name in ("trained_tokens", "sampled_tokens")),
+            f"{fmean(one['flops'] for one in spent):.3g}",
+            f"{fmean(one['wall_seconds'] for one in spent):,.0f}",
+            f"{sum(one['flops'] for one in spent) / prompts:.3g}" if prompts else NOTHING,
+            f"{sum(one['wall_seconds'] for one in spent) / prompts:.3g}" if prompts else NOTHING,
+            ", ".join(sorted({_lengths(run) for run in runs})),
+        ]
+        rows.append((row, tuple(entries)))
+    spent_in_all = ("trained tokens", "sampled tokens", "FLOPs", "seconds")
+    headings = ("", "runs", *spent_in_all, "FLOPs per prompt", "seconds per prompt", "prompt lengths")
+    return Table("costs", "Means over runs; evaluations are not counted.", headings, tuple(rows))
+
+
+def _lengths(run: Result) -> str:
+    lengths, share = run.config.get("data.lengths"), run.config.get("data.short.share")
+    return str(lengths) if share is None else f"{lengths}; {percent(share)} % {run.config['data.short.lengths']}"
+
+
+def listing(results: Sequence[Result]) -> Table:
+    """Every result with where it came from and what is wrong with it."""
+    rows = []
+    for result in results:
+        git = result.origin.get("git") or {}
+        commit = f"{str(git.get('commit', ''))[:10]}{' + changes' if git.get('dirty') else ''}"
+        weights = str(result.origin.get("student") or result.origin.get("weights") or "")[:10]
+        entries = (commit, weights, str(last_step(result) or 0), "; ".join(result.problems))
+        rows.append((result.name, entries))
+    return Table("runs", "Where each row comes from.", ("", "commit", "weights", "steps", "marked"), tuple(rows))
+
+
+def _tenths(curve: Sequence[float | None]) -> tuple[float, float] | None:
+    """Means of the first and the last tenth of a curve; None if either has no value."""
+    size = max(1, len(curve) // 10)
+    ends = [[value for value in part if value is not None] for part in (curve[:size], curve[-size:])]
+    return (fmean(ends[0]), fmean(ends[1])) if all(ends) else None
+
+
+def all_of(groups: Groups) -> list[Result]:
+    return [run for runs in groups.values() for run in runs]
+
+
+def count(runs: Sequence[Result], reading: Reading = final) -> str:
+    """How many runs a row has; empty for fixed weights."""
+    return str(sum(reading(run) is not None for run in runs)) if any(run.trained for run in runs) else ""

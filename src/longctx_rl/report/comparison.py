@@ -76,8 +76,8 @@ def summary(methods: Groups, base: Result, axes: Sequence[str]) -> Table:
     rows.append(("could be found", ("", *map(_detectable, found))))
     note = (
         f"Percentage points over {base.name}, with 95 % intervals over runs and item families, at the end of training "
-        "unless a column says otherwise. A star is p < 5 % with Holm's correction over the rows of its column. Could be "
-        "found: the largest difference that a row needs for 80 % power."
+        "unless a column says otherwise. A star is p < 5 % with Holm's correction over the rows of its column. Could "
+        "be found: the largest difference that a row needs for 80 % power."
     )
     return Table("summary", note, ("", "runs", *headings), tuple(rows), signed=True)
 

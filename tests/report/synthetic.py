@@ -31,6 +31,7 @@ def write_runs(root: Path, seeds: int, *, steps: int = 100, items: int = 6, metr
             _write_lines(path / "evals" / "heldout.jsonl", answers(rng, steps, items, place))
             if place > 1:
                 _write_lines(path / "rollouts" / f"step-{steps:06d}.jsonl", completions(rng, teacher=place > 2))
+                _write_lines(path / "rollouts" / "step-000001.jsonl", completions(rng, teacher=place > 2)[4:])
             (path / "finished.json").write_text("{}")
             written.append(path)
     return written

@@ -209,6 +209,11 @@ def test_rollouts_with_their_gap_to_the_teacher(page: Page) -> None:
     assert page.texts("#rollout-cards .card:last-child pre")[0] == "the mentor of TorVin is KesDal.<|im_end|>"
     page.click("#prompt-on")
     assert page.run("return document.getElementById('prompt').selectedIndex") == 1
+    page.click("#prompt-back")
+    assert page.run("return document.getElementById('prompt').selectedIndex") == 0
+    page.choose("rollout-step", "0")
+    assert page.choices("rollout-step") == ["1", str(STEPS)] and page.choices("prompt") == ["multihop-train-1-L256"]
+    assert len(page.texts("#rollout-cards .card:last-child .completion")) == 4
 
 
 def test_configurations_against_each_other(page: Page) -> None:

@@ -14,7 +14,7 @@ from longctx_rl.report.marks import filled
 from longctx_rl.report.readings import last_step
 from longctx_rl.report.results import COSTS, CellScores, Result, read_all
 from longctx_rl.report.study import Value, difference
-from longctx_rl.report.tables import Table, comma_separated, latex, markdown, percent, shown
+from longctx_rl.report.tables import MINUS, Table, comma_separated, latex, markdown, percent, shown
 from longctx_rl.stats import Estimate
 from report.test_study import BASE, RUNS
 
@@ -128,6 +128,25 @@ def test_transfer_has_a_star_only_where_long_code_was_gained() -> None:
     assert isinstance(forgot, Value) and isinstance(gained, Value)
     assert forgot.estimate.low > 0 and (forgot.p_value or 1) < 0.05 and not forgot.starred
     assert gained.starred and "*" in shown(gained)
+
+
+def test_slopes_are_of_code_on_longreason_through_no_gain() -> None:
+    def run(name: str, reasoning: int, long: int, short: int, seed: int | None) -> Result:
+        def cell(right: int) -> CellScores:
+            scores = {f"f{index}": float(index < right) for index in range(40)}
+            half = {f"f{index}": float(index < (right + 10) // 2) for index in range(40)}
+            return CellScores(scores={0: scores} if seed is None else {5: half, 10: scores}, cut={})
+
+        rights = {("longreason", "context", 1024): reasoning, ("code", "bury", 1024): long, ("code", "short", 0): short}
+        return Result(name=name, algo="opd", seed=seed, cells={place: cell(n) for place, n in rights.items()})
+
+    base = run("base", 10, 10, 10, None)
+    runs = [run("opd-0", 30, 20, 10, 0), run("opd-1", 20, 20, 6, 1)]  # slopes 1/2 and 1; 0 and -2/5
+    table = descriptions.slopes({"opd": runs}, base)
+    assert table is not None and table.rows == (
+        ("opd", ("2", "0.75 [-2.43, 3.93]".replace("-", MINUS), "-0.20 [-2.74, 2.34]".replace("-", MINUS))),
+    )
+    assert descriptions.slopes({"opd": [run("opd-0", 10, 20, 10, 0)]}, base) is None  # LongReason never moved
 
 
 def test_axes_are_read_and_compared_with_their_default(tmp_path: Path) -> None:

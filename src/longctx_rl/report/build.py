@@ -12,7 +12,16 @@ from longctx_rl.report import ablation, comparison, descriptions, figures, lengt
 from longctx_rl.report.experiment import Experiment, check_cells
 from longctx_rl.report.readings import Groups
 from longctx_rl.report.results import Result
-from longctx_rl.report.study import CODE_LONG, CODE_SHORT, LONGREASON, Column, base_of, columns_of, methods_of
+from longctx_rl.report.study import (
+    CODE_LONG,
+    CODE_SHORT,
+    LONGREASON,
+    Column,
+    base_of,
+    columns_of,
+    methods_of,
+    transfer_points,
+)
 from longctx_rl.report.tables import Table, comma_separated, latex, markdown
 from longctx_rl.run_directory import write_text
 
@@ -120,7 +129,7 @@ def _transfer_points(found: Sequence[Result]) -> str:
     for method, runs in methods.items():
         for column in (CODE_LONG, CODE_SHORT):
             assert base is not None
-            for point in figures.transfer_points(runs, base, column):
+            for point in transfer_points(runs, base, column):
                 gains = [f"{point[key]:.6g}" for key in ("longreason", "code")]
                 writer.writerow([method, *(int(point[key]) for key in ("seed", "step", "last")), column.key, *gains])
     return text.getvalue()

@@ -5,7 +5,7 @@ from itertools import combinations
 from statistics import fmean
 
 from longctx_rl.report import length_costs
-from longctx_rl.report.descriptions import all_of, by_length, costs, count, dynamics, fixed_of, levels, listing
+from longctx_rl.report.descriptions import all_of, by_length, costs, count, dynamics, fixed_of, levels, listing, slopes
 from longctx_rl.report.readings import Groups, Reading, equal_cost, final, spending
 from longctx_rl.report.results import COSTS, Result
 from longctx_rl.report.study import (
@@ -51,6 +51,8 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
             tables.append(pairs(f"pairs_{axis}", methods, columns, f"within {limit:.3g} {WORDS[axis]}", reading))
     if base is not None and {CODE_LONG, CODE_SHORT} <= set(columns):
         tables.append(transfers(methods, base))
+        if (moved := slopes(methods, base)) is not None:
+            tables.append(moved)
     tables.append(by_length(methods, fixed_of(results, base)))
     if (moved := dynamics(methods)) is not None:
         tables.append(moved)

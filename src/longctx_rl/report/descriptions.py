@@ -1,13 +1,15 @@
 """Tables without tests, of methods and of ablations: levels, context length, how training went, costs, where rows come
 from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
+
+from scipy.stats import t as student
 
 from longctx_rl.report.readings import Groups, Reading, final, last_step
 from longctx_rl.report.results import Result
-from longctx_rl.report.study import BASE, Column, level
-from longctx_rl.report.tables import NOTHING, Table, percent
+from longctx_rl.report.study import BASE, CODE_LONG, CODE_SHORT, Column, level, transfer_points
+from longctx_rl.report.tables import MINUS, NOTHING, Table, percent
 
 INTERVALS = "Percent of items; brackets are 95 % intervals over runs and item families."
 DYNAMICS = {
@@ -62,6 +64,39 @@ def dynamics(methods: Groups) -> Table | None:
         "\N{PLUS-MINUS SIGN} the standard deviation over runs. No tests."
     )
     return Table("dynamics", note, ("", *metrics.values()), tuple(rows)) if metrics else None
+
+
+def slopes(methods: Groups, base: Result) -> Table | None:
+    """What a point of LongReason came with in code: least squares through no gain, over the evaluations of each run."""
+    rows: list[tuple[str, tuple[str, ...]]] = []
+    for row, runs in methods.items():
+        entries = []
+        for column in (CODE_LONG, CODE_SHORT):
+            found = [slope for run in runs if (slope := _slope(transfer_points([run], base, column))) is not None]
+            entries.append(_with_interval(found))
+        rows.append((row, (count(runs), *entries)))
+    note = (
+        "Points of code gained for each point of LongReason gained: the slope of a line through the origin over the "
+        "evaluations of a run (which chance in its LongReason scores flattens), mean and 95 % t interval over runs; "
+        "items are not resampled. A description, no test."
+    )
+    known = any(entry != NOTHING for _, (_, *entries) in rows for entry in entries)
+    return Table("transfer_slopes", note, ("", "runs", "code long", "code short"), tuple(rows)) if known else None
+
+
+def _slope(points: Sequence[Mapping[str, float]]) -> float | None:
+    """None where LongReason never moved."""
+    squares = sum(point["longreason"] ** 2 for point in points)
+    return sum(point["longreason"] * point["code"] for point in points) / squares if squares else None
+
+
+def _with_interval(values: Sequence[float]) -> str:
+    if not values:
+        return NOTHING
+    if len(values) < 2:
+        return f"{values[0]:.2f} (one run)".replace("-", MINUS)
+    half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return f"{fmean(values):.2f} [{fmean(values) - half:.2f}, {fmean(values) + half:.2f}]".replace("-", MINUS)
 
 
 def by_length(methods: Groups, fixed: Groups) -> Table:

@@ -12,16 +12,15 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from longctx_rl.report import length_costs
-from longctx_rl.report.readings import Groups, Weights
+from longctx_rl.report.readings import Groups
 from longctx_rl.report.results import Result
 from longctx_rl.report.study import (
     CODE_LONG,
     CODE_SHORT,
-    LONGREASON,
     METHODS,
     Column,
-    difference,
     level,
+    transfer_points,
 )
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
@@ -116,23 +115,6 @@ def transfer_figure(groups: Groups, base: Result) -> Figure:
     panels[0].set_ylabel("gain on code, points")
     panels[1].legend()
     return figure
-
-
-def transfer_points(runs: Sequence[Result], base: Result, column: Column) -> list[dict[str, float]]:
-    """Both gains of each run at each of its evaluations after the start."""
-    points = []
-    for run in runs:
-        trained = [step for step in run.steps if step > 0]
-        for step in trained:
-
-            def at(result: Result, step: int = step) -> Weights:
-                return {step if result.trained else 0: 1.0}
-
-            reasoning, code = difference([run], [base], LONGREASON, at), difference([run], [base], column, at)
-            if reasoning is not None and code is not None:
-                gains = {"longreason": reasoning.estimate.value, "code": code.estimate.value}
-                points.append({"seed": run.seed or 0, "step": step, "last": step == trained[-1], **gains})
-    return points
 
 
 def dynamics_figure(groups: Groups) -> Figure:

@@ -133,6 +133,23 @@ def transfer(
     return _value(contrast([after, -before], reach=2.0), after, alone=alone)
 
 
+def transfer_points(runs: Sequence[Result], base: Result, column: Column) -> list[dict[str, float]]:
+    """Both gains of each run at each of its evaluations after the start."""
+    points = []
+    for run in runs:
+        trained = [step for step in run.steps if step > 0]
+        for step in trained:
+
+            def at(result: Result, step: int = step) -> Weights:
+                return {step if result.trained else 0: 1.0}
+
+            reasoning, code = difference([run], [base], LONGREASON, at), difference([run], [base], column, at)
+            if reasoning is not None and code is not None:
+                gains = {"longreason": reasoning.estimate.value, "code": code.estimate.value}
+                points.append({"seed": run.seed or 0, "step": step, "last": step == trained[-1], **gains})
+    return points
+
+
 def with_holm(
     values: Mapping[str, Value | None], *, also: Callable[[str], bool] = lambda row: True
 ) -> dict[str, Value | None]:

@@ -22,7 +22,7 @@ LAYERS = (
     {"plan"},
     {"data", "rollout", "rewards", "engine", "progress", "process", "mirror"},
     {"policy", "run_directory", "sandbox"},
-    {"objective", "environment", "stats", "endpoint", "metrics_file"},
+    {"objective", "environment", "fingerprint", "stats", "endpoint", "metrics_file"},
     {"config", "types"},
     {"strict", "validation", "config_data", "config_reward", "config_build", "config_eval", "config_model"},
 )

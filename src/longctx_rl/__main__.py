@@ -120,8 +120,7 @@ def composed_grids(experiment_name: str) -> list[config.Config]:
     """Every run that the sweeps of this ``experiment_name`` in conf/experiment/ ask for; raises as ``composed``."""
     runs = []
     for path in sorted((config_directory() / "experiment").glob("*.yaml")):
-        with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
-            found = hydra.compose("config", [f"+experiment={path.stem}"], return_hydra_config=True)
+        found = _compose("config", [f"+experiment={path.stem}"], hydra_too=True)
         if found.experiment_name != experiment_name or not found.hydra.sweeper.params:
             continue
         params = [f"{key}={values}" for key, values in found.hydra.sweeper.params.items()]
@@ -167,10 +166,10 @@ def composed_harness(overrides: list[str]) -> HarnessConfig:
     return strict.convert(HarnessConfig, OmegaConf.to_container(found, resolve=True))
 
 
-def _compose(name: str, overrides: list[str]) -> DictConfig:
+def _compose(name: str, overrides: list[str], hydra_too: bool = False) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
-            return hydra.compose(name, overrides)
+            return hydra.compose(name, overrides, return_hydra_config=hydra_too)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(sentence(error, KINDS[name])) from error
 

@@ -103,7 +103,7 @@ def load_tasks(config: HarnessConfig) -> dict[str, dict[str, Any]]:
         if name not in manager.all_tasks:
             raise ValueError(f"tasks={name} does not exist: see `lm_eval ls tasks`, or give include=FOLDER")
         refuse_unsafe(name, _settings(manager, name), config)
-        random.seed(SEED)  # RULER's prompts are made as its tasks are loaded
+        random.seed(SEED)  # RULER's prompts are made as its tasks are loaded: the same whatever is named before
         np.random.seed(SEED)
         try:
             for kind, found in manager.load([name]).items():

@@ -4,6 +4,7 @@ import heapq
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -70,7 +71,7 @@ class Cost:
         return f"{duration(self.seconds):>8}  {self.tokens:>10,.0f} tokens  {self.flops:>8.2g} FLOPs"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Measured:
     """A finished run, as a guide to what one like it will cost."""
 
@@ -80,6 +81,11 @@ class Measured:
     evaluation_seconds: float
     here: bool = True
     """Whether its directory is here; False: a committed result, whose seconds may be another machine's."""
+
+    @cached_property
+    def likeness(self) -> list[Any]:
+        """What must be equal for it to be a guide."""
+        return _likeness(self.config)
 
     def estimate(self, config: Config) -> Cost:
         """The cost of a run like it with another budget."""
@@ -115,7 +121,8 @@ def estimate(config: Config, known: Sequence[Measured]) -> Cost | None:
 
 def _alike(config: Config, known: Sequence[Measured]) -> list[Measured]:
     """Those that are here; only if there are none, committed ones."""
-    alike = [one for one in known if _likeness(one.config) == _likeness(config)]
+    wanted = _likeness(config)
+    alike = [one for one in known if one.likeness == wanted]
     return [one for one in alike if one.here] or alike
 
 
@@ -182,7 +189,7 @@ def render(configs: Sequence[Config], jobs: int, known: Sequence[Measured]) -> s
         else "cost: not known before a run of this kind is finished",
     ]
     if elsewhere:
-        lines.append(f"{elsewhere} of them cost what committed results did, whose seconds are another machine's")
+        lines.append(f"{elsewhere} of them cost what committed results did, whose seconds may be another machine's")
     if costs and unknown:
         lines.append(f"{unknown} runs are not in it: no finished run is of their method, models, batch and evaluation")
     return "\n".join(lines)

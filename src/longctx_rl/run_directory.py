@@ -173,11 +173,11 @@ def finished(config: Config) -> dict[str, Any] | None:
     return found if found["budget"] == strict.plain(config.budget) else None
 
 
-def record_parts(path: Path, data: dict[str, Any], models: dict[str, Any]) -> None:
-    """Note in environment.json what the run trains on, and the sizes of its models.
+def record_parts(path: Path, data: dict[str, Any], models: dict[str, Any], weights: dict[str, str | None]) -> None:
+    """Note in environment.json what the run trains on, the sizes of its models, and what weights they have.
 
     Raises:
-        ValueError: the run continues, and its data are others than when it began.
+        ValueError: the run continues, and its data or weights are others than when it began.
     """
     record = path / "environment.json"
     environment = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
@@ -187,7 +187,15 @@ def record_parts(path: Path, data: dict[str, Any], models: dict[str, Any]) -> No
             f"the training data of {path} have changed since the run began ({before['content_hash']} is now "
             f"{data['content_hash']}): restore them, or choose another experiment_name"
         )
-    write_text(record, json.dumps(environment | {"data": data, "models": models}, indent=2) + "\n")
+    weights_before = environment.get("weights", {})
+    for role, its in weights_before.items():
+        if its != weights.get(role, its):
+            raise ValueError(
+                f"the {role} of {path} has other weights than when the run began: restore them, or choose another "
+                "experiment_name"
+            )
+    noted = {"data": data, "models": models, "weights": weights | weights_before}
+    write_text(record, json.dumps(environment | noted, indent=2) + "\n")
 
 
 def _discard(path: Path, config: Config) -> None:

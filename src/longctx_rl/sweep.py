@@ -49,7 +49,7 @@ def sweep(requests: Sequence[Request], launcher: Launcher | None = None) -> int:
             for request in requests:
                 if request.problem:
                     process.complain(f"{request.problem} ({request.command})")
-            print(plan.render(configs, settings.jobs, known_costs(configs)))
+            print(plan.render(configs, settings.jobs, finished_runs(configs) + committed()))
             return process.UNUSABLE if len(configs) < len(requests) else 0
         return Sweep(requests, settings.jobs, launcher).run()
     except ValueError as problem:
@@ -66,9 +66,14 @@ def _check_distinct(configs: Sequence[Config]) -> None:
             )
 
 
-def known_costs(configs: Sequence[Config]) -> list[plan.Measured]:
-    """Of the finished runs beside these, and of the results that a checkout holds."""
-    return plan.measured({config.runs_root for config in configs}) + results.measured(Path("experiments"))
+def finished_runs(configs: Sequence[Config]) -> list[plan.Measured]:
+    """What the finished runs beside these cost."""
+    return plan.measured({config.runs_root for config in configs})
+
+
+def committed() -> list[plan.Measured]:
+    """What the results that a checkout holds cost."""
+    return results.measured(Path("experiments"))
 
 
 class Sweep:
@@ -82,6 +87,7 @@ class Sweep:
         self._finished = self._skipped = 0
         self._asked = 0
         self._overview = Overview()
+        self._committed = committed()
         self._until = self._estimate()
 
     def run(self) -> int:
@@ -167,7 +173,7 @@ class Sweep:
         """When the last run will end, on the monotonic clock; not a number if finished runs do not tell."""
         configs = [cell.watched.config for cell in self._running]
         configs += [one.config for _, one in self._waiting if one.config and not run_directory.finished(one.config)]
-        known = known_costs(configs)
+        known = finished_runs(configs) + self._committed
         costs = [plan.remaining(config, known) for config in configs]
         if None in costs:
             return float("nan")

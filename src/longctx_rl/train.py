@@ -18,6 +18,8 @@ from longctx_rl.config import Config
 from longctx_rl.data.prompts import token_texts
 from longctx_rl.data.source import check_lengths
 from longctx_rl.engine import checkpoint, distributed
+from longctx_rl.fingerprint import fingerprint
+from longctx_rl.policy.loading import locate
 from longctx_rl.recorder import Recorder, build_recorder
 from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.training import summary
@@ -74,7 +76,8 @@ def run(config: Config) -> None:
             recorder.say(note)
         try:
             path = Path(config.run_dir)
-            distributed.on_main(lambda: run_directory.record_parts(path, parts.source.describe(), parts.sizes()))
+            noted = (parts.source.describe(), parts.sizes())
+            distributed.on_main(lambda: run_directory.record_parts(path, *noted, weights(config)))
             state = state or TrainState()
             reason = train(config, parts, state, recorder, interrupt)
         finally:
@@ -85,6 +88,14 @@ def run(config: Config) -> None:
         distributed.on_main(lambda: run_directory.record_finished(*done))
     finally:
         distributed.shutdown()
+
+
+def weights(config: Config) -> dict[str, str | None]:
+    """Hashes of what the run starts from and is taught by; None for weights of the Hub or drawn at random."""
+    names = {"student": None if config.model.architecture else config.model.student}
+    if config.needs_teacher and config.model.teacher_cache is None:
+        names["teacher"] = config.model.teacher
+    return {role: name and fingerprint(Path(locate(name))) for role, name in names.items()}
 
 
 def restore(config: Config, parts: Parts) -> TrainState | None:

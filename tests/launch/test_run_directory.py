@@ -26,6 +26,15 @@ def config(tmp_path: Path) -> Config:
 BASE = composed("+algo=dgrpo")
 
 
+def test_a_run_goes_on_with_the_weights_it_began_with(tmp_path: Path) -> None:
+    began: dict[str, str | None] = {"student": "a", "teacher": None}
+    run_directory.record_parts(tmp_path, {}, {}, began)
+    run_directory.record_parts(tmp_path, {}, {}, {"student": "a"})  # the teacher's answers are cached by now
+    assert json.loads((tmp_path / "environment.json").read_text())["weights"] == began
+    with pytest.raises(ValueError, match=r"^the student of .* has other weights than when the run began: restore them"):
+        run_directory.record_parts(tmp_path, {}, {}, {"student": "b"})
+
+
 def train_a_step(path: Path, step: int = 1) -> None:
     with (path / "metrics.jsonl").open("a") as metrics:
         metrics.write(json.dumps({"step": step, "loss/total": 1.0}) + "\n")

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pytest
 
+import longctx_rl
 from longctx_rl import plan
 from longctx_rl.__main__ import composed, composed_grids
 from longctx_rl.config import Config
+from longctx_rl.fingerprint import fingerprint
 from longctx_rl.report import results
-from longctx_rl.report.check import check_origin
+from longctx_rl.report.check import check, check_origin
 from longctx_rl.report.collect import collect
 from longctx_rl.report.completeness import check_complete
 from longctx_rl.report.experiment import Experiment
 from longctx_rl.report.results import CellScores, Result
 
+SHIPPED = Path(longctx_rl.__file__).parent / "models"
 CELL = ("heldout", "multihop", 1024)
 
 
@@ -44,35 +47,60 @@ def test_what_a_grid_asks_for_and_nobody_has(experiment: Experiment, found: list
     asked = there | runs("opd", range(4))
     assert check_complete(experiment, found, asked) == [
         "table1: 4 of 10 runs have no result (opd-mini-mix-s0, opd-mini-mix-s1, opd-mini-mix-s2 and 1 more): "
-        "make table1-runs"
+        "run its grids, then python -m longctx_rl.report collect table1"
     ]
-    assert check_complete(experiment, [one for one in found if one.trained], there) == [
-        "table1: nobody asked the base: make table1-runs asks it",
-        "table1: nobody asked the teacher: make table1-runs asks it",
+    without = [replace(one, cells={CELL: last_of(one.cells[CELL])}) for one in found if one.trained]
+    assert check_complete(experiment, without, there) == [
+        "nobody asked the base: python -m longctx_rl.evaluate checkpoint=mini-student, then collect"
     ]
+    assert check_complete(experiment, [one for one in found if one.trained], there) == []  # the base is their step 0
+
+
+def last_of(cell: CellScores) -> CellScores:
+    last = max(cell.scores)
+    return CellScores(scores={last: cell.scores[last]}, cut={})
 
 
 def test_rows_that_answered_less_or_are_another_model(experiment: Experiment, found: list[Result]) -> None:
-    asked = runs("sft", range(3))
+    asked = runs("opd", range(3))
     rows = {one.name: one for one in found}
     base, teacher = rows["base"], rows["teacher"]
     scores = dict(list(base.cells[CELL].scores[0].items())[:15])
     fewer = replace(base, cells=base.cells | {CELL: CellScores(scores={0: scores}, cut={})})
-    other = replace(teacher, origin={"checkpoint": "mini-student-large"})
-    others = [one for one in found if one.trained]
-    assert check_complete(experiment, [*others, fewer, other], asked) == [
-        "base lacks 5 of 20 families of heldout multihop 1024 that all runs have: make table1-runs asks it",
-        "teacher is mini-student-large, which no run of table1 uses: make table1-runs asks it",
+    other = replace(teacher, origin={"checkpoint": "mini-student"})
+    trained = [replace(one, name=one.name.replace("sft", "opd")) for one in found if one.trained]
+    assert check_complete(experiment, [*trained, fewer, other], asked) == [
+        "base lacks 5 of 20 families of heldout multihop 1024 that all runs have: "
+        "python -m longctx_rl.evaluate checkpoint=mini-student, then collect",
+        "teacher is mini-student, and not mini-teacher as for most runs: "
+        "python -m longctx_rl.evaluate checkpoint=mini-teacher, then collect",
     ]
 
 
-def test_a_run_from_weights_that_were_replaced(experiment: Experiment, found: list[Result]) -> None:
-    run = next(one for one in found if one.trained)
-    assert check_complete(experiment, [replace(run, origin=run.origin | {"student": "ab" * 16})], {}) == [
-        f"{run.name} was trained from another mini-student than the one that is shipped: train it again"
+def test_models_that_were_replaced(experiment: Experiment, found: list[Result]) -> None:
+    run, base = next(one for one in found if one.trained), next(one for one in found if one.name == "base")
+    assert run.origin["student"] == fingerprint(SHIPPED / "mini-student") and run.origin.get("teacher") is None
+    old = replace(run, origin=run.origin | {"student": "ab" * 16, "teacher": "cd" * 16})
+    asked = replace(base, origin=base.origin | {"dtype": "float32"})
+    assert check_complete(experiment, [old, asked], {}) == [
+        f"{run.name} is of another mini-student than the one that is shipped: train or ask it again",
+        f"{run.name} is of another mini-teacher than the one that is shipped: train or ask it again",
+        "base is of another mini-student than the one that is shipped: train or ask it again",
     ]
     moved = replace(run, config=run.config | {"model.student": "runs/x/export"}, origin={"student": "ab" * 16})
     assert check_complete(experiment, [moved], {}) == []
+
+
+def test_a_check_knows_the_grids(experiment: Experiment, found: list[Result]) -> None:
+    asked = runs("sft", range(4))
+    first = next(iter(asked))
+    asked[first] = replace(asked[first], batch=replace(asked[first].batch, prompts_per_step=3))
+    problems, _ = check(experiment, experiment.folder.parents[1], composed, list(asked.values()))
+    assert problems == [
+        "table1: 1 of 4 runs have no result (sft-mini-mix-s3): "
+        "run its grids, then python -m longctx_rl.report collect table1",
+        f"{first} is not what its grid asks for: batch.prompts_per_step 8 is 3 today",
+    ]
 
 
 def test_a_result_that_is_not_what_its_grid_asks_for(found: list[Result]) -> None:
@@ -94,7 +122,7 @@ def test_plans_know_what_committed_runs_cost(experiment: Experiment, found: list
     cost = plan.estimate(config, known)
     assert cost == plan.Cost(2.0 * 20 + 3.0, 2000.0, 2e10)
     lines = plan.render([config], 1, known).splitlines()
-    assert lines[-1] == "1 of them cost what committed results did, whose seconds are another machine's"
+    assert lines[-1] == "1 of them cost what committed results did, whose seconds may be another machine's"
     here = [replace(one, here=True, evaluation_seconds=5.0) for one in known[:1] + known[3:4]]
     costs = {plan.estimate(config, [*known, one]) for one in here if one.config.algo.name == "sft"}
     assert costs == {plan.Cost(2.0 * 20 + 5.0, 2000.0, 2e10)}  # those that are here count alone

@@ -18,8 +18,9 @@ from longctx_rl.config_model import ArchitectureConfig
 from longctx_rl.data.packing import pack
 from longctx_rl.data.source import recorded_group
 from longctx_rl.engine import distributed
+from longctx_rl.evaluate import weights_hash
 from longctx_rl.metrics_file import read_metrics
-from longctx_rl.policy.loading import fresh_model, load_tokenizer
+from longctx_rl.policy.loading import fresh_model, load_model, load_tokenizer
 from longctx_rl.report import length_costs
 from longctx_rl.report.collect import of_run
 from longctx_rl.report.runs import read_run
@@ -82,6 +83,10 @@ def test_every_method_trains_two_steps(algo: str, models: tuple[str, ...], tmp_p
     records = [json.loads(line) for line in (run / "evals" / "heldout.jsonl").read_text().splitlines()]
     assert {record["step"] for record in records} == {0, 2}
     result = of_run(read_run(run))
+    used = ["student", "teacher"] if algo in ("kd", "opd", "dgrpo") else ["student"]
+    folders = {role: Path(setting.partition("=")[2]) for role, setting in zip(used, models, strict=False)}
+    weights = {role: weights_hash(load_model(str(folder))) for role, folder in folders.items()}
+    assert [result.origin[role] for role in ("student", "teacher")] == [weights["student"], weights.get("teacher")]
     spent, computed = result.costs[2], length_costs.cost_at(result, 192)  # all of its prompts are about as long
     assert computed is not None and computed.prompt == pytest.approx(spent["flops"] / spent["prompts"], rel=0.1)
     if algo in ("kd", "opd", "dgrpo"):

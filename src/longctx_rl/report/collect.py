@@ -3,7 +3,6 @@
 Adds and replaces what it finds. A committed result whose run is gone stays.
 """
 
-import hashlib
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,12 +14,14 @@ from typing import Any
 import longctx_rl
 from longctx_rl import strict
 from longctx_rl.evals.records import ItemRecord
+from longctx_rl.fingerprint import fingerprint
 from longctx_rl.metrics_file import Row
 from longctx_rl.report import results
 from longctx_rl.report.experiment import Experiment, check_cells
 from longctx_rl.report.results import Cell, CellScores, Result
 from longctx_rl.report.runs import Asked, Run, find_asked, find_runs, read_evals, run_directories
 from longctx_rl.report.study import BASE, base_of
+from longctx_rl.validation import SHIPPED
 
 POINTS = 60
 """Points of a committed curve: each the mean of as many training steps as it takes."""
@@ -119,11 +120,9 @@ def unanswered(asked: Asked, cells: Mapping[Cell, CellScores]) -> Iterator[str]:
 
 
 def movable(run: Run, value: Any) -> Any:
-    """Text of a run with its runs' folder as if that lay in the working directory, wherever on a machine it does."""
+    """Text of a run with its runs' folder as if that were the default one, wherever on a machine it lies."""
     root = str(run.config.get("runs_root", ""))
-    return (
-        value.replace(f"{root}/", f"{Path(root).name}/") if isinstance(value, str) and root.startswith("/") else value
-    )
+    return value.replace(f"{root}/", "runs/") if isinstance(value, str) and len(root) > 1 else value
 
 
 def command(run: Run) -> str | None:
@@ -193,27 +192,27 @@ def origin(run: Run) -> dict[str, Any]:
         "evaluation_seconds": rounded(sum(row.get("time/eval") or 0.0 for row in run.metrics)),
         "resumed": len(environment.get("resumed", [])),
         "models": environment.get("models"),
-        "student": student_hash(run),
+        **weights(run),
     }
 
 
-def student_hash(run: Run) -> str | None:
-    """A hash of the weights that the run started from; None where they are not files on this machine."""
-    student = str(run.config.get("model", {}).get("student"))
-    shipped = Path(longctx_rl.__file__).parent / "models" / student
-    folder = shipped if shipped.is_dir() else Path(run.environment.get("directory", "."), student)
-    return hash_of(folder)
+def weights(run: Run) -> dict[str, str | None]:
+    """Hashes of the run's student and teacher as it noted them; else of those that are here now, if they are files."""
+    noted = run.environment.get("weights")
+    if noted is not None:
+        return {role: noted.get(role) for role in ("student", "teacher")}
+    taught = run.config.get("algo", {}).get("weights", {}).get("kd")
+    found: dict[str, str | None] = {}
+    for role in ("student", "teacher") if taught else ("student",):
+        name = str(run.config.get("model", {}).get(role))
+        folder = shipped(name)
+        found[role] = fingerprint(folder or Path(run.environment.get("directory", "."), name))
+    return found
 
 
-def hash_of(folder: Path) -> str | None:
-    """A hash of a model's files of weights; None if there are none."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        return None
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+def shipped(name: str) -> Path | None:
+    """The folder of a shipped model."""
+    return Path(longctx_rl.__file__).parent / "models" / name if name in SHIPPED else None
 
 
 def rounded(value: float) -> float:

@@ -76,10 +76,19 @@ def summary(methods: Groups, base: Result, axes: Sequence[str]) -> Table:
         (row, (count(runs), *(column[row] for column in found))) for row, runs in methods.items()
     ]
     rows.append(("could be found", ("", *map(_detectable, found))))
+    fewer = [
+        f"{row}, {heading} ({value.runs})"
+        for heading, column in zip(headings, found, strict=True)
+        for row, value in column.items()
+        if value and value.runs != len(methods[row])
+    ]
+    of_fewer = f" Of fewer runs: {', '.join(fewer)}." if fewer else ""
     note = (
         f"Percentage points over {base.name}, with 95 % intervals over runs and item families, at the end of training "
-        "unless a column says otherwise. A star is p < 5 % with Holm's correction over the rows of its column. Could "
-        "be found: the largest difference that a row needs for 80 % power."
+        "unless a column says otherwise. Long minus short, the difference of differences, is the primary quantity; "
+        "forgetting short code raises it, too, so it has a star only where long code itself was gained. A star is p < "
+        "5 % with Holm's correction over the rows of its column. Could be found: the largest difference that a row "
+        f"needs for 80 % power.{of_fewer}"
     )
     return Table("summary", note, ("", "runs", *headings), tuple(rows), signed=True)
 

@@ -1,31 +1,34 @@
-"""Is everything there that a study's grids ask for, answered by all, and started from the models that are shipped?"""
+"""Is everything there that a study's grids ask for, answered by all, and of the models that are shipped?"""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import longctx_rl
 from longctx_rl.config import Config
-from longctx_rl.report.collect import hash_of
+from longctx_rl.fingerprint import fingerprint
+from longctx_rl.report.collect import shipped
 from longctx_rl.report.experiment import Experiment
 from longctx_rl.report.results import Cell, Result
-from longctx_rl.report.study import BASE, TEACHER
+from longctx_rl.report.study import BASE, TEACHER, base_of
 
 NAMED = 3
 """Missing runs that are named, of more."""
 
 
 def check_complete(experiment: Experiment, found: Sequence[Result], asked: Mapping[str, Config]) -> list[str]:
-    """What is missing or was asked of other weights, one sentence each.
+    """What is missing or of other weights, one sentence each.
 
     Args:
         asked: the runs of the study's grids by name; empty for a study without any.
     """
     problems = _missing(experiment, found, asked)
     if asked:
-        shared = _answered_by_all([one for one in found if one.name in asked])
-        problems += _fixed(experiment, found, BASE, {one.model.student for one in asked.values()}, shared)
-        problems += _fixed(experiment, found, TEACHER, {one.model.teacher for one in asked.values()}, shared)
-    return problems + [problem for one in found if (problem := _other_weights(one))]
+        cells = _answered_by_all([one for one in found if one.name in asked])
+        students = Counter(one.model.student for one in asked.values())
+        teachers = Counter(str(one.model.teacher) for one in asked.values() if one.needs_teacher)
+        if base_of(found) is None or any(one.name == BASE for one in found):
+            problems += _fixed(found, BASE, students, cells)
+        problems += _fixed(found, TEACHER, teachers, cells) if teachers else []
+    return problems + [problem for one in found for problem in _other_weights(one)]
 
 
 def _missing(experiment: Experiment, found: Sequence[Result], asked: Mapping[str, Config]) -> list[str]:
@@ -34,44 +37,44 @@ def _missing(experiment: Experiment, found: Sequence[Result], asked: Mapping[str
         return []
     more = f" and {len(missing) - NAMED} more" if missing[NAMED:] else ""
     runs = f"{len(missing)} of {len(asked)} runs have no result ({', '.join(missing[:NAMED])}{more})"
-    return [f"{experiment.name}: {runs}: make {experiment.name}-runs"]
+    return [f"{experiment.name}: {runs}: run its grids, then python -m longctx_rl.report collect {experiment.name}"]
 
 
-def _fixed(
-    experiment: Experiment, found: Sequence[Result], name: str, used: set[str | None], cells: Mapping[Cell, set[str]]
-) -> list[str]:
-    """What is wrong with the row of an untrained model: is it one that runs use, and did it answer what they did?"""
-    again = f"make {experiment.name}-runs asks it"
+def _fixed(found: Sequence[Result], name: str, used: Counter[str], cells: Mapping[Cell, set[str]]) -> list[str]:
+    """What is wrong with the row of an untrained model: is it what most runs use, and did it answer what they did?"""
+    ((model, _),) = used.most_common(1)
+    again = f"python -m longctx_rl.evaluate checkpoint={model}, then collect"
     rows = [one for one in found if one.name == name and not one.trained]
-    if not rows:
-        return [f"{experiment.name}: nobody asked the {name}: {again}"]
-    (row,), problems = rows, []
-    if (checkpoint := row.origin.get("checkpoint")) not in used:
-        problems.append(f"{name} is {checkpoint}, which no run of {experiment.name} uses: {again}")
-    for cell, families in cells.items():
-        answered = row.cells[cell].scores.get(0, {}).keys() if cell in row.cells else set()
-        if lacking := len(families - answered):
-            place = " ".join(map(str, cell))
-            problems.append(
-                f"{name} lacks {lacking} of {len(families)} families of {place} that all runs have: {again}"
-            )
+    problems = [] if rows else [f"nobody asked the {name}: {again}"]
+    for row in rows:
+        if (checkpoint := row.origin.get("checkpoint")) != model:
+            problems.append(f"{name} is {checkpoint}, and not {model} as for most runs: {again}")
+        for cell, families in cells.items():
+            answered = row.cells[cell].scores.get(0, {}).keys() if cell in row.cells else set()
+            if lacking := len(families - answered):
+                place = " ".join(map(str, cell))
+                problems.append(
+                    f"{name} lacks {lacking} of {len(families)} families of {place} that all runs have: {again}"
+                )
     return problems
 
 
 def _answered_by_all(runs: Sequence[Result]) -> dict[Cell, set[str]]:
-    """Families of each cell that every run answered at its last evaluation."""
-    cells: dict[Cell, set[str]] = {}
-    for run in runs:
-        for cell, scores in run.cells.items():
-            last = set(scores.scores[max(scores.scores)])
-            cells[cell] = cells[cell] & last if cell in cells else last
-    return cells
+    """Families that every run answered at its last evaluation, of the cells that every run has."""
+    common = set.intersection(*(set(run.cells) for run in runs)) if runs else set()
+    return {
+        cell: set.intersection(*(set(scores[max(scores)]) for run in runs if (scores := run.cells[cell].scores)))
+        for cell in sorted(common)
+    }
 
 
-def _other_weights(result: Result) -> str | None:
-    """Whether a run started from a shipped model that has been replaced since."""
-    student, trained_from = str(result.config.get("model.student")), result.origin.get("student")
-    folder = Path(longctx_rl.__file__).parent / "models" / student
-    if not trained_from or not folder.is_dir() or hash_of(folder) == trained_from:
-        return None
-    return f"{result.name} was trained from another {student} than the one that is shipped: train it again"
+def _other_weights(result: Result) -> list[str]:
+    """Shipped models that have been replaced since a run used them, or a row was asked."""
+    used = {str(result.config.get(f"model.{role}")): result.origin.get(role) for role in ("student", "teacher")}
+    if not result.trained and result.origin.get("dtype") == "float32":  # the number type of what is shipped
+        used = {str(result.origin.get("checkpoint")): result.origin.get("weights")}
+    return [
+        f"{result.name} is of another {name} than the one that is shipped: train or ask it again"
+        for name, weights in used.items()
+        if weights and (folder := shipped(name)) and fingerprint(folder) != weights
+    ]

@@ -77,7 +77,7 @@ def slopes(methods: Groups, base: Result) -> Table | None:
         rows.append((row, (count(runs), *entries)))
     note = (
         "Points of code gained for each point of LongReason gained: the slope of a line through the origin over the "
-        "evaluations of a run (which chance in its LongReason scores flattens), mean and 95 % t interval over runs; "
+        "evaluations of a run, which noise in LongReason pulls towards 0; mean and 95 % t interval over runs; "
         "items are not resampled. A description, no test."
     )
     known = any(entry != NOTHING for _, (_, *entries) in rows for entry in entries)

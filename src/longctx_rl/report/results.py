@@ -94,11 +94,14 @@ def measured(experiments: Path) -> list[Measured]:
         try:
             result = read(path)
             config = strict.convert(Config, _nested({**result.config, "run_dir": "", "runs_root": ""}))
-            spent = result.costs[max(result.costs)]
+            progress = {
+                name: values[-1] or 0.0 for name, values in result.curves.items() if name.startswith("progress/")
+            }
             seconds = float(result.origin["evaluation_seconds"])
         except (ValueError, KeyError, TypeError):
             continue
-        progress = {f"progress/{name}": value for name, value in spent.items()}
+        if not progress.get("progress/trained_tokens"):
+            continue
         found.append(Measured(config, progress, seconds, here=False))
     return found
 

@@ -138,18 +138,21 @@ def at_equal_cost(axis: str, methods: Groups, base: Result, columns: Sequence[Co
 
 
 def transfers(methods: Groups, base: Result) -> Table:
-    """Gain on LongReason, on long and on short code, and the difference of the last two."""
-    reasoning, long, short, primary = _carried_over(methods, base)
+    """Gains in reasoning and in code, and how much more was gained when long than when short."""
+    lengths = (LONG_REASONING, SHORT_REASONING)
+    grown = with_holm({row: transfer(runs, [base], columns=lengths) for row, runs in methods.items()})
+    found = [grown, *_carried_over(methods, base)]
     rows: list[tuple[str, tuple[Entry, ...]]] = [
-        (row, (count(runs), reasoning[row], long[row], short[row], primary[row])) for row, runs in methods.items()
+        (row, (count(runs), *(column[row] for column in found))) for row, runs in methods.items()
     ]
-    rows.append(("could be found", ("", *map(_detectable, (reasoning, long, short, primary)))))
+    rows.append(("could be found", ("", *map(_detectable, found))))
     caption = (
-        f"Percentage points over {base.name}. Long minus short, the difference of differences, is the primary "
+        f"Percentage points over {base.name}. Long minus short is the difference of differences, of code the primary "
         "quantity; forgetting short code raises it, too, so it has a star only where long code itself was gained. "
         "Stars: p < 5 %, Holm over methods."
     )
-    headings = ("", "runs", "LongReason", "code long", "code short", "long minus short")
+    reasoning, code = LONG_MINUS_SHORT
+    headings = ("", "runs", reasoning, "LongReason", "code long", "code short", code)
     return Table("transfer", caption, headings, tuple(rows), signed=True)
 
 

@@ -90,6 +90,8 @@ def test_the_summary_has_the_numbers_of_the_other_tables(experiment: Experiment,
         assert entries[1] == dict(tables["gains"].rows)[row][place]
         assert entries[2] == dict(tables["equal_trained_tokens"].rows)[row][place]
         assert entries[-4:] == dict(tables["transfer"].rows)[row][-4:]
+        assert isinstance(entries[1], Value) and isinstance(entries[2], Value)
+        assert (entries[1].families, entries[2].families) == (20, 10), "grpo is read where it was asked 10"
 
 
 def test_dynamics_are_of_the_first_and_the_last_tenth() -> None:

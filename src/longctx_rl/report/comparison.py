@@ -64,9 +64,10 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
 def summary(methods: Groups, base: Result, axes: Sequence[str]) -> Table:
     """The gains that the study is about, in one table: long reasoning at each equal cost, and what carried over."""
     readings = {"": final} | {f", equal {WORDS[axis]}": equal_cost(methods, axis)[2] for axis in axes}
+    everyone = all_of(methods)
     found = [
-        with_holm({row: difference(runs, [base], LONG_REASONING, reading) for row, runs in methods.items()})
-        for reading in readings.values()
+        with_holm({row: difference(runs, [base], LONG_REASONING, reading, among) for row, runs in methods.items()})
+        for reading, among in ((reading, everyone if words else ()) for words, reading in readings.items())
     ]
     carried, long, short, primary = _carried_over(methods, base)
     found += [carried, long, short, primary]
@@ -100,10 +101,12 @@ def differences(
     columns: Sequence[Column],
     caption: str,
     reading: Reading = final,
+    among: Sequence[Result] = (),
 ) -> Table:
-    """Row x column: difference to the same other runs, Holm over rows, and what the study could have found."""
+    """Row x column: difference to the same other runs, Holm over rows, and what the study could have found. ``among``:
+    runs whose families all rows keep to."""
     found = [
-        with_holm({row: difference(runs, others, column, reading) for row, runs in groups.items()})
+        with_holm({row: difference(runs, others, column, reading, among) for row, runs in groups.items()})
         for column in columns
     ]
     rows: list[tuple[str, tuple[Entry, ...]]] = [
@@ -131,10 +134,10 @@ def at_equal_cost(axis: str, methods: Groups, base: Result, columns: Sequence[Co
     caption = (
         f"{base.name}, each run where it has spent {limit:.3g} {WORDS[axis]}{seconds}, what the cheapest method spends "
         "in all: at its end if that is within 5 %, else between two evaluations, whose scores are interpolated. Read "
-        f"at, mean over runs: {', '.join(said)}. Evaluations during training ask fewer items; gains are over the items "
-        "that run and base both answered"
+        f"at, mean over runs: {', '.join(said)}. Evaluations during training ask fewer items; all rows are over the "
+        "items that every run answered where it is read"
     )
-    return differences(f"equal_{axis}", methods, [base], columns, caption, reading)
+    return differences(f"equal_{axis}", methods, [base], columns, caption, reading, all_of(methods))
 
 
 def transfers(methods: Groups, base: Result) -> Table:

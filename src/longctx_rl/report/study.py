@@ -102,13 +102,17 @@ def level(runs: Sequence[Result], column: Column, reading: Reading = final) -> V
 
 
 def difference(
-    runs: Sequence[Result], others: Sequence[Result], column: Column, reading: Reading = final
+    runs: Sequence[Result],
+    others: Sequence[Result],
+    column: Column,
+    reading: Reading = final,
+    among: Sequence[Result] = (),
 ) -> Value | None:
-    """How much more the first runs have than the others, over the families that all of them answered."""
-    scores = arms([runs, others], column, reading)
+    """How much more the first runs have than the others, over the families that they and all ``among`` answered."""
+    scores = arms([runs, others, *([among] if among else [])], column, reading)
     if scores is None:
         return None
-    after, before = scores
+    after, before = scores[:2]
     found = contrast([after, -before])
     return _value(found, after, alone=len(after) < 2 or (others[0].trained and len(before) < 2))
 

@@ -132,6 +132,21 @@ def test_transfer_has_a_star_only_where_long_code_was_gained() -> None:
     assert gained.starred and "*" in shown(gained)
 
 
+def test_rewards_are_compared_seed_by_seed() -> None:
+    def runs(algo: str, shift: float, zigzag: float) -> list[Result]:
+        curves = [[0.1 * seed + shift + (zigzag if point % 2 else 0.0) for point in range(20)] for seed in range(3)]
+        return [
+            replace(RUNS[0], name=f"{algo}-{seed}", algo=algo, seed=seed, curves={"rollout/reward_mean": [*curve]})
+            for seed, curve in enumerate(curves)
+        ]
+
+    table = descriptions.rewards({"sft": RUNS, "grpo": runs("grpo", 0.2, 0.2), "opd": runs("opd", 0.4, 0.1)})
+    rough = (0.1**2 / 2) ** 0.5 - (0.2**2 / 2) ** 0.5
+    expected = ("3", "0.150 [0.150, 0.150]", f"{rough:.3f} [{rough:.3f}, {rough:.3f}]".replace("-", MINUS))
+    assert table is not None and table.rows == ((f"opd {MINUS} grpo", expected),)
+    assert descriptions.rewards({"sft": RUNS, "grpo": runs("grpo", 0.2, 0.2)}) is None
+
+
 def test_slopes_are_of_code_on_longreason_through_no_gain() -> None:
     def run(name: str, reasoning: int, long: int, short: int, seed: int | None) -> Result:
         def cell(right: int) -> CellScores:

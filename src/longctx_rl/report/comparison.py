@@ -5,7 +5,18 @@ from itertools import combinations
 from statistics import fmean
 
 from longctx_rl.report import length_costs
-from longctx_rl.report.descriptions import all_of, by_length, costs, count, dynamics, fixed_of, levels, listing, slopes
+from longctx_rl.report.descriptions import (
+    all_of,
+    by_length,
+    costs,
+    count,
+    dynamics,
+    fixed_of,
+    levels,
+    listing,
+    rewards,
+    slopes,
+)
 from longctx_rl.report.readings import Groups, Reading, equal_cost, final, spending
 from longctx_rl.report.results import COSTS, Result
 from longctx_rl.report.study import (
@@ -56,6 +67,8 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
     tables.append(by_length(methods, fixed_of(results, base)))
     if (moved := dynamics(methods)) is not None:
         tables.append(moved)
+    if (compared := rewards(methods)) is not None:
+        tables.append(compared)
     if (found := length_costs.table(methods)) is not None:
         tables.append(found)
     return [*tables, costs(methods), listing(results)]

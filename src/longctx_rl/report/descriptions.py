@@ -2,6 +2,8 @@
 from."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations, pairwise
+from math import isnan, nan
 from statistics import fmean, stdev
 
 from scipy.stats import t as student
@@ -12,8 +14,9 @@ from longctx_rl.report.study import BASE, CODE_LONG, CODE_SHORT, Column, level, 
 from longctx_rl.report.tables import MINUS, NOTHING, Table, percent
 
 INTERVALS = "Percent of items; brackets are 95 % intervals over runs and item families."
+REWARD = "rollout/reward_mean"
 DYNAMICS = {
-    "rollout/reward_mean": "reward",
+    REWARD: "reward",
     "rollout/reward_std": "reward's spread in a group",
     "policy/entropy": "entropy, nats",
     "teacher/kl_reverse": "KL to the teacher, nats",
@@ -66,6 +69,32 @@ def dynamics(methods: Groups) -> Table | None:
     return Table("dynamics", note, ("", *metrics.values()), tuple(rows)) if metrics else None
 
 
+def rewards(methods: Groups) -> Table | None:
+    """How methods that sample differ in reward and in how smooth it is, seed by seed; None for fewer than two."""
+    known = {
+        row: {run.seed: curve for run in runs if (curve := run.curves.get(REWARD))} for row, runs in methods.items()
+    }
+    measures = (lambda curve: (_tenths(curve) or (nan, nan))[1], _roughness)
+    rows = []
+    for early, late in combinations((row for row, curves in known.items() if curves), 2):
+        seeds = sorted(known[early].keys() & known[late].keys(), key=str)
+        entries = (_with_interval([of(known[late][s]) - of(known[early][s]) for s in seeds], 3) for of in measures)
+        rows.append((f"{late} {MINUS} {early}", (str(len(seeds)), *entries)))
+    note = (
+        "Differences of runs with the same seed, which had the same prompts: mean and 95 % t interval over seeds. "
+        "Roughness: the standard deviation of the reward around its trend, from differences of neighbouring points of "
+        "the curve (root of half their mean square). A description, no test."
+    )
+    headings = ("", "seeds", "reward, last tenth of training", "roughness of the reward")
+    return Table("rewards", note, headings, tuple(rows)) if rows else None
+
+
+def _roughness(curve: Sequence[float | None]) -> float:
+    """Not a number without neighbours."""
+    squares = [(b - a) ** 2 for a, b in pairwise(curve) if a is not None and b is not None]
+    return (fmean(squares) / 2) ** 0.5 if squares else nan
+
+
 def slopes(methods: Groups, base: Result) -> Table | None:
     """What a point of LongReason came with in code: least squares through no gain, over the evaluations of each run."""
     rows: list[tuple[str, tuple[str, ...]]] = []
@@ -90,13 +119,14 @@ def _slope(points: Sequence[Mapping[str, float]]) -> float | None:
     return sum(point["longreason"] * point["code"] for point in points) / squares if squares else None
 
 
-def _with_interval(values: Sequence[float]) -> str:
-    if not values:
+def _with_interval(values: Sequence[float], digits: int = 2) -> str:
+    if not values or any(map(isnan, values)):
         return NOTHING
+    mean = fmean(values)
     if len(values) < 2:
-        return f"{values[0]:.2f} (one run)".replace("-", MINUS)
+        return f"{mean:.{digits}f} (one run)".replace("-", MINUS)
     half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return f"{fmean(values):.2f} [{fmean(values) - half:.2f}, {fmean(values) + half:.2f}]".replace("-", MINUS)
+    return f"{mean:.{digits}f} [{mean - half:.{digits}f}, {mean + half:.{digits}f}]".replace("-", MINUS)
 
 
 def by_length(methods: Groups, fixed: Groups) -> Table:

@@ -87,6 +87,7 @@ def level_figure(groups: Groups, fixed: Groups, columns: Sequence[Column]) -> Fi
         panel.set_title(column.title)
         panel.set_ylim(-len(groups) + 0.5, 0.5)
         panel.set_yticks([-index for index in range(len(groups))], list(groups) if place % wide == 0 else [])
+    _legend_below(figure, panels)
     return figure
 
 
@@ -225,6 +226,7 @@ def axis_figure(axis: str, groups: Groups, fixed: Groups, columns: Sequence[Colu
         panel.set_title(column.title)
         panel.set_xticks(range(len(groups)), list(groups))
         panel.set_xlabel(axis)
+    _legend_below(figure, panels)
     return figure
 
 
@@ -244,14 +246,15 @@ def _reference_lines(draw: Callable[..., object], fixed: Groups, column: Column)
         value = level(runs, column)
         if value is not None and row in FIXED:
             color, style = FIXED[row]
-            draw(value.estimate.value, color=color, linestyle=style, linewidth=0.8)
+            draw(value.estimate.value, color=color, linestyle=style, linewidth=0.8, label=row)
 
 
 def _legend_below(figure: Figure, panels: Sequence[Axes]) -> None:
     handles = {
         label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles) or 1)
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
 
 
 def _look(row: str, index: int) -> tuple[str, str]:

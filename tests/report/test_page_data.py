@@ -80,6 +80,7 @@ def test_texts_keep_to_their_budget_and_say_so(tmp_path: Path, monkeypatch: pyte
     for one in runs:
         if one.algo in ("sft", "kd"):
             continue
+        (one.path / "rollouts" / "step-000001.jsonl").unlink()
         for step in (5, 10):
             shutil.copy(one.path / "rollouts" / "step-000020.jsonl", one.path / "rollouts" / f"step-{step:06d}.jsonl")
     assert [one["step"] for one in texts.rollouts(runs)["steps"]] == [5, 10, 20]

@@ -114,7 +114,7 @@ def test_without_a_base_it_says_how_to_ask_one(grid: Path, experiment: Experimen
     )
     found = results.read_all(experiment.results)
     tables = [table.name for table in comparison.tables_of(found)]
-    without = ["levels", "pairs", "pairs_trained_tokens", "scaling", "dynamics", "costs", "runs"]
+    without = ["levels", "pairs", "pairs_trained_tokens", "scaling", "dynamics", "rewards", "costs", "runs"]
     assert tables == without and found[0].steps == [5, 10]
 
 

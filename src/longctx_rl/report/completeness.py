@@ -23,11 +23,13 @@ def check_complete(experiment: Experiment, found: Sequence[Result], asked: Mappi
     problems = _missing(experiment, found, asked)
     if asked:
         cells = _answered_by_all([one for one in found if one.name in asked])
+        first = next(iter(asked.values()))
+        where = f"out=runs/{experiment.name}/{{name}} eval={first.eval.name} eval.items={first.eval.items}"
         students = Counter(one.model.student for one in asked.values())
         teachers = Counter(str(one.model.teacher) for one in asked.values() if one.needs_teacher)
         if base_of(found) is None or any(one.name == BASE for one in found):
-            problems += _fixed(found, BASE, students, cells)
-        problems += _fixed(found, TEACHER, teachers, cells) if teachers else []
+            problems += _fixed(found, BASE, students, cells, where)
+        problems += _fixed(found, TEACHER, teachers, cells, where) if teachers else []
     return problems + [problem for one in found for problem in _other_weights(one)]
 
 
@@ -40,10 +42,12 @@ def _missing(experiment: Experiment, found: Sequence[Result], asked: Mapping[str
     return [f"{experiment.name}: {runs}: run its grids, then python -m longctx_rl.report collect {experiment.name}"]
 
 
-def _fixed(found: Sequence[Result], name: str, used: Counter[str], cells: Mapping[Cell, set[str]]) -> list[str]:
+def _fixed(
+    found: Sequence[Result], name: str, used: Counter[str], cells: Mapping[Cell, set[str]], where: str
+) -> list[str]:
     """What is wrong with the row of an untrained model: is it what most runs use, and did it answer what they did?"""
     ((model, _),) = used.most_common(1)
-    again = f"python -m longctx_rl.evaluate checkpoint={model}, then collect"
+    again = f"python -m longctx_rl.evaluate checkpoint={model} {where.format(name=name)}, then collect"
     rows = [one for one in found if one.name == name and not one.trained]
     problems = [] if rows else [f"nobody asked the {name}: {again}"]
     for row in rows:

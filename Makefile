@@ -71,7 +71,7 @@ $(GRIDS:%=%-runs): %-runs: $(VENV)/.installed
 		$(PYTHON) -m longctx_rl -m +experiment=$$grid $(ARGS) || { status=$$?; test $$status != 130 || exit 130; }; \
 	done; \
 	for model in student=base teacher=teacher; do \
-		$(PYTHON) -m longctx_rl.evaluate checkpoint=mini-$${model%=*} out=runs/$*/$${model#*=} $(asked_$*) || exit; \
+		$(PYTHON) -m longctx_rl.evaluate checkpoint=mini-$${model%=*} out=runs/$*/$${model#*=} logging=wandb $(asked_$*) || exit; \
 	done; \
 	$(PYTHON) -m longctx_rl.report collect $* && exit $$status
 

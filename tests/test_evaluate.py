@@ -57,6 +57,17 @@ def test_answers_are_kept_and_asked_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert records.read(tmp_path / "evals" / "heldout.jsonl")[: len(first)] == first
 
 
+def test_results_are_mirrored_beside_those_of_trainings(tmp_path: Path) -> None:
+    """wandb itself, offline. The second answer to the same question replaces the first."""
+    out = tmp_path / "table1" / "base"
+    for _ in range(2):
+        run(out, *SHORT, "eval.items=1", "logging=wandb")
+    (piece,) = (out / "wandb").glob("offline-run-*/*.wandb")
+    assert len(list((out / "wandb" / "replaced").iterdir())) == 1
+    written = piece.read_bytes()
+    assert b"eval/heldout/grounding/256" in written and b"table1" in written and b"-results" in written
+
+
 def test_every_suite_runs_on_the_shipped_student(tmp_path: Path) -> None:
     lengths = [f"eval.suites.{suite}.lengths=[1024]" for suite in ("heldout", "longreason", "code", "ruler")]
     table = run(tmp_path, "eval=all", "eval.items=1", "eval.suites.code.max_new_tokens=16",

@@ -24,7 +24,16 @@ LAYERS = (
     {"policy", "run_directory", "sandbox"},
     {"objective", "environment", "fingerprint", "stats", "endpoint", "metrics_file"},
     {"config", "types"},
-    {"strict", "validation", "config_data", "config_reward", "config_build", "config_eval", "config_model"},
+    {
+        "strict",
+        "validation",
+        "config_data",
+        "config_reward",
+        "config_build",
+        "config_eval",
+        "config_logging",
+        "config_model",
+    },
 )
 """From the top. A file imports from its own layer and from those below."""
 

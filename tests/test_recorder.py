@@ -15,7 +15,7 @@ from config.composing import composed
 from longctx_rl import recorder as recording
 from longctx_rl.config import Config
 from longctx_rl.metrics_file import read_metrics
-from longctx_rl.mirror import Mirror, mirror_settings
+from longctx_rl.mirror import Mirror, training_settings
 from longctx_rl.progress import Progress
 from longctx_rl.recorder import NullRecorder, RunRecorder, build_recorder
 from longctx_rl.types import Completion, Example, Reward, RolloutGroup
@@ -203,19 +203,50 @@ def test_a_mirror_that_hangs_does_not_hold_the_run(
 
 def test_how_a_run_appears_in_the_mirror(offline: Config, tmp_path: Path) -> None:
     run_dir = tmp_path / "dgrpo-mini-mix-s0"
-    first = mirror_settings(offline, run_dir, resumed=False)
+    first = training_settings(offline, run_dir, resumed=False)
     assert (first["mode"], first["project"], first["group"]) == ("offline", "longctx-rl", "default")
     assert (first["job_type"], first["name"]) == ("train", "dgrpo-mini-mix-s0")
     assert first["tags"][:3] == ["dgrpo", "mini", "mix"]
     assert first["config"]["algo"]["weights"]["kd"] == 0.5
-    (run_dir / "wandb" / "offline-run-1").mkdir(parents=True)
-    assert mirror_settings(offline, run_dir, resumed=True)["name"] == "dgrpo-mini-mix-s0-r2"
     online = replace(offline, logging=replace(offline.logging, mode="online"))
-    started = mirror_settings(online, run_dir, resumed=False)
-    continued = mirror_settings(online, run_dir, resumed=True)
+    started = training_settings(online, run_dir, resumed=False)
+    continued = training_settings(online, run_dir, resumed=True)
     assert started["id"] == continued["id"] and continued["resume"] == "allow"
     assert continued["name"] == "dgrpo-mini-mix-s0"
-    assert mirror_settings(online, run_dir, resumed=False)["id"] != started["id"]
+    assert training_settings(online, run_dir, resumed=False)["id"] != started["id"]
+
+
+def test_a_resumed_run_is_mirrored_whole(offline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [FakeRun(), FakeRun()]
+    named = []
+
+    def init(**settings: Any) -> FakeRun:
+        named.append(settings["name"])
+        return runs[len(named) - 1]
+
+    fake_wandb(monkeypatch, init)
+    run_dir = tmp_path / "dgrpo-mini-mix-s0"
+    recorder = RunRecorder(offline, run_dir, None)
+    for step in range(1, 4):
+        recorder.log(step, STEP | {"progress/step": step})
+        recorder.save_rollouts(step, [GROUP], spelled)
+    recorder.close()
+    piece = run_dir / "wandb" / "offline-run-1"
+    piece.mkdir(parents=True)
+    record(offline, run_dir, range(3, 5), resume_step=2)
+    first, whole = ([row["step"] for row in run.rows if "loss/total" in row] for run in runs)
+    assert (first, whole) == ([1, 2, 3], [1, 2, 3, 4])
+    assert [row["step"] for row in runs[1].rows if "rollouts" in row] == [1, 2]
+    assert not piece.exists() and (run_dir / "wandb" / "replaced" / piece.name).is_dir()
+    assert named == [run_dir.name] * 2
+
+
+def test_an_uploaded_piece_stays(offline: Config, tmp_path: Path) -> None:
+    piece = tmp_path / "wandb" / "offline-run-1"
+    piece.mkdir(parents=True)
+    (piece / "run-1.wandb.synced").touch()
+    assert training_settings(offline, tmp_path, resumed=True)["name"] == f"{tmp_path.name}-r2"
+    assert piece.is_dir()
 
 
 def test_wandb_itself_offline_without_an_account(offline: Config, tmp_path: Path, capfd: Any) -> None:

@@ -14,6 +14,7 @@ from yaml import YAMLError
 from longctx_rl import strict, validation
 from longctx_rl.config_data import DataConfig, TaskConfig
 from longctx_rl.config_eval import EvalConfig
+from longctx_rl.config_logging import LoggingConfig
 from longctx_rl.config_model import ModelConfig
 from longctx_rl.config_reward import RewardConfig
 
@@ -145,21 +146,6 @@ class RolloutConfig:
     batch_tokens: int  # prompts once, and completions, whose keys and values are held together
     gather_weights: bool
     """ZeRO-3: hold full weights while sampling (fast); false: gather layer by layer (small)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoggingConfig:
-    name: str
-    mode: Literal["offline", "online", "disabled"]
-    """Of the wandb mirror; metrics.jsonl is always written."""
-    project: str
-    entity: str | None
-    tags: tuple[str, ...]
-    rollouts_every: int
-    """Steps between saved rollouts; 0: none."""
-    rollouts_kept: int  # groups saved each time
-    artifacts: bool = False
-    """Upload the trained model to wandb, too; results always are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from longctx_rl.config_data import DataConfig
+from longctx_rl.config_logging import LoggingConfig
 from longctx_rl.config_model import YarnConfig
 from longctx_rl.config_reward import RewardConfig
 
@@ -153,6 +154,8 @@ class EvaluateConfig(CheckpointConfig):
     """That share the items."""
     sandbox: Literal["auto", "bwrap", "rlimit"]
     """Isolation of generated code that is graded by running it."""
+    logging: LoggingConfig
+    """Of its results, to stand beside those of trainings."""
     rollout: AnswersConfig
     kl: KLConfig
     eval: EvalConfig

@@ -4,8 +4,9 @@
     python -m longctx_rl.evaluate checkpoint=mini-student out=runs/mini-student processes=2
 
 Suites: eval=heldout, longreason, ruler, code, or all of them; short, longblocks, longreason_hub. kl.base=FOLDER gives
-the distance to another checkpoint. Settings are in conf/evaluate.yaml and conf/eval/. Every answer is kept in
-out/evals/<suite>.jsonl as it comes; the same command, or one with more items, goes on from there.
+the distance to another checkpoint; logging=wandb mirrors the results, as it does a training's. Settings are in
+conf/evaluate.yaml and conf/eval/. Every answer is kept in out/evals/<suite>.jsonl as it comes; the same command, or one
+with more items, goes on from there.
 """
 
 import dataclasses
@@ -34,6 +35,7 @@ from longctx_rl.evals.grading import runs_code
 from longctx_rl.evals.processes import ask_together, merge
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.suites import READ, check_suite
+from longctx_rl.mirror import Mirror, evaluation_settings
 from longctx_rl.policy.loading import check_tokenizer, context_length, load_model, load_tokenizer
 from longctx_rl.run_directory import write_text
 from longctx_rl.sandbox import isolation
@@ -75,6 +77,8 @@ def evaluate(config: EvaluateConfig) -> str:
             del model  # each process has its own
             found = ask_together(config, told)
         settle(Path(config.out), found)
+        if config.logging.mode != "disabled":
+            mirror(config, found)
     tables = [
         f"{name}\n{summary.table(answered, means=config.eval.suites[name].shared_items)}"
         for name, answered in found.items()
@@ -98,6 +102,15 @@ def distance(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     return f"KL to {config.kl.base}\n" + kl.measure(
         path, facts, model, base, tokenizer, config.kl, config.rollout.batch_tokens
     )
+
+
+def mirror(config: EvaluateConfig, found: dict[str, list[ItemRecord]]) -> None:
+    """Show the results on wandb, as a run of their own."""
+    mirrored = Mirror(evaluation_settings(config))
+    scores = [summary.metrics(answered, suite) for suite, answered in found.items()]
+    mirrored.log({"step": 0, **{name: value for each in scores for name, value in each.items()}})
+    mirrored.keep(Path(config.out), None)
+    mirrored.close()
 
 
 @contextmanager

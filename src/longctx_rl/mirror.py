@@ -1,8 +1,11 @@
 """The wandb mirror of a run: the same rows, tables of rollouts, and what the run leaves behind.
 
+A training is a wandb run of job type ``train``; answers of fixed weights are one of job type ``eval``.
+
 It works in a thread of its own, so that a mirror which fails or hangs costs a warning and nothing else.
 """
 
+import json
 import os
 import queue
 import re
@@ -14,8 +17,10 @@ from typing import Any
 
 from longctx_rl import strict
 from longctx_rl.config import Config
+from longctx_rl.config_eval import EvaluateConfig
+from longctx_rl.config_logging import LoggingConfig
 from longctx_rl.environment import git_state
-from longctx_rl.metrics_file import Row
+from longctx_rl.metrics_file import Row, read_metrics
 from longctx_rl.run_directory import write_text
 
 SUMMARIES = {
@@ -48,33 +53,69 @@ Work = Callable[[Any, Any], None]
 """Something to do with the wandb module and its run."""
 
 
-def mirror_settings(config: Config, run_dir: Path, resumed: bool) -> dict[str, Any]:
-    """Arguments of ``wandb.init``: how the run appears there.
-
-    An online run is continued under its id. An offline run cannot be: each piece is a wandb run of its own, in the same
-    group, named ``-r2`` and so on.
-    """
-    name, piece = run_dir.name, 1 + len(list((run_dir / "wandb").glob("*run-*"))) if resumed else 1
-    git = git_state(Path(__file__).resolve().parents[2])
-    arguments: dict[str, Any] = {
-        "mode": config.logging.mode,
-        "dir": str(run_dir),
-        "project": config.logging.project,
-        "entity": config.logging.entity,
+def training_settings(config: Config, run_dir: Path, resumed: bool) -> dict[str, Any]:
+    """Arguments of ``wandb.init``: how a training appears there."""
+    return _settings(config.logging, run_dir, resumed) | {
         "group": config.experiment_name,
         "job_type": "train",
-        "name": f"{name}-r{piece}" if piece > 1 and config.logging.mode == "offline" else name,
-        "tags": [config.algo.name, config.model.name, config.task.name, *config.logging.tags]
-        + ([git["commit"][:10]] if git else []),
+        "tags": _tags(config.logging, config.algo.name, config.model.name, config.task.name),
         "config": strict.plain(config),
     }
-    identity = run_dir / "wandb" / "id"
-    if config.logging.mode == "online":
+
+
+def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
+    """Arguments of ``wandb.init`` for the answers of fixed weights.
+
+    They are compared with the trainings whose folders lie beside theirs: runs/table1/base belongs to table1, as the
+    method "base".
+    """
+    out = Path(config.out).resolve()
+    return _settings(config.logging, out, resumed=True) | {
+        "group": out.parent.name,
+        "job_type": "eval",
+        "tags": _tags(config.logging, out.name, config.eval.name),
+        "config": strict.plain(config) | {"experiment_name": out.parent.name, "algo": {"name": out.name}},
+    }
+
+
+def _settings(logging: LoggingConfig, folder: Path, resumed: bool) -> dict[str, Any]:
+    """Where a wandb run is kept, and whether it is a new one.
+
+    An online run is continued under its id. An offline run cannot be: its earlier piece is set aside, and the next one
+    is told everything that was recorded. A piece that has been uploaded stays, and the next run is named ``-r2``.
+    """
+    arguments: dict[str, Any] = {
+        "mode": logging.mode,
+        "dir": str(folder),
+        "project": logging.project,
+        "entity": logging.entity,
+        "name": folder.name,
+    }
+    identity = folder / "wandb" / "id"
+    if logging.mode == "online":
         if not (resumed and identity.is_file()):
-            identity.parent.mkdir(exist_ok=True)
+            identity.parent.mkdir(parents=True, exist_ok=True)
             write_text(identity, os.urandom(6).hex())
-        arguments |= {"id": identity.read_text(encoding="utf-8"), "resume": "allow"}
-    return arguments
+        return arguments | {"id": identity.read_text(encoding="utf-8"), "resume": "allow"}
+    uploaded = set_aside(folder)
+    return arguments | ({"name": f"{folder.name}-r{uploaded + 1}"} if uploaded else {})
+
+
+def set_aside(folder: Path) -> int:
+    """Move earlier offline pieces to ``wandb/replaced/``, where no upload finds them; how many were uploaded before."""
+    uploaded = 0
+    for piece in sorted((folder / "wandb").glob("offline-run-*")):
+        if any(piece.glob("*.wandb.synced")):
+            uploaded += 1
+            continue
+        (folder / "wandb" / "replaced").mkdir(exist_ok=True)
+        piece.rename(folder / "wandb" / "replaced" / piece.name)
+    return uploaded
+
+
+def _tags(logging: LoggingConfig, *names: str) -> list[str]:
+    git = git_state(Path(__file__).resolve().parents[2])
+    return [*names, *logging.tags, *([git["commit"][:10]] if git else [])]
 
 
 class Mirror:
@@ -99,17 +140,25 @@ class Mirror:
         A row gets what had been spent by then, if it does not say: a panel takes both axes from one row, and
         evaluations are rows of their own.
         """
-        known = {name: value for name, value in row.items() if value is not None}
-        self._spent |= {name: value for name, value in known.items() if name.startswith("progress/")}
-        whole = self._spent | known
-        self._hand_over(lambda wandb, run: run.log(whole))
+        self._hand_over(lambda wandb, run: self._log(run, row))
 
     def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Hand over saved completions, as a table. Never waits."""
-        data = [[row[column] for column in ROLLOUT_COLUMNS] for row in rows]
-        self._hand_over(
-            lambda wandb, run: run.log({"step": step, "rollouts": wandb.Table(list(ROLLOUT_COLUMNS), data)})
-        )
+        self._hand_over(lambda wandb, run: _log_rollouts(wandb, run, step, rows))
+
+    def replay(self, run_dir: Path) -> None:
+        """Hand over everything that a run recorded before. Never waits: call it before anything new is recorded."""
+        rows = read_metrics(run_dir / "metrics.jsonl")
+        files = sorted((run_dir / "rollouts").glob("step-*.jsonl"))
+
+        def work(wandb: Any, run: Any) -> None:
+            for row in rows:
+                self._log(run, row)
+            for file in files:
+                saved = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+                _log_rollouts(wandb, run, int(file.stem.removeprefix("step-")), saved)
+
+        self._hand_over(work)
 
     def keep(self, run_dir: Path, export: Path | None) -> None:
         """Hand over the run's results, and its model if there is one to upload."""
@@ -140,6 +189,11 @@ class Mirror:
         if self._thread.is_alive():
             self._give_up(f"it did not finish within {self._patience:.0f} s")
 
+    def _log(self, run: Any, row: Row) -> None:
+        known = {name: value for name, value in row.items() if value is not None}
+        self._spent |= {name: value for name, value in known.items() if name.startswith("progress/")}
+        run.log(self._spent | known)
+
     def _hand_over(self, work: Work) -> None:
         if self._failed:
             return
@@ -167,3 +221,8 @@ class Mirror:
         if not self._failed:
             self._failed = True
             print(f"warning: the wandb mirror stopped ({reason}); metrics.jsonl is complete", file=sys.stderr)
+
+
+def _log_rollouts(wandb: Any, run: Any, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    data = [[row[column] for column in ROLLOUT_COLUMNS] for row in rows]
+    run.log({"step": step, "rollouts": wandb.Table(list(ROLLOUT_COLUMNS), data)})

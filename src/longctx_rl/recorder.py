@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from longctx_rl.config import Config
 from longctx_rl.engine import distributed
 from longctx_rl.metrics_file import Row, read_metrics
-from longctx_rl.mirror import Mirror, mirror_settings
+from longctx_rl.mirror import Mirror, training_settings
 from longctx_rl.progress import Progress
 from longctx_rl.run_directory import write_text
 from longctx_rl.types import Completion, RolloutGroup
@@ -87,7 +87,9 @@ class RunRecorder:
         self._progress = Progress(config.budget, self._log)
         self._mirror: Mirror | None = None
         if config.logging.mode != "disabled":
-            self._mirror = Mirror(mirror_settings(config, run_dir, resume_step is not None))
+            self._mirror = Mirror(training_settings(config, run_dir, resume_step is not None))
+            if resume_step is not None and config.logging.mode == "offline":
+                self._mirror.replay(run_dir)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         row: Row = {"step": step, **{name: _finite(value) for name, value in metrics.items()}}

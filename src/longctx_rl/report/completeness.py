@@ -24,7 +24,9 @@ def check_complete(experiment: Experiment, found: Sequence[Result], asked: Mappi
     if asked:
         cells = _answered_by_all([one for one in found if one.name in asked])
         first = next(iter(asked.values()))
-        where = f"out=runs/{experiment.name}/{{name}} eval={first.eval.name} eval.items={first.eval.items}"
+        where = (
+            f"out=runs/{experiment.name}/{{name}} logging=wandb eval={first.eval.name} eval.items={first.eval.items}"
+        )
         students = Counter(one.model.student for one in asked.values())
         teachers = Counter(str(one.model.teacher) for one in asked.values() if one.needs_teacher)
         if base_of(found) is None or any(one.name == BASE for one in found):

@@ -52,7 +52,7 @@ def test_what_a_grid_asks_for_and_nobody_has(experiment: Experiment, found: list
     without = [replace(one, cells={CELL: last_of(one.cells[CELL])}) for one in found if one.trained]
     assert check_complete(experiment, without, there) == [
         "nobody asked the base: python -m longctx_rl.evaluate checkpoint=mini-student "
-        "out=runs/table1/base eval=all eval.items=40, then collect"
+        "out=runs/table1/base logging=wandb eval=all eval.items=40, then collect"
     ]
     assert check_complete(experiment, [one for one in found if one.trained], there) == []  # the base is their step 0
 
@@ -73,10 +73,10 @@ def test_rows_that_answered_less_or_are_another_model(experiment: Experiment, fo
     assert check_complete(experiment, [*trained, fewer, other], asked) == [
         "base lacks 5 of 20 families of heldout multihop 1024 that all runs have: "
         "python -m longctx_rl.evaluate checkpoint=mini-student "
-        "out=runs/table1/base eval=all eval.items=40, then collect",
+        "out=runs/table1/base logging=wandb eval=all eval.items=40, then collect",
         "teacher is mini-student, and not mini-teacher as for most runs: "
         "python -m longctx_rl.evaluate checkpoint=mini-teacher "
-        "out=runs/table1/teacher eval=all eval.items=40, then collect",
+        "out=runs/table1/teacher logging=wandb eval=all eval.items=40, then collect",
     ]
 
 

@@ -42,11 +42,12 @@ def check(
 
 def check_origin(result: Result, compose: Compose, asked: Config | None = None) -> tuple[list[str], list[str]]:
     """Is its configuration the one that a grid asks for, or else that of its command? One-sided keys are notes."""
+    stored = _stored(result)
     if asked:
         today = dict(strict.flat(strict.plain(asked)))
-        differing = _differing(result.config, today)
+        differing = _differing(stored, today)
         problems = [f"{result.name} is not what its grid asks for: {', '.join(differing)}"] if differing else []
-        return problems, _one_sided(result.config, today)
+        return problems, _one_sided(stored, today)
     command = str(result.origin.get("command") or "")
     if not command.startswith(COMMAND):
         return [f"{result.name}: its command is not known, so its configuration cannot be checked"], []
@@ -54,9 +55,9 @@ def check_origin(result: Result, compose: Compose, asked: Config | None = None) 
         today = dict(strict.flat(strict.plain(compose(shlex.split(command.removeprefix(COMMAND))))))
     except ValueError as error:
         return [f"{result.name}: `{command}` gives no configuration today ({error})"], []
-    differing = _differing(result.config, today)
+    differing = _differing(stored, today)
     problems = [f"{result.name} was not made by `{command}`: {', '.join(differing)}"] if differing else []
-    return problems, _one_sided(result.config, today)
+    return problems, _one_sided(stored, today)
 
 
 def check_files(experiment: Experiment, checkout: Path) -> list[str]:
@@ -85,6 +86,14 @@ def same(there: bytes, made: bytes, suffix: str) -> bool:
     except (OSError, SyntaxError):
         return False
     return first.shape == second.shape and bool(np.array_equal(first, second))
+
+
+def _stored(result: Result) -> dict[str, Any]:
+    """Its configuration, with today's defaults where it says nothing and is of this version."""
+    try:
+        return dict(strict.flat(strict.plain(results.configuration(result))))
+    except ValueError:
+        return result.config
 
 
 def _differing(stored: Mapping[str, Any], today: Mapping[str, Any]) -> list[str]:

@@ -31,9 +31,10 @@ class CellScores:
     """Evaluated step to the share of answers that met the token limit."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Result:
-    """One run, or one evaluation of fixed weights such as the base model."""
+    """One run, or one evaluation of fixed weights such as the base model. Equal to itself alone, so that what is
+    computed from it can be cached."""
 
     name: str
     algo: str
@@ -87,13 +88,18 @@ def read_all(folder: Path) -> list[Result]:
     return found
 
 
+def configuration(result: Result) -> Config:
+    """A run's configuration with its defaults. Raises ValueError if it is of another version."""
+    return strict.convert(Config, _nested({**result.config, "run_dir": "", "runs_root": ""}))
+
+
 def measured(experiments: Path) -> list[Measured]:
     """What committed runs cost, for plans; what is no result, or of another version's configuration, is left out."""
     found = []
     for path in sorted(experiments.glob("*/results/*.jsonl")):
         try:
             result = read(path)
-            config = strict.convert(Config, _nested({**result.config, "run_dir": "", "runs_root": ""}))
+            config = configuration(result)
             progress = {
                 name: values[-1] or 0.0 for name, values in result.curves.items() if name.startswith("progress/")
             }

@@ -5,6 +5,7 @@ Every interval is ``stats.contrast``'s: runs and item families as crossed random
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from typing import Literal
 
@@ -188,8 +189,15 @@ def arms(groups: Sequence[Sequence[Result]], column: Column, reading: Reading) -
 def family_scores(result: Result, column: Column, read: Weights, times: Column | None = None) -> dict[str, float]:
     """Family to its mean score over the column's cells, of families answered at every step that is read. For retention:
     of the long condition. ``times``: its score there is a factor, step by step."""
+    return _weighted(result, column, tuple(read.items()), times)
+
+
+@lru_cache(maxsize=None)
+def _weighted(
+    result: Result, column: Column, read: tuple[tuple[int, float], ...], times: Column | None
+) -> dict[str, float]:
     columns = [column, *([times] if times else [])]
-    steps = [(weight, [_at_step(result, one, step) for one in columns]) for step, weight in read.items()]
+    steps = [(weight, [_at_step(result, one, step) for one in columns]) for step, weight in read]
     families = set.intersection(*(set(scores) for _, found in steps for scores in found))
     return {family: sum(weight * prod(one[family] for one in found) for weight, found in steps) for family in families}
 

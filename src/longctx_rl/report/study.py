@@ -5,7 +5,7 @@ Every interval is ``stats.contrast``'s: runs and item families as crossed random
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from math import prod
 from typing import Literal
 
@@ -192,7 +192,7 @@ def family_scores(result: Result, column: Column, read: Weights, times: Column |
     return _weighted(result, column, tuple(read.items()), times)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _weighted(
     result: Result, column: Column, read: tuple[tuple[int, float], ...], times: Column | None
 ) -> dict[str, float]:

@@ -58,14 +58,15 @@ def test_answers_are_kept_and_asked_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_results_are_mirrored_beside_those_of_trainings(tmp_path: Path) -> None:
-    """wandb itself, offline. The second answer to the same question replaces the first."""
+    """wandb itself, offline. A second evaluation is added to the first, in the same wandb run."""
     out = tmp_path / "table1" / "base"
-    for _ in range(2):
-        run(out, *SHORT, "eval.items=1", "logging=wandb")
+    run(out, *SHORT, "eval.items=1", "logging=wandb")
+    run(out, "eval=longreason", "eval.suites.longreason.lengths=[1024]", "eval.items=1", "logging=wandb")
     (piece,) = (out / "wandb").glob("offline-run-*/*.wandb")
     assert len(list((out / "wandb" / "replaced").iterdir())) == 1
     written = piece.read_bytes()
-    assert b"eval/heldout/grounding/256" in written and b"table1" in written and b"-results" in written
+    assert b"eval/heldout/grounding/256" in written and b"eval/longreason/mean" in written
+    assert b"table1" in written and b"-results" in written
 
 
 def test_every_suite_runs_on_the_shipped_student(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_broken_mirror_warns_once_and_stops_nothing(
     record(offline, tmp_path, range(1, 4))
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 3
     stderr = capsys.readouterr().err
-    assert stderr == "warning: the wandb mirror stopped (ConnectionError: no network); metrics.jsonl is complete\n"
+    assert stderr == "warning: the wandb mirror stopped (ConnectionError: no network); the files on disk are complete\n"
 
 
 def test_a_mirror_that_hangs_does_not_hold_the_run(
@@ -218,11 +218,11 @@ def test_how_a_run_appears_in_the_mirror(offline: Config, tmp_path: Path) -> Non
 
 def test_a_resumed_run_is_mirrored_whole(offline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [FakeRun(), FakeRun()]
-    named = []
+    started = []
 
     def init(**settings: Any) -> FakeRun:
-        named.append(settings["name"])
-        return runs[len(named) - 1]
+        started.append(settings)
+        return runs[len(started) - 1]
 
     fake_wandb(monkeypatch, init)
     run_dir = tmp_path / "dgrpo-mini-mix-s0"
@@ -238,15 +238,22 @@ def test_a_resumed_run_is_mirrored_whole(offline: Config, tmp_path: Path, monkey
     assert (first, whole) == ([1, 2, 3], [1, 2, 3, 4])
     assert [row["step"] for row in runs[1].rows if "rollouts" in row] == [1, 2]
     assert not piece.exists() and (run_dir / "wandb" / "replaced" / piece.name).is_dir()
-    assert named == [run_dir.name] * 2
+    assert started[0] == started[1] and started[0]["name"] == run_dir.name and "resume" not in started[0]
 
 
-def test_an_uploaded_piece_stays(offline: Config, tmp_path: Path) -> None:
-    piece = tmp_path / "wandb" / "offline-run-1"
-    piece.mkdir(parents=True)
-    (piece / "run-1.wandb.synced").touch()
-    assert training_settings(offline, tmp_path, resumed=True)["name"] == f"{tmp_path.name}-r2"
-    assert piece.is_dir()
+def test_an_online_run_is_continued_unless_its_history_is_offline(
+    offline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online = replace(offline, logging=replace(offline.logging, mode="online"))
+    record(replace(offline, logging=replace(offline.logging, mode="disabled")), tmp_path, range(1, 3))
+    runs = []
+    for step in (3, 4, 5):
+        if step == 5:
+            (tmp_path / "wandb" / "offline-run-1").mkdir()
+        runs.append(FakeRun())
+        fake_wandb(monkeypatch, lambda run=runs[-1], **settings: run)
+        record(online, tmp_path, range(step, step + 1), resume_step=step - 1)
+    assert [[row["step"] for row in run.rows] for run in runs] == [[1, 2, 3], [4], [1, 2, 3, 4, 5]]
 
 
 def test_wandb_itself_offline_without_an_account(offline: Config, tmp_path: Path, capfd: Any) -> None:

@@ -29,12 +29,13 @@ from longctx_rl import process
 from longctx_rl.__main__ import composed_evaluate
 from longctx_rl.config_eval import EvaluateConfig
 from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE
-from longctx_rl.evals import kl, page, summary
+from longctx_rl.evals import kl, page, results, summary
 from longctx_rl.evals.asking import Share, Told, ask, device_of, plan_of
 from longctx_rl.evals.grading import runs_code
 from longctx_rl.evals.processes import ask_together, merge
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.suites import READ, check_suite
+from longctx_rl.metrics_file import Row
 from longctx_rl.mirror import Mirror, evaluation_settings
 from longctx_rl.policy.loading import check_tokenizer, context_length, load_model, load_tokenizer
 from longctx_rl.run_directory import write_text
@@ -77,14 +78,14 @@ def evaluate(config: EvaluateConfig) -> str:
             del model  # each process has its own
             found = ask_together(config, told)
         settle(Path(config.out), found)
-        if config.logging.mode != "disabled":
-            mirror(config, found)
     tables = [
         f"{name}\n{summary.table(answered, means=config.eval.suites[name].shared_items)}"
         for name, answered in found.items()
     ]
     if config.kl.base is not None:
         tables.append(distance(config, tokenizer))
+    if config.logging.mode != "disabled":
+        mirror(config)
     return "\n\n".join([*tables, page.write(Path(config.out))])
 
 
@@ -104,12 +105,15 @@ def distance(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def mirror(config: EvaluateConfig, found: dict[str, list[ItemRecord]]) -> None:
-    """Show the results on wandb, as a run of their own."""
+def mirror(config: EvaluateConfig) -> None:
+    """Show on wandb what the folder holds, of this evaluation and of those before it, as a run of its own."""
+    out = Path(config.out).resolve()
+    row: Row = {"step": 0}
+    for suite in results.load(out).suites:
+        row |= summary.metrics(suite.records, suite.name) if suite.records else {}
     mirrored = Mirror(evaluation_settings(config))
-    scores = [summary.metrics(answered, suite) for suite, answered in found.items()]
-    mirrored.log({"step": 0, **{name: value for each in scores for name, value in each.items()}})
-    mirrored.keep(Path(config.out), None)
+    mirrored.log(row)
+    mirrored.keep(out, None)
     mirrored.close()
 
 

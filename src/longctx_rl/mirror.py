@@ -73,44 +73,27 @@ def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
     return _settings(config.logging, out, resumed=True) | {
         "group": out.parent.name,
         "job_type": "eval",
-        "tags": _tags(config.logging, out.name, config.eval.name),
+        "tags": _tags(config.logging, config.eval.name),
         "config": strict.plain(config) | {"experiment_name": out.parent.name, "algo": {"name": out.name}},
     }
 
 
 def _settings(logging: LoggingConfig, folder: Path, resumed: bool) -> dict[str, Any]:
-    """Where a wandb run is kept, and whether it is a new one.
-
-    An online run is continued under its id. An offline run cannot be: its earlier piece is set aside, and the next one
-    is told everything that was recorded. A piece that has been uploaded stays, and the next run is named ``-r2``.
-    """
-    arguments: dict[str, Any] = {
+    """Where a wandb run is kept. It keeps its id for as long as it is resumed, so it is one run there."""
+    identity = folder / "wandb" / "id"
+    known = resumed and identity.is_file()
+    if not known:
+        identity.parent.mkdir(parents=True, exist_ok=True)
+        write_text(identity, os.urandom(6).hex())
+    return {
         "mode": logging.mode,
         "dir": str(folder),
         "project": logging.project,
         "entity": logging.entity,
         "name": folder.name,
+        "id": identity.read_text(encoding="utf-8"),
+        **({"resume": "allow"} if known and logging.mode == "online" else {}),
     }
-    identity = folder / "wandb" / "id"
-    if logging.mode == "online":
-        if not (resumed and identity.is_file()):
-            identity.parent.mkdir(parents=True, exist_ok=True)
-            write_text(identity, os.urandom(6).hex())
-        return arguments | {"id": identity.read_text(encoding="utf-8"), "resume": "allow"}
-    uploaded = set_aside(folder)
-    return arguments | ({"name": f"{folder.name}-r{uploaded + 1}"} if uploaded else {})
-
-
-def set_aside(folder: Path) -> int:
-    """Move earlier offline pieces to ``wandb/replaced/``, where no upload finds them; how many were uploaded before."""
-    uploaded = 0
-    for piece in sorted((folder / "wandb").glob("offline-run-*")):
-        if any(piece.glob("*.wandb.synced")):
-            uploaded += 1
-            continue
-        (folder / "wandb" / "replaced").mkdir(exist_ok=True)
-        piece.rename(folder / "wandb" / "replaced" / piece.name)
-    return uploaded
 
 
 def _tags(logging: LoggingConfig, *names: str) -> list[str]:
@@ -119,7 +102,12 @@ def _tags(logging: LoggingConfig, *names: str) -> list[str]:
 
 
 class Mirror:
-    """wandb in a thread of its own. After its first failure it says so once and does nothing more."""
+    """wandb in a thread of its own. After its first failure it says so once and does nothing more.
+
+    wandb cannot go on with an offline run. So each process writes a whole one, from what was recorded (``replay``), and
+    sets earlier pieces aside in ``wandb/replaced/``, where no upload looks. An online run is continued; steps that a
+    crash left behind the last checkpoint stand there twice.
+    """
 
     CLOSE_SECONDS = 60.0
     UPLOAD_SECONDS = 3600.0
@@ -129,6 +117,7 @@ class Mirror:
     def __init__(self, settings: dict[str, Any]) -> None:
         self._waiting: queue.Queue[Work | None] = queue.Queue(self.ROWS_WAITING)
         self._failed = False
+        self._whole = False
         self._spent: dict[str, float] = {}
         self._patience = self.CLOSE_SECONDS
         self._thread = threading.Thread(target=self._work, args=(settings,), name="wandb mirror", daemon=True)
@@ -147,11 +136,13 @@ class Mirror:
         self._hand_over(lambda wandb, run: _log_rollouts(wandb, run, step, rows))
 
     def replay(self, run_dir: Path) -> None:
-        """Hand over everything that a run recorded before. Never waits: call it before anything new is recorded."""
+        """Hand over what a resumed run recorded before, if wandb does not have it. Never waits. Call it first."""
         rows = read_metrics(run_dir / "metrics.jsonl")
         files = sorted((run_dir / "rollouts").glob("step-*.jsonl"))
 
         def work(wandb: Any, run: Any) -> None:
+            if not self._whole:
+                return
             for row in rows:
                 self._log(run, row)
             for file in files:
@@ -170,7 +161,7 @@ class Mirror:
             results = wandb.Artifact(f"{name}-results", type="results")
             for file in (*sorted(run_dir.glob("*.yaml")), *sorted(run_dir.glob("*.json*"))):
                 results.add_file(str(file), policy="immutable")
-            for file in sorted((run_dir / "evals").glob("*.jsonl")):
+            for file in sorted((run_dir / "evals").glob("*.json*")):
                 results.add_file(str(file), name=f"evals/{file.name}", policy="immutable")
             run.log_artifact(results)
             if export is not None:
@@ -207,10 +198,13 @@ class Mirror:
             os.environ.setdefault("WANDB_SILENT", "true")
             import wandb
 
+            earlier = sorted(Path(settings["dir"], "wandb").glob("offline-run-*"))
             run = wandb.init(**settings, settings=wandb.Settings(silent=True, console="off", init_timeout=60))
             run.define_metric("step", summary="last")
             for group, summary in SUMMARIES.items():  # progress/ among them: every panel can be drawn over a cost
                 run.define_metric(f"{group}/*", step_metric="step", summary=summary)
+            self._whole = "resume" not in settings or bool(earlier)
+            _set_aside(earlier)
             while (work := self._waiting.get()) is not None:
                 work(wandb, run)
             run.finish()
@@ -220,7 +214,14 @@ class Mirror:
     def _give_up(self, reason: str) -> None:
         if not self._failed:
             self._failed = True
-            print(f"warning: the wandb mirror stopped ({reason}); metrics.jsonl is complete", file=sys.stderr)
+            print(f"warning: the wandb mirror stopped ({reason}); the files on disk are complete", file=sys.stderr)
+
+
+def _set_aside(pieces: Sequence[Path]) -> None:
+    for piece in pieces:
+        folder = piece.parent / "replaced"
+        folder.mkdir(exist_ok=True)
+        piece.rename(folder / piece.name)
 
 
 def _log_rollouts(wandb: Any, run: Any, step: int, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -88,7 +88,7 @@ class RunRecorder:
         self._mirror: Mirror | None = None
         if config.logging.mode != "disabled":
             self._mirror = Mirror(training_settings(config, run_dir, resume_step is not None))
-            if resume_step is not None and config.logging.mode == "offline":
+            if resume_step is not None:
                 self._mirror.replay(run_dir)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

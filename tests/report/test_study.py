@@ -1,5 +1,7 @@
 """Estimates against numbers worked out by hand or by ``stats`` directly."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,13 @@ def test_a_level_is_the_contrast_of_one_arm_at_the_longest_length() -> None:
     expected = contrast([np.array(LONG, float)]).estimate
     assert value is not None and value.estimate.value == 0.5 and (value.runs, value.families) == (2, 6)
     assert value.estimate.high == min(1.0, expected.high) and value.estimate.low == max(0.0, expected.low)
+
+
+def test_answers_at_different_lengths_are_not_compared() -> None:
+    longer = replace(BASE, cells={("code", "bury", 2048): BASE.cells["code", "bury", 1024]} | BASE.cells)
+    assert difference(RUNS, [BASE], CODE_LONG) is not None
+    assert difference(RUNS, [longer], CODE_LONG) is None and transfer(RUNS, [longer]) is None
+    assert difference(RUNS, [longer], CODE_SHORT) == difference(RUNS, [BASE], CODE_SHORT)
 
 
 def test_gains_are_over_the_base_and_transfer_is_the_difference_of_differences() -> None:

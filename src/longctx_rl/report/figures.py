@@ -1,7 +1,8 @@
 """Figures for papers, as SVG and PNG: the same bytes from the same results."""
 
 import io
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -75,12 +76,13 @@ def level_figure(groups: Groups, fixed: Groups, columns: Sequence[Column]) -> Fi
     """One panel for each column: every row's mean with its interval."""
     wide = min(5, len(columns))
     figure, panels = _grid(columns, wide, 1.7, 0.35 + 0.2 * len(groups))
+    looks = _looks(groups)
     for place, (panel, column) in enumerate(zip(panels, columns, strict=False)):
         for index, (row, runs) in enumerate(groups.items()):
             value = level(runs, column)
             if value is not None:
                 mean, low, high = value.estimate.value, value.estimate.low, value.estimate.high
-                color, marker = _look(row, index)
+                color, marker = looks[row]
                 panel.plot([mean], [-index], marker=marker, color=color, markersize=4)
                 panel.plot([low, high], [-index, -index], color=color)
         _reference_lines(panel.axvline, fixed, column)
@@ -95,9 +97,10 @@ def transfer_figure(groups: Groups, base: Result) -> Figure:
     """Gain on LongReason against gain on code, long and short: a point for each run and checkpoint, the last larger."""
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    looks = _looks(groups)
     for panel, column in zip(panels, (CODE_LONG, CODE_SHORT), strict=True):
-        for index, (row, runs) in enumerate(groups.items()):
-            color, marker = _look(row, index)
+        for row, runs in groups.items():
+            color, marker = looks[row]
             for point in transfer_points(runs, base, column):
                 panel.plot(
                     [100 * point["longreason"]],
@@ -123,13 +126,14 @@ def dynamics_figure(groups: Groups) -> Figure:
     rows = [name for name in DYNAMICS if any(name in run.curves for runs in groups.values() for run in runs)]
     figure = Figure(figsize=(2.4 * len(AXES), 0.4 + 1.6 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(AXES), squeeze=False)
+    looks = _looks(groups)
     for panel_row, metric in zip(panels, rows, strict=True):
         for panel, axis in zip(panel_row, AXES, strict=True):
-            for index, (row, runs) in enumerate(groups.items()):
+            for row, runs in groups.items():
                 curve = mean_curve(runs, metric, axis)
                 if curve is not None:
                     points, mean, half = curve
-                    color, marker = _look(row, index)
+                    color, marker = looks[row]
                     panel.plot(points, mean, color=color, marker=marker, markevery=12, markersize=3, label=row)
                     panel.fill_between(points, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
         panel_row[0].set_ylabel(DYNAMICS[metric])
@@ -172,11 +176,12 @@ def length_figure(groups: Groups, fixed: Groups) -> Figure:
     """Accuracy by context length: a panel for each task that was asked at several lengths."""
     several = asked_lengths(groups)
     figure, panels = _grid(several, min(4, len(several)), 2.0, 1.8)
+    looks = _looks([*groups, *fixed])
     for panel, ((suite, task), asked) in zip(panels, several.items(), strict=False):
-        for index, (row, runs) in enumerate({**groups, **fixed}.items()):
+        for row, runs in {**groups, **fixed}.items():
             values = [level(runs, Column("", "", suite, (task,), length)) for length in asked]
             known = [(length, one.estimate) for length, one in zip(asked, values, strict=True) if one is not None]
-            color, marker = _look(row, index)
+            color, marker = looks[row]
             style = FIXED[row][1] if row in FIXED else "-"
             where = [length for length, _ in known]
             panel.plot(where, [one.value for _, one in known], marker=marker, color=color, linestyle=style, label=row)
@@ -195,11 +200,12 @@ def length_cost_figure(groups: Groups) -> Figure:
     lengths = length_costs.lengths_of(groups)
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     panels = figure.subplots(1, 2)
-    for index, (row, runs) in enumerate(groups.items()):
+    looks = _looks(groups)
+    for row, runs in groups.items():
         known = [(length, cost) for length in lengths if (cost := length_costs.costs_at(runs, length))]
         if not known:
             continue
-        color, marker = _look(row, index)
+        color, marker = looks[row]
         for panel, values in zip(panels, ([c.prompt for _, c in known], [c.token for _, c in known]), strict=True):
             panel.plot([length for length, _ in known], values, marker=marker, color=color, markersize=4, label=row)
     for panel, words in zip(panels, ("prompt", "trained token"), strict=True):
@@ -257,7 +263,9 @@ def _legend_below(figure: Figure, panels: Sequence[Axes]) -> None:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
 
 
-def _look(row: str, index: int) -> tuple[str, str]:
-    """Colour and marker of a row: a method has its own in every figure."""
-    place = METHODS.index(row) if row in METHODS else index % len(COLORS)
-    return FIXED.get(row, (COLORS[place], ""))[0], MARKERS[place]
+def _looks(rows: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each row of a figure: a method has its own in every figure, others take what is left."""
+    places = {row: METHODS.index(row) if row in METHODS else None for row in rows}
+    free = cycle(place for place in range(len(COLORS)) if place not in places.values())
+    taken = {row: next(free) if place is None else place for row, place in places.items()}
+    return {row: (FIXED[row][0] if row in FIXED else COLORS[place], MARKERS[place]) for row, place in taken.items()}

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from longctx_rl.report.readings import Reading, Weights, final
-from longctx_rl.report.results import Result
+from longctx_rl.report.results import Cell, Result
 from longctx_rl.stats import Contrast, Estimate, contrast, holm, retention_influence
 from longctx_rl.stats.studies import Scores
 
@@ -128,7 +128,7 @@ def transfer(
     docs/evaluation.md. Other columns: the same of those."""
     groups = _answering([runs, others], columns, reading)
     families = _shared(groups, columns, reading)
-    if not all(groups) or len(families) < 2:
+    if len(families) < 2:
         return None
     long, short = columns
     after, before = (
@@ -170,11 +170,12 @@ def with_holm(
 
 
 def arms(groups: Sequence[Sequence[Result]], column: Column, reading: Reading) -> list[Scores] | None:
-    """[S, F] of each group over the families that all runs of all groups answered; None if there are not two."""
+    """[S, F] of each group over the families that all runs of all groups answered; None if there are not two, a group
+    has no run, or they were asked at different lengths."""
     columns = _conditions(column)
     groups = _answering(groups, columns, reading)
     families = _shared(groups, columns, reading)
-    if not all(groups) or len(families) < 2:
+    if len(families) < 2:
         return None
     if column.given is None:
         return [_table(group, column, reading, families) for group in groups]
@@ -210,7 +211,7 @@ def _at_step(result: Result, column: Column, step: int) -> dict[str, float]:
     return {family: sum(scores) / len(scores) for family, scores in found.items()}
 
 
-def _cells(result: Result, column: Column) -> list[tuple[str, str, int]]:
+def _cells(result: Result, column: Column) -> list[Cell]:
     asked = [cell for cell in result.cells if cell[0] == column.suite and (not column.tasks or cell[1] in column.tasks)]
     lengths = [length for _, _, length in asked]
     if isinstance(column.length, int):
@@ -218,6 +219,10 @@ def _cells(result: Result, column: Column) -> list[tuple[str, str, int]]:
     else:
         chosen = (max if column.length == "longest" else min)(lengths, default=0)
     return [cell for cell in asked if cell[2] == chosen]
+
+
+def _lengths(groups: Sequence[Sequence[Result]], column: Column) -> set[int]:
+    return {length for group in groups for result in group for _, _, length in _cells(result, column)}
 
 
 def _answering(groups: Sequence[Sequence[Result]], columns: Sequence[Column], reading: Reading) -> list[list[Result]]:
@@ -231,14 +236,17 @@ def _answering(groups: Sequence[Sequence[Result]], columns: Sequence[Column], re
 
 
 def _shared(groups: Sequence[Sequence[Result]], columns: Sequence[Column], reading: Reading) -> list[str]:
-    """Families that every run answered in every column, sorted."""
+    """Families that every run answered in every column, sorted; none if a group is empty, or a column is of several
+    lengths."""
+    if not all(groups) or any(len(_lengths(groups, column)) > 1 for column in columns):
+        return []
     answered = [
         set(family_scores(result, column, reading(result) or {0: 1.0}))
         for group in groups
         for result in group
         for column in columns
     ]
-    return sorted(set.intersection(*answered)) if answered else []
+    return sorted(set.intersection(*answered))
 
 
 def _conditions(column: Column) -> list[Column]:

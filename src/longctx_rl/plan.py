@@ -95,15 +95,15 @@ class Measured:
 
 
 def measured(roots: set[str]) -> list[Measured]:
-    """The finished runs below some ``runs_root``, those that another version wrote left out."""
+    """The finished runs below some ``runs_root``; those of another version, or without metrics, are left out."""
     found = []
     for root in sorted(roots):
         for record in sorted([*Path(root).glob("*/finished.json"), *Path(root).glob("*/*/finished.json")]):
             try:
                 config = configuration.read(record.with_name("config.yaml"))
-            except ValueError:
+                rows = list(_rows((record.parent / "metrics.jsonl").read_bytes()))
+            except (ValueError, FileNotFoundError):
                 continue
-            rows = list(_rows((record.parent / "metrics.jsonl").read_bytes()))
             progress = [row for row in rows if row.get("progress/trained_tokens")]
             if progress:
                 evaluations = sum(row.get("time/eval") or 0.0 for row in rows)

@@ -177,7 +177,8 @@ class Sweep:
         costs = [plan.remaining(config, known) for config in configs]
         if None in costs:
             return float("nan")
-        return time.monotonic() + plan.makespan([cost.seconds for cost in costs if cost], self._jobs)
+        at_a_time = len(costs) if self._launcher else self._jobs
+        return time.monotonic() + plan.makespan([cost.seconds for cost in costs if cost], at_a_time)
 
     def _summary(self) -> str:
         done = self._finished + self._skipped

@@ -102,10 +102,13 @@ def test_a_result_whose_command_gives_another_configuration_is_named(checkout: P
     ("arguments", "said"),
     [
         (("collect", "table1", "root=x"), "error: root=x: the one setting of collect is runs_root=FOLDER"),
-        (("collect", "table1", "runs_root=nowhere"), "error: no runs under nowhere/table1: make table1-runs, or"),
+        (("collect", "table1", "runs_root=nowhere"), "error: no runs under nowhere/table1: name the folder above it"),
         (("collect", "table9"), "error: experiments/table9 does not exist"),
-        (("tables",), "error: no experiment has results yet: make table1-runs, then"),
-        (("tables", "table1"), "error: no results in experiments/table1/results yet: make table1-runs, then"),
+        (("tables",), "error: no experiment has results yet: train its runs (experiment_name=table1"),
+        (
+            ("tables", "table1"),
+            "error: no results in experiments/table1/results yet: train its runs (experiment_name=table1",
+        ),
         (("dashboard", "table1"), "error: set WANDB_API_KEY"),
     ],
 )
@@ -126,7 +129,7 @@ def test_studies_without_results_stop_nobody(checkout: Path, tmp_path: Path) -> 
         done = report(copy, command)
         assert done.returncode == 0, done.stderr
         assert first in done.stdout and "bench" not in done.stdout
-        assert "table2: no results in experiments/table2/results yet: make table2-runs, then" in done.stdout
+        assert "table2: no results in experiments/table2/results yet: train its runs" in done.stdout
 
 
 def test_help_shows_examples(tmp_path: Path) -> None:

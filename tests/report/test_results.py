@@ -109,8 +109,8 @@ def test_without_a_base_it_says_how_to_ask_one(grid: Path, experiment: Experimen
     shutil.rmtree(grid / "table1" / "base")
     said = collect(experiment, grid).splitlines()[-1]
     assert said == (
-        f"no base, so no gains: python -m longctx_rl.evaluate checkpoint=mini-student out={grid}/table1/base eval=all "
-        "eval.items=40, then collect again"
+        f"no base, so no gains: python -m longctx_rl.evaluate checkpoint=mini-student out={grid}/table1/base "
+        "logging=wandb eval=all eval.items=40, then collect"
     )
     found = results.read_all(experiment.results)
     tables = [table.name for table in comparison.tables_of(found)]
@@ -121,7 +121,7 @@ def test_without_a_base_it_says_how_to_ask_one(grid: Path, experiment: Experimen
 def test_no_runs_and_broken_results_are_one_sentence(tmp_path: Path, experiment: Experiment) -> None:
     with pytest.raises(ValueError, match="no runs under"):
         collect(experiment, tmp_path)
-    with pytest.raises(ValueError, match=r"no results in .* yet: make table1-runs, then"):
+    with pytest.raises(ValueError, match=r"no results in .* yet: train its runs"):
         results.read_all(experiment.results)
     write_evaluation(tmp_path / "table1" / "base", answers(1, 1, 1, 1, 1))
     assert "1 results written" in collect(experiment, tmp_path)

@@ -20,36 +20,54 @@ RUN = Result(
     config={"logging.entity": "team", "logging.project": "p"},
     cells={("heldout", "multihop", length): CELL for length in (256, 1024)},
 )
+METHODS = Experiment(Path("table1"))
 VARIED = Experiment(Path("table2"), {"algo.weights.kd": 0.5}, {"beta": {"0": {"algo.weights.kd": 0.0}, "0.5": {}}})
 
 
-def test_the_workspace_compares_methods_over_every_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("experiment", "keys"), [(VARIED, ["algo.weights.kd"]), (METHODS, ["algo.name"])])
+def test_the_workspace_compares_methods_or_levels_over_every_cost(
+    experiment: Experiment, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    workspace = build_workspace(VARIED, [RUN], Place("team", "p"))
+    workspace = build_workspace(experiment, [RUN], Place("team", "p"))
+    assert [key.name for key in workspace.runset_settings.groupby] == keys
     sections = {section.name: section for section in workspace.sections}
     assert {f"Training over {words}" for words in AXES.values()} < set(sections)
     (reward, *_) = sections["Training over FLOPs"].panels
     assert isinstance(reward, wr.LinePlot)
     assert (reward.x, reward.y) == ("progress/flops", ["rollout/reward_mean"])
-    assert (reward.groupby, reward.groupby_rangefunc) == (wr.Config("algo.name"), "stderr")
+    assert reward.groupby is None and reward.groupby_rangefunc == "stderr"  # of each group of runs
     (bars,) = sections["Accuracy by context length"].panels
     assert isinstance(bars, wr.BarPlot)
     assert bars.metrics == ["eval/heldout/multihop/256", "eval/heldout/multihop/1024"]
-    assert [panel.groupby for panel in sections["Ablations"].panels if isinstance(panel, wr.BarPlot)] == [
-        "algo.weights.kd"
-    ]
+    (means,) = sections["Accuracy"].panels
+    assert isinstance(means, wr.BarPlot) and means.metrics == ["eval/heldout/mean"]
+    assert ("Which key matters" in sections) == bool(experiment.axes)
     assert isinstance(sections["What differs between runs"].panels[0], wr.RunComparer)
     sent = json.dumps(workspace._to_model().model_dump(mode="json", by_alias=True))
-    assert "table2" in sent and "progress/trained_tokens" in sent and "experiment_name" in sent
+    assert experiment.name in sent and "progress/trained_tokens" in sent and "experiment_name" in sent
 
 
 def test_the_report_holds_the_same_panels() -> None:
-    report = build_report(Experiment(Path("table1")), [RUN], Place("team", "p"))
+    report = build_report(METHODS, [RUN], Place("team", "p"))
     titles = [block.text for block in report.blocks if isinstance(block, wr.H1)]
-    assert titles[0] == "Accuracy by context length" and "Ablations" not in titles and len(titles) == 2 + len(AXES)
+    assert titles[0] == "Accuracy by context length" and len(titles) == 2 + len(AXES)
     grids = [block for block in report.blocks if isinstance(block, wr.PanelGrid)]
     assert all("table1" in str(grid.runsets[0].filters) for grid in grids)
     assert {panel.x for panel in grids[2].panels if isinstance(panel, wr.LinePlot)} == {"progress/trained_tokens"}
+
+
+def test_each_axis_has_its_levels_alone() -> None:
+    """Runs at other levels of other axes are filtered out, and levels are not averaged."""
+    axes = {"beta": {"0": {"algo.weights.kd": 0.0}, "0.5": {}}, "mix": {"90 %": {}, "50 %": {"data.name": "long50"}}}
+    experiment = Experiment(Path("table2"), {"algo.weights.kd": 0.5, "data.name": "long90"}, axes)
+    report = build_report(experiment, [RUN], Place("team", "p"))
+    grids = {grid.runsets[0].name: grid.runsets[0] for grid in report.blocks if isinstance(grid, wr.PanelGrid)}
+    assert grids["table2 beta"].groupby == ["config.algo.weights.kd"]
+    assert grids["table2 mix"].groupby == ["config.data.name"]
+    said = {name: str(grid.filters) for name, grid in grids.items()}
+    assert "data.name" in said["table2 beta"] and "long90" in said["table2 beta"] and "kd" not in said["table2 beta"]
+    assert "0.5" in said["table2 mix"] and "table2" in said["table2 mix"]
 
 
 def test_without_key_or_entity_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

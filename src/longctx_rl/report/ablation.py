@@ -23,14 +23,15 @@ def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
             continue
         default = experiment.default_level(axis)
         tables.append(levels(axis, _marked(groups, default), fixed_of(results, base), columns))
-        others = {level: runs for level, runs in groups.items() if level != default}
-        if default is not None and default in groups and others:
-            tables.append(differences(f"{axis}_differences", others, groups[default], columns, f"{axis} {default}"))
+        changed = {level: runs for level, runs in groups.items() if level != default}
+        if default is not None and default in groups and changed:
+            tables.append(differences(f"{axis}_differences", changed, groups[default], columns, f"{axis} {default}"))
         if base is not None:
             tables.append(differences(f"{axis}_gains", groups, [base], columns, base.name))
-    compared = {run.name for runs in every.values() for run in runs}
-    every |= methods_of([run for run in results if run.name not in compared])  # such as cold starts
-    return [*tables, costs(every), listing(results)]
+    compared = {run.name: run.algo for runs in every.values() for run in runs}
+    others = [run for run in results if run.trained and run.name not in compared]  # such as cold starts
+    unplaced = {run.name for run in others if run.algo in compared.values()}
+    return [*tables, costs(every | methods_of(others)), listing(results, unplaced)]
 
 
 def groups_of(experiment: Experiment, axis: str, results: Sequence[Result]) -> Groups:

@@ -58,8 +58,8 @@ def files_of(experiment: Experiment, checkout: Path) -> dict[Path, bytes]:
 
 def stale(experiment: Experiment, made: dict[Path, bytes]) -> list[Path]:
     """Files in the folders of what is made that no table or figure makes any more."""
-    there = [path for folder in MADE for path in sorted((experiment.folder / folder).glob("*"))]
-    return [path for path in there if path not in made]
+    there = [path for folder in MADE for path in sorted((experiment.folder / folder).glob("[!.]*.*"))]
+    return [path for path in there if path.is_file() and path not in made]
 
 
 def write(experiment: Experiment, checkout: Path) -> str:

@@ -42,7 +42,7 @@ def check(
 
 def check_origin(result: Result, compose: Compose, asked: Config | None = None) -> tuple[list[str], list[str]]:
     """Is its configuration the one that a grid asks for, or else that of its command? One-sided keys are notes."""
-    stored = _stored(result)
+    stored = results.settings(result)
     if asked:
         today = dict(strict.flat(strict.plain(asked)))
         differing = _differing(stored, today)
@@ -86,14 +86,6 @@ def same(there: bytes, made: bytes, suffix: str) -> bool:
     except (OSError, SyntaxError):
         return False
     return first.shape == second.shape and bool(np.array_equal(first, second))
-
-
-def _stored(result: Result) -> dict[str, Any]:
-    """Its configuration, with today's defaults where it says nothing and is of this version."""
-    try:
-        return dict(strict.flat(strict.plain(results.configuration(result))))
-    except ValueError:
-        return result.config
 
 
 def _differing(stored: Mapping[str, Any], today: Mapping[str, Any]) -> list[str]:

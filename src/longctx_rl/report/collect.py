@@ -61,7 +61,7 @@ def collect(experiment: Experiment, runs_root: Path) -> str:
     folder = runs_root / experiment.name
     asked = find_asked(folder)
     if not asked and not _has_runs(folder):
-        raise ValueError(f"no runs under {folder}: make {experiment.name}-runs, or name their folder, runs_root=FOLDER")
+        raise ValueError(f"no runs under {folder}: name the folder above it, runs_root=FOLDER, or train them")
     runs = find_runs(folder) if _has_runs(folder) else []
     finished = [run for run in runs if run.finished]
     found = [of_run(run) for run in finished] + [of_evaluation(one) for one in asked]
@@ -73,7 +73,7 @@ def collect(experiment: Experiment, runs_root: Path) -> str:
         raise ValueError(f"{problems[0]}{f' ({len(problems) - 1} more like it)' if problems[1:] else ''}")
     for result in found:
         results.write(experiment.results, result)
-    lines = [f"{len(found)} results written to {experiment.results}, {len(kept)} kept that have no run here"]
+    lines = [f"{len(found)} results written to {experiment.results}, {len(kept)} kept as they were"]
     lines += [f"skipped: {run.path} is not finished, continue it with resume=true" for run in runs if not run.finished]
     lines += [f"marked: {problem}" for result in found for problem in result.problems]
     lines += _without_base([*kept, *found], folder)
@@ -241,8 +241,13 @@ def _without_base(found: Sequence[Result], folder: Path) -> list[str]:
     if base_of(found) or not asked:
         return []
     (student, suites, items), _ = Counter(asked).most_common(1)[0]
-    command = f"checkpoint={student} out={folder / BASE} eval={suites} eval.items={items}"
-    return [f"no base, so no gains: python -m longctx_rl.evaluate {command}, then collect again"]
+    return [f"no base, so no gains: {asking(student, folder / BASE, suites, items)}"]
+
+
+def asking(model: Any, out: Path, suites: Any, items: Any) -> str:
+    """How to ask a model that no run trains what the runs were asked."""
+    asked = f"checkpoint={model} out={out} logging=wandb eval={suites} eval.items={items}"
+    return f"python -m longctx_rl.evaluate {asked}, then collect"
 
 
 def _has_runs(folder: Path) -> bool:

@@ -43,6 +43,11 @@ LONG_MINUS_SHORT = {
 }
 WORDS = {"trained_tokens": "trained tokens", "flops": "FLOPs", "wall_seconds": "seconds of training"}
 
+COULD = (
+    "Could be found: the largest difference that a row needs for 80 % power at the 5 % level, before that correction."
+)
+"""What the last row of a table of differences says."""
+
 
 def tables_of(results: Sequence[Result]) -> list[Table]:
     """Every table of a comparison of methods that the results allow."""
@@ -101,8 +106,8 @@ def summary(methods: Groups, base: Result, axes: Sequence[str]) -> Table:
         f"Percentage points over {base.name}, with 95 % intervals over runs and item families, at the end of training "
         "unless a column says otherwise. Long minus short, the difference of differences, is the primary quantity; "
         "forgetting short code raises it, too, so it has a star only where long code itself was gained. A star is p < "
-        "5 % with Holm's correction over the rows of its column. Could be found: the largest difference that a row "
-        f"needs for 80 % power.{of_fewer}"
+        "5 % with Holm's correction over the rows of its column. "
+        f"{COULD}{of_fewer}"
     )
     return Table("summary", note, ("", "runs", *headings), tuple(rows), signed=True)
 
@@ -126,10 +131,8 @@ def differences(
         (row, (count(runs, reading), *(column[row] for column in found))) for row, runs in groups.items()
     ]
     rows.append(("could be found", ("", *map(_detectable, found))))
-    note = (
-        f"Percentage points over {caption}. A star is p < 5 % with Holm's correction over the rows of its column. "
-        "Could be found: the largest difference that a row needs for 80 % power."
-    )
+    star = "A star is p < 5 % with Holm's correction over the rows of its column."
+    note = f"Percentage points over {caption}. {star} {COULD}"
     return Table(name, note, ("", "runs", *(column.title for column in columns)), tuple(rows), signed=True)
 
 
@@ -208,8 +211,7 @@ def pairs(name: str, methods: Groups, columns: Sequence[Column], where: str, rea
     note = (
         f"Percentage points, {where}, runs of each method as in the tables above. A star is p < 5 % with Holm's "
         f"correction over the {len(named)} pairs of its column, none over columns. Long "
-        "minus short: the difference of the differences. Could be found: the largest difference that a row "
-        "needs for 80 % power."
+        f"minus short: the difference of the differences. {COULD}"
     )
     return Table(name, note, ("", *headings), tuple(rows), signed=True)
 

@@ -1,11 +1,12 @@
 """Is everything there that a study's grids ask for, answered by all, and of the models that are shipped?"""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from longctx_rl.config import Config
 from longctx_rl.fingerprint import fingerprint
-from longctx_rl.report.collect import shipped
+from longctx_rl.report.collect import asking, shipped
 from longctx_rl.report.experiment import Experiment
 from longctx_rl.report.results import Cell, Result
 from longctx_rl.report.study import BASE, TEACHER, base_of
@@ -24,14 +25,15 @@ def check_complete(experiment: Experiment, found: Sequence[Result], asked: Mappi
     if asked:
         cells = _answered_by_all([one for one in found if one.name in asked])
         first = next(iter(asked.values()))
-        where = (
-            f"out=runs/{experiment.name}/{{name}} logging=wandb eval={first.eval.name} eval.items={first.eval.items}"
-        )
+
+        def ask(model: str, name: str) -> str:
+            return asking(model, Path("runs", experiment.name, name), first.eval.name, first.eval.items)
+
         students = Counter(one.model.student for one in asked.values())
         teachers = Counter(str(one.model.teacher) for one in asked.values() if one.needs_teacher)
         if base_of(found) is None or any(one.name == BASE for one in found):
-            problems += _fixed(found, BASE, students, cells, where)
-        problems += _fixed(found, TEACHER, teachers, cells, where) if teachers else []
+            problems += _fixed(found, BASE, students, cells, ask)
+        problems += _fixed(found, TEACHER, teachers, cells, ask) if teachers else []
     return problems + [problem for one in found for problem in _other_weights(one)]
 
 
@@ -45,11 +47,15 @@ def _missing(experiment: Experiment, found: Sequence[Result], asked: Mapping[str
 
 
 def _fixed(
-    found: Sequence[Result], name: str, used: Counter[str], cells: Mapping[Cell, set[str]], where: str
+    found: Sequence[Result],
+    name: str,
+    used: Counter[str],
+    cells: Mapping[Cell, set[str]],
+    ask: Callable[[str, str], str],
 ) -> list[str]:
     """What is wrong with the row of an untrained model: is it what most runs use, and did it answer what they did?"""
     ((model, _),) = used.most_common(1)
-    again = f"python -m longctx_rl.evaluate checkpoint={model} {where.format(name=name)}, then collect"
+    again = ask(model, name)
     rows = [one for one in found if one.name == name and not one.trained]
     problems = [] if rows else [f"nobody asked the {name}: {again}"]
     for row in rows:

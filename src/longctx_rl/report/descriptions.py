@@ -1,7 +1,7 @@
 """Tables without tests, of methods and of ablations: levels, context length, how training went, costs, where rows come
 from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations, pairwise
 from math import isnan, nan
 from statistics import fmean, stdev
@@ -83,7 +83,8 @@ def rewards(methods: Groups) -> Table | None:
     note = (
         "Differences of runs with the same seed, which had the same prompts: mean and 95 % t interval over seeds. "
         "Roughness: the standard deviation of the reward around its trend, from differences of neighbouring points of "
-        "the curve (root of half their mean square). A description, no test."
+        "the curve (root of half their mean square); a point is the mean of as many steps as leave 60 points. "
+        "A description, no test."
     )
     headings = ("", "seeds", "reward, last tenth of training", "roughness of the reward")
     return Table("rewards", note, headings, tuple(rows)) if rows else None
@@ -169,14 +170,15 @@ def _lengths(run: Result) -> str:
     return str(lengths) if share is None else f"{lengths}; {percent(share)} % {run.config['data.short.lengths']}"
 
 
-def listing(results: Sequence[Result]) -> Table:
-    """Every result with where it came from and what is wrong with it."""
+def listing(results: Sequence[Result], unplaced: Collection[str] = ()) -> Table:
+    """Every result with where it came from and what is wrong with it. ``unplaced``: those that no level has."""
     rows = []
     for result in results:
         git = result.origin.get("git") or {}
         commit = f"{str(git.get('commit', ''))[:10]}{' + changes' if git.get('dirty') else ''}"
         weights = str(result.origin.get("student") or result.origin.get("weights") or "")[:10]
-        entries = (commit, weights, str(last_step(result) or 0), "; ".join(result.problems))
+        problems = [*result.problems, *(["fits no level of axes.yaml"] if result.name in unplaced else [])]
+        entries = (commit, weights, str(last_step(result) or 0), "; ".join(problems))
         rows.append((result.name, entries))
     return Table("runs", "Where each row comes from.", ("", "commit", "weights", "steps", "marked"), tuple(rows))
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from longctx_rl.report.results import Result
+from longctx_rl.report.results import Result, settings
 from longctx_rl.run_directory import MAY_CHANGE
 
-NO_SETTINGS = (*(key for key in MAY_CHANGE if key != "budget."), "experiment_name", "sweep.")
+WHERE = tuple(key for key in MAY_CHANGE if key != "budget.")
 """Beginnings of keys that say where and how a run runs, not what it is."""
+NO_SETTINGS = (*WHERE, "experiment_name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Experiment:
     def level(self, axis: str, level: str, results: Sequence[Result]) -> list[Result]:
         """The runs at one level of an axis: every other varied key is at its default."""
         wanted = self.defaults | self.axes[axis][level]
-        return [one for one in results if one.trained and all(one.config.get(k) == v for k, v in wanted.items())]
+        return [one for one in results if one.trained and all(settings(one).get(k) == v for k, v in wanted.items())]
 
     def default_level(self, axis: str) -> str | None:
         """The level that changes nothing."""
@@ -77,7 +78,7 @@ def check_cells(experiment: Experiment, results: Sequence[Result]) -> list[str]:
     problems = []
     groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
-        varied = {key: result.config.get(key) for key in experiment.defaults}
+        varied = {key: settings(result).get(key) for key in experiment.defaults}
         groups[result.algo, str(varied)].append(result)
     for (algo, _), cell in groups.items():
         seeds: dict[int | None, Result] = {}
@@ -101,7 +102,7 @@ def _settings(result: Result) -> dict[str, Any]:
     """What must be equal in all runs of a cell. Paths that end in a seed, such as a cold start's, are one."""
     return {
         key: re.sub(r"-s\d+(?=/|$)", "-s*", value) if isinstance(value, str) else value
-        for key, value in result.config.items()
+        for key, value in settings(result).items()
         if key != "seed" and not key.startswith(NO_SETTINGS)
     }
 

@@ -7,6 +7,7 @@ each suite, task and length with the scores of its item families.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,17 @@ def read_all(folder: Path) -> list[Result]:
 
 
 def configuration(result: Result) -> Config:
-    """A run's configuration with its defaults. Raises ValueError if it is of another version."""
+    """A run's configuration. Raises ValueError if it is of another version."""
     return strict.convert(Config, _nested({**result.config, "run_dir": "", "runs_root": ""}))
+
+
+@cache
+def settings(result: Result) -> dict[str, Any]:
+    """Dotted key to value, with today's defaults where a run says nothing and is of this version."""
+    try:
+        return dict(strict.flat(strict.plain(configuration(result))))
+    except ValueError:
+        return result.config
 
 
 def measured(experiments: Path) -> list[Measured]:
@@ -120,7 +130,10 @@ def files(folder: Path) -> list[Path]:
 def missing(folder: Path) -> str:
     """What to do about results that are not there."""
     name = folder.parent.name
-    return f"no results in {folder} yet: make {name}-runs, then python -m longctx_rl.report collect {name}"
+    return (
+        f"no results in {folder} yet: train its runs (experiment_name={name}; of a table: make {name}-runs), then "
+        f"python -m longctx_rl.report collect {name}"
+    )
 
 
 def read(path: Path) -> Result:

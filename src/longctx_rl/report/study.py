@@ -3,6 +3,7 @@
 Every interval is ``stats.contrast``'s: runs and item families as crossed random effects. See docs/evaluation.md.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -81,12 +82,14 @@ def methods_of(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def base_of(results: Sequence[Result]) -> Result | None:
-    """The model before training: the collected base, else what the first run answered at step 0."""
+    """The model before training: the collected base, else the first run of the usual student at step 0."""
     for result in results:
         if result.algo == BASE and not result.trained:
             return result
-    for result in results:
-        if result.trained and 0 in result.steps:
+    trained = [result for result in results if result.trained]
+    usual = Counter(str(result.config.get("model.student")) for result in trained).most_common(1)
+    for result in trained:
+        if 0 in result.steps and str(result.config.get("model.student")) == usual[0][0]:
             return replace(result, name=f"step 0 of {result.name}", algo=BASE, seed=None)
     return None
 

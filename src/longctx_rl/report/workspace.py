@@ -81,6 +81,8 @@ def build_workspace(experiment: Experiment, found: Sequence[Result], place: Plac
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
+    keys = list(experiment.defaults) or [METHOD]
+    accuracy = curves(accuracies(found), "progress/trained_tokens")
     sections = [
         ws.Section(
             name=f"Training over {words}", panels=curves(CURVES, axis), is_open=axis == "progress/trained_tokens"
@@ -88,20 +90,21 @@ def build_workspace(experiment: Experiment, found: Sequence[Result], place: Plac
         for axis, words in AXES.items()
     ]
     sections += [
-        ws.Section(name="Accuracy over trained tokens", panels=curves(accuracies(found), "progress/trained_tokens")),
+        ws.Section(name="Accuracy over trained tokens", panels=accuracy),
+        ws.Section(name="Accuracy", panels=suite_panels(found), is_open=True),
         ws.Section(name="Accuracy by context length", panels=length_panels(found), is_open=True),
     ]
     if experiment.axes:
-        sections.append(ws.Section(name="Ablations", panels=ablation_panels(experiment, found), is_open=True))
+        sections.append(ws.Section(name="Which key matters", panels=importance_panels(found)))
     sections.append(ws.Section(name="What differs between runs", panels=[wr.RunComparer(diff_only=True)]))
     return ws.Workspace(
         entity=place.entity,
         project=place.project,
-        name=f"{experiment.name}: methods compared",
+        name=f"{experiment.name}: {'levels' if experiment.axes else 'methods'} compared",
         sections=sections,
         settings=ws.WorkspaceSettings(x_axis="progress/trained_tokens", max_runs=100, group_by_prefix="first"),
         runset_settings=ws.RunsetSettings(
-            filters=ws.And(ws.Config("experiment_name") == experiment.name), groupby=[ws.Config(METHOD)]
+            filters=ws.And(ws.Config("experiment_name") == experiment.name), groupby=[ws.Config(key) for key in keys]
         ),
     )
 
@@ -110,29 +113,36 @@ def build_report(experiment: Experiment, found: Sequence[Result], place: Place) 
     """The same panels with words between them."""
     import wandb_workspaces.reports.v2 as wr
 
-    def grid(panels: "list[wr.LinePlot | wr.BarPlot | wr.RunComparer | wr.ParameterImportancePlot]") -> "wr.PanelGrid":
+    def grid(
+        panels: "list[wr.LinePlot | wr.BarPlot | wr.RunComparer | wr.ParameterImportancePlot]", axis: str | None = None
+    ) -> "wr.PanelGrid":
+        keys = varied(experiment, axis) if axis else list(experiment.defaults) or [METHOD]
+        fixed = {key: value for key, value in experiment.defaults.items() if axis and key not in keys}
         runset = wr.Runset(
             entity=place.entity,
             project=place.project,
-            name=experiment.name,
-            filters=f"Config('experiment_name') = '{experiment.name}'",
-            groupby=[f"config.{METHOD}"],
+            name=f"{experiment.name} {axis or ''}".strip(),
+            filters=" and ".join(
+                f"Config({key!r}) = {value!r}" for key, value in {"experiment_name": experiment.name, **fixed}.items()
+            ),
+            groupby=[f"config.{key}" for key in keys],
         )
         return wr.PanelGrid(runsets=[runset], panels=panels)
 
     blocks: list[wr.H1 | wr.P | wr.PanelGrid | wr.TableOfContents] = [
         wr.TableOfContents(),
         wr.P(
-            f"Curves are means over seeds with standard errors, grouped by method. Tables with intervals are in "
+            f"Curves are means over seeds with standard errors, of each method or level. Tables with intervals are in "
             f"experiments/{experiment.name} of the repository: these panels show, they do not test."
         ),
         wr.H1("Accuracy by context length"),
         grid(length_panels(found)),
     ]
+    for axis in experiment.axes:
+        panels = [*suite_panels(found), *curves(CURVES, "progress/trained_tokens")]
+        blocks += [wr.H1(f"Levels of {axis}"), grid(panels, axis)]
     for axis, words in AXES.items():
         blocks += [wr.H1(f"Training over {words}"), grid(curves((*CURVES, *accuracies(found)), axis))]
-    if experiment.axes:
-        blocks += [wr.H1("Ablations"), grid(ablation_panels(experiment, found))]
     blocks += [wr.H1("What differs between runs"), grid([wr.RunComparer(diff_only=True)])]
     return wr.Report(
         entity=place.entity,
@@ -145,7 +155,7 @@ def build_report(experiment: Experiment, found: Sequence[Result], place: Place) 
 
 
 def curves(metrics: Sequence[str], axis: str) -> "list[wr.LinePlot]":
-    """One panel for each metric: mean and standard error of each method over a cost axis."""
+    """One panel for each metric: mean and standard error of each group of runs over a cost axis."""
     import wandb_workspaces.reports.v2 as wr
 
     return [
@@ -153,7 +163,6 @@ def curves(metrics: Sequence[str], axis: str) -> "list[wr.LinePlot]":
             title=f"{metric} / {AXES[axis]}",
             x=axis,
             y=[metric],
-            groupby=wr.Config(METHOD),
             groupby_aggfunc="mean",
             groupby_rangefunc="stderr",
             max_runs_to_show=100,
@@ -163,35 +172,49 @@ def curves(metrics: Sequence[str], axis: str) -> "list[wr.LinePlot]":
 
 
 def length_panels(found: Sequence[Result]) -> "list[wr.BarPlot]":
-    """One panel for each task that was asked at several lengths: its last accuracy at each of them, by method."""
+    """One panel for each task that was asked at several lengths: its last accuracy at each of them."""
     import wandb_workspaces.reports.v2 as wr
 
     lengths: dict[tuple[str, str], list[str]] = {}
     for cell in _cells(found):
         lengths.setdefault(cell[:2], []).append(_metric(cell))
     return [
-        wr.BarPlot(title=f"{suite} / {task} by length", metrics=metrics, groupby=METHOD, groupby_aggfunc="mean")
+        wr.BarPlot(title=f"{suite} / {task} by length", metrics=metrics, groupby_aggfunc="mean")
         for (suite, task), metrics in lengths.items()
         if len(metrics) > 1
     ]
 
 
-def ablation_panels(experiment: Experiment, found: Sequence[Result]) -> "list[wr.BarPlot | wr.ParameterImportancePlot]":
-    """The suites' means by each varied key, and which key matters most."""
+def suite_panels(found: Sequence[Result]) -> "list[wr.BarPlot]":
+    """One panel for each suite: its last mean."""
     import wandb_workspaces.reports.v2 as wr
 
-    suites = sorted({f"eval/{suite}/mean" for suite, _, _ in _cells(found)})
-    panels: list[wr.BarPlot | wr.ParameterImportancePlot] = [
-        wr.BarPlot(title=f"by {key}", metrics=suites, groupby=key, groupby_aggfunc="mean", groupby_rangefunc="stderr")
-        for key in experiment.defaults
+    return [
+        wr.BarPlot(title=metric, metrics=[metric], groupby_aggfunc="mean", groupby_rangefunc="stderr")
+        for metric in means(found)
     ]
-    return panels + [wr.ParameterImportancePlot(with_respect_to=metric) for metric in suites]
+
+
+def importance_panels(found: Sequence[Result]) -> "list[wr.ParameterImportancePlot]":
+    """Which key matters most for each suite's mean."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return [wr.ParameterImportancePlot(with_respect_to=metric) for metric in means(found)]
+
+
+def varied(experiment: Experiment, axis: str) -> list[str]:
+    """The keys that tell an axis's levels apart."""
+    return sorted({key for values in experiment.axes[axis].values() for key in values})
+
+
+def means(found: Sequence[Result]) -> list[str]:
+    """The suites' means, as metrics."""
+    return sorted({f"eval/{suite}/mean" for suite, _, _ in _cells(found)})
 
 
 def accuracies(found: Sequence[Result]) -> list[str]:
     """The suites' means and every cell, as metrics."""
-    cells = _cells(found)
-    return [*sorted({f"eval/{suite}/mean" for suite, _, _ in cells}), *map(_metric, cells)]
+    return [*means(found), *map(_metric, _cells(found))]
 
 
 def _cells(found: Sequence[Result]) -> list[Cell]:

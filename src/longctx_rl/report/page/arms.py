@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from longctx_rl import strict
+from longctx_rl.report.experiment import WHERE
 from longctx_rl.report.runs import Run
 from longctx_rl.report.study import METHODS
 
 APART = (
-    *("seed", "resume", "run_dir", "runs_root", "sandbox", "logging.", "checkpoint.", "engine.", "eval.", "sweep."),
-    *("batch.micro_batch_tokens", "batch.backward", "model.teacher_cache"),
-    *("data.longblocks.path", "data.longblocks.cache", "data.longblocks.books"),
+    *WHERE,
+    *("seed", "sandbox", "engine.", "eval.", "batch.micro_batch_tokens", "batch.backward"),
 )
 """Keys, and beginnings of keys, that do not make another arm: they leave the training as it is, but for its seed."""
 

@@ -143,6 +143,33 @@ def test_the_base_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
     assert asked == [[-1, 0]] * 4
 
 
+def test_gains_are_over_the_same_items_of_the_same_student(tmp_path: Path) -> None:
+    """Bases beside the runs, one asked half as many items; and a method whose seeds begin from different students."""
+    for study, asked in (("table1", 1), ("table2", 2)):
+        for path in write_runs(tmp_path / study, 2, steps=20, items=4, metrics=1):
+            config = (path / "config.yaml").read_text().replace("experiment_name: many", f"experiment_name: {study}")
+            if path.name.startswith("kd"):
+                config = config.replace("mini-student", f"runs/{study}/sft-mini-mix-s{path.name[-1]}/export")
+            (path / "config.yaml").write_text(config)
+        records = (
+            (tmp_path / study / "sft-mini-mix-s0" / "evals" / "heldout.jsonl").read_text().splitlines(keepends=True)
+        )
+        before = [line for line in records if line.startswith('{"step": 0,')]
+        write_evaluation(tmp_path / study / "base", {}, "mini-student")
+        (tmp_path / study / "base" / "evals").mkdir()
+        (tmp_path / study / "base" / "evals" / "heldout.jsonl").write_text("".join(before[::asked]))
+    found = build.data_of(find_runs(tmp_path), tmp_path)
+    rows = {row["label"]: row for row in found["overview"]["table"]["rows"]}
+    assert next(iter(rows)) == "before training: table1/base" and "before training: table2/base" in rows
+    names = [arm["name"] for arm in found["overview"]["arms"]]
+    maps = {name: found["maps"][0]["entries"][1 + place][0][-1] for place, name in enumerate(names)}
+    assert maps["sft table1"][1::2] == [8, 8] and maps["sft table2"][1::2] == [8, 4]
+    mean, _, gain, _ = maps["sft table1"]
+    assert gain == pytest.approx(mean - found["maps"][0]["entries"][0][0][-1][0], abs=1e-4)
+    assert rows["sft table1"]["gain"][0] is not None and rows["sft table2"]["gain"][0] is not None
+    assert maps["kd table1"][2] is None and set(rows["kd table1"]["gain"]) == {None}
+
+
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr("sys.argv", ["report", "page", *arguments])
     with pytest.raises(SystemExit) as stopped:

@@ -12,6 +12,7 @@ from scipy.stats import t as student
 import longctx_rl
 from longctx_rl.report.page import series, table, texts
 from longctx_rl.report.page.arms import Arm, Settings, arms_of, duplicates, settings_of
+from longctx_rl.report.page.starts import Fixed, starts_of
 from longctx_rl.report.runs import Run, find_asked, find_runs, read_evals
 from longctx_rl.report.study import BASE
 from longctx_rl.run_directory import write_text
@@ -35,7 +36,10 @@ def write(root: Path, out: Path) -> str:
     write_text(out, text)
     marked = sum(bool(run["problems"]) for run in embedded["overview"]["runs"])
     lines = [f"{out}: {len(runs)} runs, {len(text.encode()) / 1e6:.1f} MB; open it in a browser"]
-    return "\n".join(lines + ([f"marked: {marked} of them are not whole, see the page's last part"] if marked else []))
+    lines += [f"marked: {marked} of them are not whole, see the page's last part"] if marked else []
+    asked = (read_evals(one.path).values() for one in find_asked(root))
+    lines += [f"marked: {problem}" for suites in asked for _, problems in suites for problem in problems]
+    return "\n".join(lines)
 
 
 def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
@@ -43,10 +47,11 @@ def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
     read = [read_evals(run.path) for run in runs]
     evals = [{suite: records for suite, (records, _) in suites.items()} for suites in read]
     asked = sorted(find_asked(root), key=lambda one: one.name != BASE)  # a folder of that name goes first
-    fixed = [table.Fixed(one.name, one.checkpoint, one.evals()) for one in asked]
+    fixed = [Fixed(_place(one.path, root), one.checkpoint, one.evals(), one.path) for one in asked]
     unread = [[problem for _, problems in suites.values() for problem in problems] for suites in read]
     settings = [settings_of(run.config) for run in runs]
-    start = table.before(evals, settings, fixed)
+    starts = starts_of(runs, settings, evals, fixed)
+    first = next((one.evals for one in starts if one is not None), {})
     arms = arms_of(runs, settings)
     repeated = {index: by for arm in arms for index, by in duplicates(arm, runs).items()}
     counted = [[index for index in arm.runs if index not in repeated] for arm in arms]
@@ -57,17 +62,17 @@ def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
         "title": f"Runs of {root.name or root}",
         "version": longctx_rl.__version__,
         "t95": [rounded_t(runs_of_arm - 1) for runs_of_arm in range(2, MOST_RUNS + 1)],
-        "arms": [_arm(arm, places, settings) for arm, places in zip(arms, counted, strict=True)],
+        "arms": [_arm(arm, places) for arm, places in zip(arms, counted, strict=True)],
         "runs": [_run(run, index, arms, root, unread[index], repeated, runs) for index, run in enumerate(runs)],
-        "table": table.table(arms, ended, results, runs, settings, fixed),
+        "table": table.table(arms, ended, results, runs, starts, fixed),
         "metrics": list(curves),
         "depths": table.DEPTHS,
     }
     return {
         "overview": overview,
-        "maps": table.maps(ended, evals, start),
+        "maps": table.maps(ended, evals, starts),
         "config": _config(settings),
-        "answers": texts.answers(evals, start),
+        "answers": texts.answers(evals, first),
         "rollouts": texts.rollouts(runs),
         **{f"metric-{place}": curve for place, curve in enumerate(curves.values())},
     }
@@ -111,7 +116,7 @@ def rounded_t(freedom: int) -> float:
     return round(float(student.ppf(0.975, freedom)), 4)
 
 
-def _arm(arm: Arm, counted: Sequence[int], settings: Sequence[Settings]) -> dict[str, Any]:
+def _arm(arm: Arm, counted: Sequence[int]) -> dict[str, Any]:
     return {"name": arm.name, "algo": arm.algo, "runs": list(arm.runs), "counted": list(counted)}
 
 

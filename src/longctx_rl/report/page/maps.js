@@ -12,13 +12,13 @@ function colourAt(scale, share) {
   return `background: rgb(${mixed.join(",")}); color: ${light ? "#111" : "#fff"}`;
 }
 
-/** One cell: a number and how many answers are behind it. */
-function mapCell(found, base, gain, all) {
+/** One cell: a number and how many answers, or pairs of answers to the same item, are behind it. */
+function mapCell(found, gain, all) {
   const kind = all ? "all" : null;
-  if (!found || (gain && !base)) return element("td", { class: kind }, "–");
-  const value = gain ? found[0] - base[0] : found[0];
+  const [value, count] = found ? found.slice(gain ? 2 : 0) : [null];
+  if (value === null) return element("td", { class: kind }, "–");
   const style = gain ? colourAt(GAIN_SCALE, value / 2 + 0.5) : colourAt(SCORE_SCALE, value);
-  return element("td", { class: kind, style }, gain ? percent(value, true) : percent(value), element("small", {}, String(found[1])));
+  return element("td", { class: kind, style }, gain ? percent(value, true) : percent(value), element("small", {}, String(count)));
 }
 
 function drawMaps() {
@@ -35,7 +35,7 @@ function drawMaps() {
     const rows = found.lengths.map((length, row) => element(
       "tr", {}, element("th", { scope: "row" }, length ? String(length) : "any"),
       ...found.entries[entryOf][row].map((cell, depth) =>
-        mapCell(cell, found.entries[0][row][depth], gain, depth === overview.depths))));
+        mapCell(cell, gain, depth === overview.depths))));
     const head = element("tr", {}, element("th", { scope: "col" }, "length"),
       ...[...depths, "all"].map((title) => element("th", { scope: "col" }, title)));
     return element(

@@ -5,6 +5,7 @@ from typing import Any
 
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.report.page.series import rounded
+from longctx_rl.report.page.starts import Evals
 from longctx_rl.report.runs import Run
 
 ANSWERS_BUDGET = 5_000_000
@@ -12,7 +13,6 @@ ANSWERS_BUDGET = 5_000_000
 ROLLOUTS_BUDGET = 5_000_000
 LONGEST = 4_000
 """Characters of one text."""
-Evals = dict[str, list[ItemRecord]]
 
 
 def answers(evals: Sequence[Evals], first: Evals) -> dict[str, Any]:

@@ -22,7 +22,7 @@ DYNAMICS = {
     "teacher/kl_reverse": "KL to the teacher, nats",
     "grad/norm": "gradient norm",
     "grad/pg_kd_cosine": "cosine of the reward's and the teacher's gradient",
-    "rollout/length_mean": "answer length, tokens",
+    "rollout/length_mean": "response length, tokens",
 }
 """Metrics of the table ``dynamics``."""
 

@@ -104,7 +104,7 @@ def test_a_result_whose_command_gives_another_configuration_is_named(checkout: P
         (("collect", "table1", "root=x"), "error: root=x: the one setting of collect is runs_root=FOLDER"),
         (("collect", "table1", "runs_root=nowhere"), "error: no runs under nowhere/table1: name the folder above it"),
         (("collect", "table9"), "error: experiments/table9 does not exist"),
-        (("tables",), "error: no experiment has results yet: train its runs (experiment_name=table1"),
+        (("tables",), "error: no experiment has results yet: make table1-runs, then"),
         (
             ("tables", "table1"),
             "error: no results in experiments/table1/results yet: train its runs (experiment_name=table1",

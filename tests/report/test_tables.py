@@ -95,11 +95,13 @@ def test_the_summary_has_the_numbers_of_the_other_tables(experiment: Experiment,
 
 
 def test_dynamics_are_of_the_first_and_the_last_tenth() -> None:
-    curve: list[float | None] = [1.0, 3.0, *[9.0] * 16, None, 5.0]
-    runs = [replace(run, curves={"policy/entropy": curve}) for run in RUNS]
+    """Of what was recorded: a metric that is measured every few steps has three points at least in each."""
+    entropy: list[float | None] = [1.0, 3.0, 2.0, 2.0, *[9.0] * 32, None, *[5.0] * 4]
+    cosine: list[float | None] = [None, 0.1, None, 0.2, None, 0.3, None, None, 0.7, None, 0.8, 0.9, None]
+    runs = [replace(run, curves={"policy/entropy": entropy, "grad/pg_kd_cosine": cosine}) for run in RUNS]
     table = descriptions.dynamics({"grpo": runs})
-    assert table is not None and table.columns == ("", "entropy, nats")
-    assert table.rows == (("grpo", ("2 \N{RIGHTWARDS ARROW} 5 \N{PLUS-MINUS SIGN} 0",)),)
+    assert table is not None and table.columns[1] == "entropy, nats"
+    assert table.rows == (("grpo", ("2 \N{RIGHTWARDS ARROW} 5 \N{PLUS-MINUS SIGN} 0", "0.2 → 0.8 ± 0")),)
     assert descriptions.dynamics({"grpo": RUNS}) is None
 
 
@@ -134,7 +136,7 @@ def test_transfer_has_a_star_only_where_long_code_was_gained() -> None:
 
 def test_rewards_are_compared_seed_by_seed() -> None:
     def runs(algo: str, shift: float, zigzag: float) -> list[Result]:
-        curves = [[0.1 * seed + shift + (zigzag if point % 2 else 0.0) for point in range(20)] for seed in range(3)]
+        curves = [[0.1 * seed + shift + (zigzag if point % 2 else 0.0) for point in range(40)] for seed in range(3)]
         return [
             replace(RUNS[0], name=f"{algo}-{seed}", algo=algo, seed=seed, curves={"rollout/reward_mean": [*curve]})
             for seed, curve in enumerate(curves)

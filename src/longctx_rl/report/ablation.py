@@ -1,9 +1,9 @@
-"""The tables of an experiment with axes: level x column, and each level against the default one and the base."""
+"""The tables of an experiment with axes: level x column, and levels against the default one, the base, each other."""
 
 from collections.abc import Sequence
 
-from longctx_rl.report.comparison import differences
-from longctx_rl.report.descriptions import costs, fixed_of, levels, listing
+from longctx_rl.report.comparison import differences, pairs
+from longctx_rl.report.descriptions import costs, dynamics, fixed_of, levels, listing
 from longctx_rl.report.experiment import Experiment
 from longctx_rl.report.readings import Groups
 from longctx_rl.report.results import Result
@@ -12,7 +12,7 @@ from longctx_rl.report.tables import Table
 
 
 def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
-    """Up to three tables for each axis, then costs and the list of runs."""
+    """Up to five tables for each axis, then costs and the list of runs."""
     columns, base = columns_of(results), base_of(results)
     tables = []
     every: dict[str, list[Result]] = {}
@@ -28,6 +28,10 @@ def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
             tables.append(differences(f"{axis}_differences", changed, groups[default], columns, f"{axis} {default}"))
         if base is not None:
             tables.append(differences(f"{axis}_gains", groups, [base], columns, base.name))
+        if len(groups) > 2:
+            tables.append(pairs(f"{axis}_pairs", groups, columns, "at the end of training"))
+        if (moved := dynamics(groups, f"{axis}_dynamics")) is not None:
+            tables.append(moved)
     compared = {run.name: run.algo for runs in every.values() for run in runs}
     others = [run for run in results if run.trained and run.name not in compared]  # such as cold starts
     unplaced = {run.name for run in others if run.algo in compared.values()}

@@ -101,7 +101,7 @@ def _figures(
             groups = ablation.groups_of(experiment, axis, found)
             if groups and columns:
                 wanted[axis] = partial(figures.axis_figure, axis, groups, fixed, columns)
-                wanted |= _dynamics(f"{axis}_dynamics", groups)
+                wanted |= _dynamics(f"{axis}_dynamics", groups, figures.level_dynamics_figure)
         return wanted
     methods = methods_of(found)
     if columns:
@@ -112,12 +112,11 @@ def _figures(
         wanted["scaling_costs"] = partial(figures.length_cost_figure, methods)
     if base is not None and {LONGREASON, CODE_LONG, CODE_SHORT} <= set(columns):
         wanted["transfer"] = partial(figures.transfer_figure, methods, base)
-    return wanted | _dynamics("dynamics", methods)
+    return wanted | _dynamics("dynamics", methods, figures.dynamics_figure)
 
 
-def _dynamics(name: str, groups: Groups) -> dict[str, Callable[[], Figure]]:
-    recorded = any(metric in run.curves for runs in groups.values() for run in runs for metric in figures.DYNAMICS)
-    return {name: partial(figures.dynamics_figure, groups)} if recorded else {}
+def _dynamics(name: str, groups: Groups, draw: Callable[[Groups], Figure]) -> dict[str, Callable[[], Figure]]:
+    return {name: partial(draw, groups)} if figures.recorded(groups) else {}
 
 
 def _transfer_points(found: Sequence[Result]) -> str:

@@ -209,7 +209,7 @@ def pairs(name: str, methods: Groups, columns: Sequence[Column], where: str, rea
     rows: list[tuple[str, tuple[Entry, ...]]] = [(row, tuple(column[row] for column in found)) for row in named]
     rows.append(("could be found", tuple(map(_detectable, found))))
     note = (
-        f"Percentage points, {where}, runs of each method as in the tables above. A star is p < 5 % with Holm's "
+        f"Percentage points, {where}, runs as in the tables above. A star is p < 5 % with Holm's "
         f"correction over the {len(named)} pairs of its column, none over columns. Long "
         f"minus short: the difference of the differences. {COULD}"
     )

@@ -47,7 +47,7 @@ def fixed_of(results: Sequence[Result], base: Result | None) -> dict[str, list[R
     return ({BASE: [base]} if base is not None else {}) | others
 
 
-def dynamics(methods: Groups) -> Table | None:
+def dynamics(methods: Groups, name: str = "dynamics") -> Table | None:
     """How training went, from its first tenth to its last; None if nothing is recorded."""
     metrics = {key: title for key, title in DYNAMICS.items() if any(key in run.curves for run in all_of(methods))}
     rows = []
@@ -63,10 +63,10 @@ def dynamics(methods: Groups) -> Table | None:
             entries.append(f"{fmean(first):.3g} \N{RIGHTWARDS ARROW} {fmean(last):.3g}{spread}")
         rows.append((row, tuple(entries)))
     note = (
-        "Mean of the first tenth of training \N{RIGHTWARDS ARROW} of the last tenth, means over runs, "
+        "First tenth of what was recorded, of three points at least \N{RIGHTWARDS ARROW} last tenth, means over runs, "
         "\N{PLUS-MINUS SIGN} the standard deviation over runs. No tests."
     )
-    return Table("dynamics", note, ("", *metrics.values()), tuple(rows)) if metrics else None
+    return Table(name, note, ("", *metrics.values()), tuple(rows)) if metrics else None
 
 
 def rewards(methods: Groups) -> Table | None:
@@ -184,10 +184,10 @@ def listing(results: Sequence[Result], unplaced: Collection[str] = ()) -> Table:
 
 
 def _tenths(curve: Sequence[float | None]) -> tuple[float, float] | None:
-    """Means of the first and the last tenth of a curve; None if either has no value."""
-    size = max(1, len(curve) // 10)
-    ends = [[value for value in part if value is not None] for part in (curve[:size], curve[-size:])]
-    return (fmean(ends[0]), fmean(ends[1])) if all(ends) else None
+    """Means of the first and the last tenth of a curve's known points, of three at least; None if there is none."""
+    known = [value for value in curve if value is not None]
+    size = max(3, len(known) // 10)
+    return (fmean(known[:size]), fmean(known[-size:])) if known else None
 
 
 def all_of(groups: Groups) -> list[Result]:

@@ -123,19 +123,12 @@ def transfer_figure(groups: Groups, base: Result) -> Figure:
 
 def dynamics_figure(groups: Groups) -> Figure:
     """Training curves: a row for each metric, a column for each cost axis, mean and 95 % interval over runs."""
-    rows = [name for name in DYNAMICS if any(name in run.curves for runs in groups.values() for run in runs)]
+    rows = recorded(groups)
     figure = Figure(figsize=(2.4 * len(AXES), 0.4 + 1.6 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(AXES), squeeze=False)
-    looks = _looks(groups)
     for panel_row, metric in zip(panels, rows, strict=True):
         for panel, axis in zip(panel_row, AXES, strict=True):
-            for row, runs in groups.items():
-                curve = mean_curve(runs, metric, axis)
-                if curve is not None:
-                    points, mean, half = curve
-                    color, marker = looks[row]
-                    panel.plot(points, mean, color=color, marker=marker, markevery=12, markersize=3, label=row)
-                    panel.fill_between(points, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
+            _draw_curves(panel, groups, metric, axis, points=60, each=1)
         panel_row[0].set_ylabel(DYNAMICS[metric])
     for panel, words in zip(panels[-1], AXES.values(), strict=True):
         panel.set_xlabel(words)
@@ -143,8 +136,38 @@ def dynamics_figure(groups: Groups) -> Figure:
     return figure
 
 
-def mean_curve(runs: Sequence[Result], metric: str, axis: str, points: int = 60) -> Curve | None:
-    """A metric over an axis, interpolated where all runs have it. None: no run has two points."""
+def level_dynamics_figure(groups: Groups) -> Figure:
+    """Training curves of levels, which have the same budget: a panel for each metric, over trained tokens."""
+    rows = recorded(groups)
+    figure, panels = _grid(rows, 3, 2.4, 1.6)
+    for panel, metric in zip(panels, rows, strict=False):
+        _draw_curves(panel, groups, metric, "progress/trained_tokens", points=12, each=5)  # few runs, so few points
+        panel.set_title(DYNAMICS[metric])
+        panel.set_xlabel(AXES["progress/trained_tokens"])
+    _legend_below(figure, panels)
+    return figure
+
+
+def recorded(groups: Groups) -> list[str]:
+    """Metrics of training that some run has a curve of."""
+    return [name for name in DYNAMICS if any(name in run.curves for runs in groups.values() for run in runs)]
+
+
+def _draw_curves(panel: Axes, groups: Groups, metric: str, axis: str, *, points: int, each: int) -> None:
+    """Mean and 95 % interval over the runs of each row."""
+    looks = _looks(groups)
+    for row, runs in groups.items():
+        curve = mean_curve(runs, metric, axis, points, each)
+        if curve is not None:
+            where, mean, half = curve
+            color, marker = looks[row]
+            panel.plot(where, mean, color=color, marker=marker, markevery=points // 5, markersize=3, label=row)
+            panel.fill_between(where, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
+
+
+def mean_curve(runs: Sequence[Result], metric: str, axis: str, points: int, each: int) -> Curve | None:
+    """A metric over an axis, interpolated where all runs have it: ``points``, each the mean of ``each``. None: no run
+    has two points."""
     lines = []
     for run in runs:
         pairs = zip(run.curves.get(axis, []), run.curves.get(metric, []), strict=False)
@@ -156,8 +179,9 @@ def mean_curve(runs: Sequence[Result], metric: str, axis: str, points: int = 60)
     start, end = max(line[0][0] for line in lines), min(line[0][-1] for line in lines)
     if end <= start:
         return None
-    grid = np.linspace(start, end, points)
-    values = np.array([np.interp(grid, line[0], line[1]) for line in lines])
+    fine = np.linspace(start, end, points * each)
+    values = np.array([np.interp(fine, line[0], line[1]).reshape(points, each).mean(1) for line in lines])
+    grid = fine.reshape(points, each).mean(1)
     count = len(lines)
     quantile = float(student.ppf(0.975, count - 1)) if count > 1 else float("nan")
     spread = values.std(0, ddof=1) if count > 1 else np.full(points, np.nan)

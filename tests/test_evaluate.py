@@ -19,6 +19,7 @@ from longctx_rl.evals import asking, kl, records
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.results import load
+from longctx_rl.mirror import evaluation_settings
 from longctx_rl.policy.loading import load_model, load_tokenizer
 from longctx_rl.sandbox import isolation
 from longctx_rl.types import Example
@@ -63,10 +64,12 @@ def test_results_are_mirrored_beside_those_of_trainings(tmp_path: Path) -> None:
     run(out, *SHORT, "eval.items=1", "logging=wandb")
     run(out, "eval=longreason", "eval.suites.longreason.lengths=[1024]", "eval.items=1", "logging=wandb")
     (piece,) = (out / "wandb").glob("offline-run-*/*.wandb")
-    assert len(list((out / "wandb" / "replaced").iterdir())) == 1
+    (replaced,) = (out / "wandb" / "replaced").glob("*/*.wandb")
+    assert piece.name == replaced.name, "one id, so one run"
     written = piece.read_bytes()
-    assert b"eval/heldout/grounding/256" in written and b"eval/longreason/mean" in written
-    assert b"table1" in written and b"-results" in written
+    assert b"eval/heldout/grounding/256" in written and b"eval/longreason/mean" in written and b"-results" in written
+    settings = evaluation_settings(composed_evaluate([*SMALL, f"out={out}", "logging=wandb"]))
+    assert (settings["group"], settings["job_type"], settings["config"]["algo"]["name"]) == ("table1", "eval", "base")
 
 
 def test_every_suite_runs_on_the_shipped_student(tmp_path: Path) -> None:

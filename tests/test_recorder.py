@@ -210,6 +210,8 @@ def test_how_a_run_appears_in_the_mirror(offline: Config, tmp_path: Path) -> Non
     assert first["config"]["algo"]["weights"]["kd"] == 0.5
     online = replace(offline, logging=replace(offline.logging, mode="online"))
     started = training_settings(online, run_dir, resumed=False)
+    (run_dir / "wandb").mkdir(parents=True)
+    (run_dir / "wandb" / "id").write_text(started["id"])
     continued = training_settings(online, run_dir, resumed=True)
     assert started["id"] == continued["id"] and continued["resume"] == "allow"
     assert continued["name"] == "dgrpo-mini-mix-s0"

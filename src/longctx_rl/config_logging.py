@@ -8,7 +8,7 @@ from typing import Literal
 class LoggingConfig:
     name: str
     mode: Literal["offline", "online", "disabled"]
-    """Of the wandb mirror; metrics.jsonl is always written."""
+    """Of the wandb mirror; files on disk are always written."""
     project: str
     entity: str | None
     tags: tuple[str, ...]

@@ -49,6 +49,8 @@ ROLLOUT_COLUMNS = (
     "advantage",
 )
 
+IDENTITY = Path("wandb", "id")
+"""Where in a run's folder its id stands, once wandb has taken it."""
 Work = Callable[[Any, Any], None]
 """Something to do with the wandb module and its run."""
 
@@ -80,18 +82,15 @@ def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
 
 def _settings(logging: LoggingConfig, folder: Path, resumed: bool) -> dict[str, Any]:
     """Where a wandb run is kept. It keeps its id for as long as it is resumed, so it is one run there."""
-    identity = folder / "wandb" / "id"
+    identity = folder / IDENTITY
     known = resumed and identity.is_file()
-    if not known:
-        identity.parent.mkdir(parents=True, exist_ok=True)
-        write_text(identity, os.urandom(6).hex())
     return {
         "mode": logging.mode,
         "dir": str(folder),
         "project": logging.project,
         "entity": logging.entity,
         "name": folder.name,
-        "id": identity.read_text(encoding="utf-8"),
+        "id": identity.read_text(encoding="utf-8") if known else os.urandom(6).hex(),
         **({"resume": "allow"} if known and logging.mode == "online" else {}),
     }
 
@@ -198,12 +197,16 @@ class Mirror:
             os.environ.setdefault("WANDB_SILENT", "true")
             import wandb
 
-            earlier = sorted(Path(settings["dir"], "wandb").glob("offline-run-*"))
+            folder = Path(settings["dir"])
+            earlier = sorted((folder / "wandb").glob("offline-run-*"))
+            sent = any(any(piece.glob("*.wandb.synced")) for piece in earlier)
             run = wandb.init(**settings, settings=wandb.Settings(silent=True, console="off", init_timeout=60))
             run.define_metric("step", summary="last")
             for group, summary in SUMMARIES.items():  # progress/ among them: every panel can be drawn over a cost
                 run.define_metric(f"{group}/*", step_metric="step", summary=summary)
-            self._whole = "resume" not in settings or bool(earlier)
+            self._whole = "resume" not in settings or (bool(earlier) and not sent)
+            (folder / IDENTITY).parent.mkdir(exist_ok=True)
+            write_text(folder / IDENTITY, settings["id"])
             _set_aside(earlier)
             while (work := self._waiting.get()) is not None:
                 work(wandb, run)

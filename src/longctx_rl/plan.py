@@ -137,7 +137,7 @@ def _likeness(config: Config) -> list[Any]:
 
 def makespan(seconds: Sequence[float], jobs: int) -> float:
     """How long so many runs at a time take, each starting as soon as one before it ends."""
-    ends = [0.0] * jobs
+    ends = [0.0] * max(jobs, 1)
     for one in seconds:
         heapq.heapreplace(ends, ends[0] + one)
     return max(ends)

@@ -54,7 +54,8 @@ def test_the_same_numbers_in_three_forms() -> None:
 
 
 def test_nothing_is_minus_zero() -> None:
-    assert [percent(-0.0001), percent(-0.0001, True), percent(0.0, True)] == ["0.0", "+0.0", "+0.0"]
+    below = [percent(-0.0001), percent(-0.0001, True), percent(0.0, True), percent(-1e-12, True)]
+    assert below == [f"{MINUS}0.0", f"{MINUS}0.0", "+0.0", "+0.0"]
 
 
 def test_the_tables_of_a_comparison_show_what_the_study_says() -> None:

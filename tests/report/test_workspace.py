@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from longctx_rl.report.experiment import Experiment
+from longctx_rl.report.experiment import Experiment, open_experiment
 from longctx_rl.report.results import CellScores, Result
 from longctx_rl.report.workspace import AXES, Place, build_report, build_workspace, place_of, save
 
 pytest.importorskip("wandb_workspaces", reason="needs the extra: pip install 'longctx-rl[dashboard]'")
 import wandb_workspaces.reports.v2 as wr
+from wandb_workspaces.expr import expr_to_filters
 
 CELL = CellScores(scores={10: {"a": 1.0}}, cut={})
 RUN = Result(
@@ -58,16 +59,17 @@ def test_the_report_holds_the_same_panels() -> None:
 
 
 def test_each_axis_has_its_levels_alone() -> None:
-    """Runs at other levels of other axes are filtered out, and levels are not averaged."""
-    axes = {"beta": {"0": {"algo.weights.kd": 0.0}, "0.5": {}}, "mix": {"90 %": {}, "50 %": {"data.name": "long50"}}}
-    experiment = Experiment(Path("table2"), {"algo.weights.kd": 0.5, "data.name": "long90"}, axes)
+    """Runs at levels of other axes are filtered out, also those of the same keys; base and teacher stay."""
+    experiment = open_experiment(Path(__file__).resolve().parents[2] / "experiments" / "table2")
     report = build_report(experiment, [RUN], Place("team", "p"))
     grids = {grid.runsets[0].name: grid.runsets[0] for grid in report.blocks if isinstance(grid, wr.PanelGrid)}
     assert grids["table2 beta"].groupby == ["config.algo.weights.kd"]
     assert grids["table2 mix"].groupby == ["config.data.name"]
-    said = {name: str(grid.filters) for name, grid in grids.items()}
-    assert "data.name" in said["table2 beta"] and "long90" in said["table2 beta"] and "kd" not in said["table2 beta"]
-    assert "0.5" in said["table2 mix"] and "table2" in said["table2 mix"]
+    tree = str(expr_to_filters(str(grids["table2 start"].filters)))
+    for wanted in ("mini_after_sft", "mini_after_kd", "base", "teacher", "long90", "table2"):
+        assert wanted in tree
+    for other in ("mini_self", "long50", "value=0.1", "value=2.0"):
+        assert other not in tree
 
 
 def test_without_key_or_entity_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,8 +63,8 @@ def dynamics(methods: Groups, name: str = "dynamics") -> Table | None:
             entries.append(f"{fmean(first):.3g} \N{RIGHTWARDS ARROW} {fmean(last):.3g}{spread}")
         rows.append((row, tuple(entries)))
     note = (
-        "First tenth of what was recorded, of three points at least \N{RIGHTWARDS ARROW} last tenth, means over runs, "
-        "\N{PLUS-MINUS SIGN} the standard deviation over runs. No tests."
+        "First tenth of what was recorded, three points if there are six, \N{RIGHTWARDS ARROW} last tenth; means over "
+        "runs \N{PLUS-MINUS SIGN} the standard deviation over runs. No tests."
     )
     return Table(name, note, ("", *metrics.values()), tuple(rows)) if metrics else None
 
@@ -184,10 +184,11 @@ def listing(results: Sequence[Result], unplaced: Collection[str] = ()) -> Table:
 
 
 def _tenths(curve: Sequence[float | None]) -> tuple[float, float] | None:
-    """Means of the first and the last tenth of a curve's known points, of three at least; None if there is none."""
+    """Means of the first and the last tenth of a curve's known points, of three at least where there are six; None if
+    there are not two."""
     known = [value for value in curve if value is not None]
-    size = max(3, len(known) // 10)
-    return (fmean(known[:size]), fmean(known[-size:])) if known else None
+    size = min(max(3, len(known) // 10), len(known) // 2)
+    return (fmean(known[:size]), fmean(known[-size:])) if size else None
 
 
 def all_of(groups: Groups) -> list[Result]:

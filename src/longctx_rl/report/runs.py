@@ -85,10 +85,6 @@ class Asked:
     def checkpoint(self) -> str:
         return str(self.described.get("checkpoint"))
 
-    def evals(self) -> dict[str, list[ItemRecord]]:
-        """As a run's."""
-        return {suite: found for suite, (found, _) in read_evals(self.path).items()}
-
 
 def find_asked(root: Path) -> list[Asked]:
     """All evaluation folders under a folder, sorted by path. Raises ValueError for one that cannot be read."""

@@ -73,11 +73,9 @@ def shown(entry: Entry, signed: bool = False) -> str:
 
 
 def percent(share: float, signed: bool = False) -> str:
-    """A share in percent with one digit, and a true minus sign."""
-    text = f"{100 * share:{'+' if signed else ''}.1f}"
-    if text == "-0.0":
-        return "+0.0" if signed else "0.0"
-    return text.replace("-", MINUS)
+    """A share in percent with one digit, and a true minus sign, also of what is below 0 by less than a digit."""
+    share = round(share, 9) + 0.0  # what is 0 but for rounding has no sign
+    return f"{100 * share:{'+' if signed else ''}.1f}".replace("-", MINUS)
 
 
 def _line(cells: Sequence[str]) -> str:

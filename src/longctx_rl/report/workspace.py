@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from longctx_rl.report import results
 from longctx_rl.report.experiment import Experiment
 from longctx_rl.report.results import Cell, Result
+from longctx_rl.report.study import BASE, TEACHER
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
@@ -117,14 +118,12 @@ def build_report(experiment: Experiment, found: Sequence[Result], place: Place) 
         panels: "list[wr.LinePlot | wr.BarPlot | wr.RunComparer | wr.ParameterImportancePlot]", axis: str | None = None
     ) -> "wr.PanelGrid":
         keys = varied(experiment, axis) if axis else list(experiment.defaults) or [METHOD]
-        fixed = {key: value for key, value in experiment.defaults.items() if axis and key not in keys}
+        levels = f" and ({runs_of(experiment, axis)})" if axis else ""
         runset = wr.Runset(
             entity=place.entity,
             project=place.project,
             name=f"{experiment.name} {axis or ''}".strip(),
-            filters=" and ".join(
-                f"Config({key!r}) = {value!r}" for key, value in {"experiment_name": experiment.name, **fixed}.items()
-            ),
+            filters=f"Config('experiment_name') = {experiment.name!r}{levels}",
             groupby=[f"config.{key}" for key in keys],
         )
         return wr.PanelGrid(runsets=[runset], panels=panels)
@@ -205,6 +204,15 @@ def importance_panels(found: Sequence[Result]) -> "list[wr.ParameterImportancePl
 def varied(experiment: Experiment, axis: str) -> list[str]:
     """The keys that tell an axis's levels apart."""
     return sorted({key for values in experiment.axes[axis].values() for key in values})
+
+
+def runs_of(experiment: Experiment, axis: str) -> str:
+    """A filter for the runs at an axis's levels, and for the models that no run trained."""
+    asked = [experiment.defaults | values for values in experiment.axes[axis].values()]
+    asked += [{METHOD: name} for name in (BASE, TEACHER)]
+    return " or ".join(
+        f"({' and '.join(f'Config({key!r}) = {value!r}' for key, value in one.items())})" for one in asked
+    )
 
 
 def means(found: Sequence[Result]) -> list[str]:

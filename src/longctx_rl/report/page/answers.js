@@ -9,7 +9,7 @@ function drawItems() {
 
 function answerCard([run, step, output, score, partsOf, cut, tokens]) {
   const before = step === 0;
-  const name = before ? [element("h3", {}, "before training", scoreBadge(score))] : [titled(runs[run].arm, scoreBadge(score))];
+  const name = before ? [element("h3", {}, overview.starts[-1 - run], scoreBadge(score))] : [titled(runs[run].arm, scoreBadge(score))];
   return element(
     "div", { class: "card" }, ...name,
     facts(partsOf, [...(before ? [] : [`seed ${runs[run].seed}`, `step ${step}`]), `${tokens} tokens`]),

@@ -12,7 +12,7 @@ from scipy.stats import t as student
 import longctx_rl
 from longctx_rl.report.page import series, table, texts
 from longctx_rl.report.page.arms import Arm, Settings, arms_of, duplicates, settings_of
-from longctx_rl.report.page.starts import Fixed, starts_of
+from longctx_rl.report.page.starts import Fixed, labels, starts_of
 from longctx_rl.report.runs import Run, find_asked, find_runs, read_evals
 from longctx_rl.report.study import BASE
 from longctx_rl.run_directory import write_text
@@ -37,8 +37,7 @@ def write(root: Path, out: Path) -> str:
     marked = sum(bool(run["problems"]) for run in embedded["overview"]["runs"])
     lines = [f"{out}: {len(runs)} runs, {len(text.encode()) / 1e6:.1f} MB; open it in a browser"]
     lines += [f"marked: {marked} of them are not whole, see the page's last part"] if marked else []
-    asked = (read_evals(one.path).values() for one in find_asked(root))
-    lines += [f"marked: {problem}" for suites in asked for _, problems in suites for problem in problems]
+    lines += [f"marked: {problem}" for problem in embedded["overview"]["unread"]]
     return "\n".join(lines)
 
 
@@ -47,11 +46,14 @@ def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
     read = [read_evals(run.path) for run in runs]
     evals = [{suite: records for suite, (records, _) in suites.items()} for suites in read]
     asked = sorted(find_asked(root), key=lambda one: one.name != BASE)  # a folder of that name goes first
-    fixed = [Fixed(_place(one.path, root), one.checkpoint, one.evals(), one.path) for one in asked]
+    asked_for = [read_evals(one.path) for one in asked]
+    fixed = [
+        Fixed(_place(one.path, root), one.checkpoint, {suite: found for suite, (found, _) in suites.items()}, one.path)
+        for one, suites in zip(asked, asked_for, strict=True)
+    ]
     unread = [[problem for _, problems in suites.values() for problem in problems] for suites in read]
     settings = [settings_of(run.config) for run in runs]
     starts = starts_of(runs, settings, evals, fixed)
-    first = next((one.evals for one in starts if one is not None), {})
     arms = arms_of(runs, settings)
     repeated = {index: by for arm in arms for index, by in duplicates(arm, runs).items()}
     counted = [[index for index in arm.runs if index not in repeated] for arm in arms]
@@ -65,6 +67,8 @@ def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
         "arms": [_arm(arm, places) for arm, places in zip(arms, counted, strict=True)],
         "runs": [_run(run, index, arms, root, unread[index], repeated, runs) for index, run in enumerate(runs)],
         "table": table.table(arms, ended, results, runs, starts, fixed),
+        "starts": list(labels(starts).values()),
+        "unread": [problem for suites in asked_for for _, problems in suites.values() for problem in problems],
         "metrics": list(curves),
         "depths": table.DEPTHS,
     }
@@ -72,7 +76,7 @@ def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
         "overview": overview,
         "maps": table.maps(ended, evals, starts),
         "config": _config(settings),
-        "answers": texts.answers(evals, first),
+        "answers": texts.answers(evals, [one.evals for one in labels(starts)]),
         "rollouts": texts.rollouts(runs),
         **{f"metric-{place}": curve for place, curve in enumerate(curves.values())},
     }

@@ -15,16 +15,17 @@ LONGEST = 4_000
 """Characters of one text."""
 
 
-def answers(evals: Sequence[Evals], first: Evals) -> dict[str, Any]:
-    """Items of every suite, task and length with each run's answers after training, and one before it.
+def answers(evals: Sequence[Evals], starts: Sequence[Evals]) -> dict[str, Any]:
+    """Items of every suite, task and length with each run's answers after training, and those before it.
 
     As many items of each cell as fit; ``asked`` counts all.
 
     Args:
-        first: at step 0, what was answered before training; its run is -1.
+        starts: at step 0, what was answered before training; their runs are -1, -2 and so on.
     """
     cells: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
-    for index, suites in [(-1, first), *enumerate(evals)]:
+    before = [(-1 - place, suites) for place, suites in enumerate(starts)]
+    for index, suites in [*before, *enumerate(evals)]:
         for suite, records in suites.items():
             wanted = 0 if index < 0 else max((record.step for record in records), default=0)
             for record in records:

@@ -13,7 +13,7 @@ from longctx_rl.report import __main__ as report
 from longctx_rl.report.page import build, texts
 from longctx_rl.report.page.arms import arms_of, duplicates, settings_of
 from longctx_rl.report.page.series import POINTS, axes_of, curves_of, thinned
-from longctx_rl.report.runs import Run, find_runs
+from longctx_rl.report.runs import Run, find_runs, read_evals
 from report.run_folders import write_evaluation
 from report.synthetic import write_runs
 
@@ -70,7 +70,7 @@ def test_long_curves_keep_their_ends_and_extremes() -> None:
 def test_texts_keep_to_their_budget_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_runs(tmp_path, 1, steps=20, items=6, metrics=1)
     runs = find_runs(tmp_path)
-    evals = [one.evals() for one in runs]
+    evals = [{suite: found for suite, (found, _) in read_evals(one.path).items()} for one in runs]
     whole = texts.answers(evals, evals[:1])
     assert whole["asked"] == 54 and [len(cell["items"]) for cell in whole["cells"]] == [6] * 9
     monkeypatch.setattr(texts, "ANSWERS_BUDGET", 18_000)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from longctx_rl.report.runs import Run, find_asked, find_runs
+from longctx_rl.report.runs import Run, find_asked, find_runs, read_evals
 from report.run_folders import write_run
 
 ROWS = [{"step": 0, "eval/heldout/mean": 0.5}, {"step": 1, "loss/total": None}]
@@ -28,9 +28,9 @@ def test_a_whole_run_is_read_without_complaint(folder: Path) -> None:
     (folder / "rollouts").mkdir()
     (folder / "rollouts" / "step-000010.jsonl").write_text('{"id": "a"}\n{"id": ')
     run = only_run(folder.parent)
-    assert (run.algo, run.seed, run.experiment, run.name) == ("grpo", 3, "t", "grpo-mini-mix-s3")
+    assert (run.algo, run.seed, run.name) == ("grpo", 3, "grpo-mini-mix-s3")
     assert run.metrics == ROWS
-    assert [record.score for record in run.evals()["heldout"]] == [1.0, 0.0]
+    assert [record.score for record in read_evals(run.path)["heldout"][0]] == [1.0, 0.0]
     assert run.rollouts() == {10: [{"id": "a"}]}
     assert (run.problems, run.finished) == ((), True)
 
@@ -47,7 +47,7 @@ def test_what_is_cut_off_is_left_out_and_named(folder: Path) -> None:
         "has 1 lines that are not JSON objects, left out",
         "has 1 rows without a step, left out",
     ]
-    assert len(run.evals()["heldout"]) == 2
+    assert len(read_evals(run.path)["heldout"][0]) == 2
 
 
 def test_a_run_of_another_version_is_named(folder: Path) -> None:
@@ -65,7 +65,7 @@ def test_broken_files_cost_what_they_held_and_no_more(folder: Path) -> None:
     (folder / "environment.json").write_text("")
     (folder / "finished.json").unlink()
     run = only_run(folder.parent)
-    assert (run.algo, run.seed, run.experiment, run.finished) == ("unknown", -1, "t", False)
+    assert (run.algo, run.seed, run.finished) == ("unknown", -1, False)
     assert len(run.problems) == 3
     assert run.metrics == ROWS
 
@@ -73,7 +73,7 @@ def test_broken_files_cost_what_they_held_and_no_more(folder: Path) -> None:
 def test_a_run_without_metrics_is_used_and_marked(folder: Path) -> None:
     (folder / "metrics.jsonl").unlink()
     run = only_run(folder.parent)
-    assert run.metrics == [] and len(run.evals()["heldout"]) == 2
+    assert run.metrics == [] and len(read_evals(run.path)["heldout"][0]) == 2
     assert [problem.rpartition("/")[2] for problem in run.problems] == ["metrics.jsonl is missing"]
 
 

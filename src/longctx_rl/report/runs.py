@@ -49,18 +49,9 @@ class Run:
         return seed if isinstance(seed, int) else -1
 
     @property
-    def experiment(self) -> str:
-        """The experiment that the run belongs to; its folder's name if the configuration does not say."""
-        return str(self.config.get("experiment_name", self.path.parent.name))
-
-    @property
     def name(self) -> str:
         """The directory's own name."""
         return self.path.name
-
-    def evals(self) -> dict[str, list[ItemRecord]]:
-        """Suite to its records, in the order they were written; what cannot be read is left out (``read_evals``)."""
-        return {suite: found for suite, (found, _) in read_evals(self.path).items()}
 
     def rollouts(self) -> dict[int, list[dict[str, Any]]]:
         """Step to the completions that were saved there, by step; lines that cannot be read are left out."""

@@ -12,9 +12,10 @@ import pytest
 from longctx_rl.__main__ import composed
 from longctx_rl.report import build, results
 from longctx_rl.report.check import check_files, check_origin, same
-from longctx_rl.report.experiment import Experiment
+from longctx_rl.report.experiment import Experiment, open_experiment
 from report.run_folders import write_grid
 
+ROOT = Path(__file__).resolve().parents[2]
 README = "# t\n\n<!-- mine/levels -->\n<!-- end -->\n\nmore\n"
 
 
@@ -71,6 +72,19 @@ def test_what_differs_from_the_results_is_named(checkout: Path, tmp_path: Path) 
         "README.md is not what the committed results give",
         "experiments/mine/tables/old.csv is made by nothing",
     ]
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in ROOT.glob("experiments/table*/results")), ids=lambda it: it.name
+)
+def test_committed_tables_are_what_their_results_give(folder: Path) -> None:
+    """Of this repository, as people read them: tables.md and the numbers in READMEs. ``check`` looks at every file."""
+    experiment = open_experiment(folder)
+    texts = build.texts_of(experiment, ROOT, results.read_all(experiment.results))
+    pages = {path: text for path, text in texts.items() if path.suffix == ".md"}
+    assert {folder / "tables.md", folder / "README.md", ROOT / "README.md"} <= pages.keys()
+    for path, text in pages.items():
+        assert path.read_text(encoding="utf-8") == text, f"make {folder.name}"
 
 
 def test_pictures_are_compared_by_their_pixels(checkout: Path) -> None:

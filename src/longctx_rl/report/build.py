@@ -36,23 +36,28 @@ def files_of(experiment: Experiment, checkout: Path) -> dict[Path, bytes]:
         ValueError: no results, results that cannot stand beside each other, or a README's mark that is wrong.
     """
     found = results.read_all(experiment.results)
+    made = {path: text.encode() for path, text in texts_of(experiment, checkout, found).items()}
+    for name, make in _figures(experiment, found, columns_of(found)).items():
+        for kind, content in figures.drawn(make).items():
+            made[experiment.folder / "figures" / f"{name}.{kind}"] = content
+    return made
+
+
+def texts_of(experiment: Experiment, checkout: Path, found: Sequence[Result]) -> dict[Path, str]:
+    """All files but the figures; raises as ``files_of``."""
     if problems := check_cells(experiment, found):
         raise ValueError(problems[0])
     tables = ablation.tables_of(experiment, found) if experiment.axes else comparison.tables_of(found)
-    made: dict[Path, bytes] = {}
+    made: dict[Path, str] = {}
     for table in tables:
-        made[experiment.folder / "tables" / f"{table.name}.csv"] = comma_separated(table).encode()
-        made[experiment.folder / "tables" / f"{table.name}.tex"] = latex(table).encode()
-    made[experiment.folder / "tables.md"] = _page(experiment, tables).encode()
-    columns = columns_of(found)
-    if not experiment.axes and {LONGREASON, CODE_LONG, CODE_SHORT} <= set(columns):
-        made[experiment.folder / "tables" / "transfer_points.csv"] = _transfer_points(found).encode()
-    for name, make in _figures(experiment, found, columns).items():
-        for kind, content in figures.drawn(make).items():
-            made[experiment.folder / "figures" / f"{name}.{kind}"] = content
+        made[experiment.folder / "tables" / f"{table.name}.csv"] = comma_separated(table)
+        made[experiment.folder / "tables" / f"{table.name}.tex"] = latex(table)
+    made[experiment.folder / "tables.md"] = _page(experiment, tables)
+    if not experiment.axes and {LONGREASON, CODE_LONG, CODE_SHORT} <= set(columns_of(found)):
+        made[experiment.folder / "tables" / "transfer_points.csv"] = _transfer_points(found)
     texts = {table.name: markdown(table) for table in tables}
     for path in marks.readmes(checkout):
-        made[path] = marks.filled(path, experiment.name, texts).encode()
+        made[path] = marks.filled(path, experiment.name, texts)
     return made
 
 

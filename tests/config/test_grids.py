@@ -110,7 +110,7 @@ def test_the_runs_of_a_table_make_all_its_tables(table: str, tmp_path: Path) -> 
     tables = {one.name: one for one in ablation.tables_of(experiment, found)}
     assert {f"{axis}{kind}" for axis in experiment.axes for kind in ("", "_differences", "_gains")} <= tables.keys()
     alone = [row for row, _ in tables["costs"].rows if row.split()[0] not in experiment.axes]
-    assert alone == (["sft", "kd"] if table == "table2" else [])
+    assert not alone, "every run is at some level, cold starts among them"
     marks.filled(folder / "README.md", table, dict.fromkeys(tables, ""))  # refuses a mark of no table
 
 

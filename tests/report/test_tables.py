@@ -194,6 +194,10 @@ def test_axes_are_read_and_compared_with_their_default(tmp_path: Path) -> None:
     assert levels == [("0", "25.0"), ("0.5 (default)", "50.0")]
     (row, entries), _ = tables["start_differences"].rows
     assert row == "warm" and shown(entries[1], True).startswith("+25.0")
+    odd = run(0.0, "sft", 0, 1)  # two keys away from the default
+    (*_, listed) = ablation.tables_of(experiment, [*runs, odd])
+    marked = {row for row, entries in listed.rows if entries[-1] == "fits no level of axes.yaml"}
+    assert listed.name == "runs" and marked == {odd.name}
 
 
 def test_axes_that_cannot_be_used_are_one_sentence(tmp_path: Path) -> None:

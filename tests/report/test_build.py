@@ -68,8 +68,8 @@ def test_what_differs_from_the_results_is_named(checkout: Path, tmp_path: Path) 
     said = check_files(experiment, copy)
     assert [sentence.removeprefix(f"{copy}/").split(":")[0] for sentence in said] == [
         "experiments/mine/tables/gains.csv is not what the committed results give",
-        "experiments/mine/figures/levels.png is missing",
         "README.md is not what the committed results give",
+        "experiments/mine/figures/levels.png is missing",
         "experiments/mine/tables/old.csv is made by nothing",
     ]
 

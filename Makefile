@@ -17,7 +17,7 @@ asked_table2 := eval=ablation eval.items=100
 asked_table3 := $(asked_table2)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test lint format mini-models vllm-proof clean figures report all check-results dashboard \
+.PHONY: help demo smoke test lint format mini-models larger-teacher vllm-proof clean figures report all check-results dashboard \
 	transfer dynamics scaling $(GRIDS) $(GRIDS:%=%-plan) $(GRIDS:%=%-runs)
 
 help: ## This list
@@ -35,6 +35,9 @@ smoke: $(VENV)/.installed ## Two steps of each method, in seconds
 
 mini-models: $(VENV)/.installed ## Train the shipped mini models again from random weights, about 2 hours on 2 cores
 	$(PYTHON) experiments/mini_models/build.py $(ARGS)
+
+larger-teacher: $(VENV)/.installed ## Train a mini teacher of twice the depth, half an hour; make table3-runs does it first
+	$(PYTHON) experiments/mini_models/larger_teacher.py
 
 vllm-proof: $(VENV)/.installed-dev ## Build data and judge answers against a real vLLM server, 10 minutes
 	$(PYTHON) experiments/vllm/prove.py $(ARGS)
@@ -74,6 +77,8 @@ $(GRIDS:%=%-runs): %-runs: $(VENV)/.installed
 		$(PYTHON) -m longctx_rl.evaluate checkpoint=mini-$${model%=*} out=runs/$*/$${model#*=} logging=wandb $(asked_$*) || exit; \
 	done; \
 	$(PYTHON) -m longctx_rl.report collect $* && exit $$status
+
+table3-runs: larger-teacher
 
 test: $(VENV)/.installed-dev ## Run the tests (ARGS="-k name")
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)

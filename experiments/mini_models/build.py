@@ -13,7 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,10 @@ def train(stage: str, before: str | None, root: Path, overrides: list[str]) -> N
     command = [sys.executable, "-m", "longctx_rl", "+algo=sft", f"+experiment=mini/{stage}", f"runs_root={root}"]
     if before:
         command.append(f"model.student={root}/mini-models/{before}/export")
-    status = subprocess.run([*command, "resume=true", *overrides], check=False).returncode
+    with subprocess.Popen([*command, "resume=true", *overrides]) as run:
+        while (status := run.poll()) is None:
+            with suppress(KeyboardInterrupt):  # reaches the run, too, which saves and stops
+                status = run.wait()
     if status:  # the run has said why, and how to continue
         raise SystemExit(status)
     check_gate(root / "mini-models" / stage)

@@ -119,8 +119,12 @@ def test_cold_starts_are_where_they_are_looked_for() -> None:
     assert {config.model.student for config in runs("table2_start")} - {"mini-student"} == exports
 
 
-def test_the_weaker_teacher_is_where_it_is_looked_for() -> None:
+def test_other_teachers_are_where_they_are_looked_for() -> None:
+    """The weaker ones in table1, the larger one where its script says."""
     exports = {f"{config.run_dir}/export" for config in runs("table1") if config.algo.name == "sft"}
+    script = (EXPERIMENTS / "mini_models" / "larger_teacher.py").read_text()
+    assert 'folder = arguments.root / "mini-models"' in script and "run_dir={folder}/larger-teacher" in script
+    exports.add("runs/mini-models/larger-teacher/export")
     assert {config.model.teacher for config in runs("table3_teacher")} - {"mini-teacher"} == exports
 
 

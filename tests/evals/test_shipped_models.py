@@ -1,8 +1,11 @@
 """The shipped weights fit the world that the generators tell of: a change of wording or tokens would show here."""
 
+import runpy
 from contextlib import closing
+from pathlib import Path
 
 import pytest
+import torch
 
 from longctx_rl.config_eval import SuiteConfig
 from longctx_rl.data.prompts import closed_book
@@ -51,3 +54,21 @@ def test_writes_code_whose_helpers_are_shown_and_guesses_nothing(name: str, buri
     score = {cell.task: cell.score.value for cell in found}
     assert score["closed"] == 0.0 and score["short"] >= 0.8
     assert buried[0] <= score["bury"] <= buried[1]
+
+
+def test_a_deepened_student_starts_as_the_student_and_learns_in_its_new_layers() -> None:
+    """What the larger teacher of table3 is trained from."""
+    deepen = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "mini_models" / "larger_teacher.py"))[
+        "deepen"
+    ]
+    student = load_model("mini-student")
+    deeper = deepen(student)
+    tokens = torch.arange(40, 60)[None]
+    logits = deeper(tokens).logits
+    assert torch.equal(logits, student(tokens).logits)
+    assert deeper.config.num_hidden_layers == 2 * student.config.num_hidden_layers == len(deeper.model.layers)
+
+    logits.logsumexp(-1).sum().backward()
+    for added in deeper.model.layers[1::2]:
+        for last in (added.self_attn.o_proj, added.mlp.down_proj):
+            assert not last.weight.any() and last.weight.grad.any()

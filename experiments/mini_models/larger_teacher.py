@@ -1,0 +1,61 @@
+"""Train a mini teacher of twice the depth: what mini-teacher is, but for its size.
+
+    python experiments/mini_models/larger_teacher.py [--root runs]     # make larger-teacher
+
+The shipped student, each layer followed by a copy of itself that adds nothing at first, goes through the stage that
+made the shipped teacher of it (conf/experiment/mini/teacher.yaml). Interrupted, it goes on; finished, it is left alone.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import longctx_rl.models
+
+STUDENT = Path(longctx_rl.models.__file__).parent / "mini-student"
+
+
+def deepen(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of twice the layers and the same function.
+
+    A copy writes nothing to the residual stream, because the last projections of its attention and of its MLP are zero.
+    They are the first that training moves.
+    """
+    kinds = [kind for kind in model.config.layer_types for _ in range(2)]
+    config = model.config.to_dict() | {"num_hidden_layers": len(kinds), "layer_types": kinds}
+    deeper: PreTrainedModel = AutoModelForCausalLM.from_config(type(model.config).from_dict(config))
+    weights = {}
+    for name, value in model.state_dict().items():
+        before, found, after = name.partition("layers.")
+        if not found:
+            weights[name] = value
+            continue
+        layer, _, part = after.partition(".")
+        last = part in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+        weights[f"{before}layers.{2 * int(layer)}.{part}"] = value
+        weights[f"{before}layers.{2 * int(layer) + 1}.{part}"] = torch.zeros_like(value) if last else value
+    deeper.load_state_dict(weights)
+    return deeper
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="runs", type=Path, help="where the runs are kept")
+    parser.add_argument("overrides", nargs="*", help="settings, such as engine.threads=1")
+    arguments = parser.parse_args()
+    folder = arguments.root / "mini-models"
+    start = folder / "deeper-student"
+    if not (start / "model.safetensors").is_file():
+        AutoTokenizer.from_pretrained(STUDENT).save_pretrained(start)
+        deepen(AutoModelForCausalLM.from_pretrained(STUDENT)).save_pretrained(start)
+    command = [sys.executable, "-m", "longctx_rl", "+algo=sft", "+experiment=mini/teacher", f"model.student={start}"]
+    command += [f"runs_root={arguments.root}", f"run_dir={folder}/larger-teacher", "resume=true", *arguments.overrides]
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,10 +11,13 @@ table1 := table1
 table2 := cold_start table2_beta table2_mix table2_start table2_anchor table2_reference
 table3 := table3_estimator table3_k1 table3_direction table3_aggregate table3_group table3_advantage table3_teacher
 
-# What their runs are asked at the end, and so student and teacher too.
+# What their runs are asked at the end, and so the models that are not trained, by their rows' names.
 asked_table1 := eval=study eval.items=200
 asked_table2 := eval=ablation eval.items=100
 asked_table3 := $(asked_table2)
+rows_table1 := base=mini-student teacher=mini-teacher
+rows_table2 := $(rows_table1)
+rows_table3 := $(rows_table1) larger-teacher=runs/mini-models/larger-teacher/export
 
 .DEFAULT_GOAL := help
 .PHONY: help demo smoke test lint format mini-models larger-teacher vllm-proof clean figures report all check-results dashboard \
@@ -61,7 +64,7 @@ check-results: $(VENV)/.installed ## Fail if a committed result or number was no
 	$(PYTHON) -m longctx_rl.report check
 
 dashboard: $(VENV)/.installed ## A wandb workspace and report of a study (STUDY=table1; needs WANDB_API_KEY)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dashboard]'
+	@test -z "$$WANDB_API_KEY" || $(MAKE) --no-print-directory $(VENV)/.installed-dashboard  # without a key: what to set
 	$(PYTHON) -m longctx_rl.report dashboard $(or $(STUDY),table1)
 
 $(GRIDS:%=%-plan): %-plan: $(VENV)/.installed
@@ -70,13 +73,15 @@ $(GRIDS:%=%-plan): %-plan: $(VENV)/.installed
 # A grid with failures does not stop the next; Ctrl-C does. ARGS is for the grids alone.
 $(GRIDS:%=%-runs): %-runs: $(VENV)/.installed
 	@command -v bwrap >/dev/null || echo 'warning: without bubblewrap code cannot be graded: apt install bubblewrap' >&2
-	@status=0; for grid in $($*); do \
-		$(PYTHON) -m longctx_rl -m +experiment=$$grid $(ARGS) || { status=$$?; test $$status != 130 || exit 130; }; \
+	@failed=; for grid in $($*); do \
+		$(PYTHON) -m longctx_rl -m +experiment=$$grid $(ARGS) || { test $$? != 130 || exit 130; failed="$$failed $$grid"; }; \
 	done; \
-	for model in student=base teacher=teacher; do \
-		$(PYTHON) -m longctx_rl.evaluate checkpoint=mini-$${model%=*} out=runs/$*/$${model#*=} logging=wandb $(asked_$*) || exit; \
+	for row in $(rows_$*); do \
+		$(PYTHON) -m longctx_rl.evaluate checkpoint=$${row#*=} out=runs/$*/$${row%%=*} logging=wandb $(asked_$*) \
+			|| { test $$? != 130 || exit 130; failed="$$failed $${row%%=*}"; }; \
 	done; \
-	$(PYTHON) -m longctx_rl.report collect $* && exit $$status
+	$(PYTHON) -m longctx_rl.report collect $* || failed="$$failed collect"; \
+	test -z "$$failed" || { echo "not complete:$$failed; listed above, the same command goes on" >&2; exit 1; }
 
 table3-runs: larger-teacher
 
@@ -105,6 +110,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-report: $(VENV)/.installed
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[report]'
+	@touch $@
+
+$(VENV)/.installed-dashboard: $(VENV)/.installed
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dashboard]'
 	@touch $@
 
 # Programs that some tests need, and their Debian packages: generated code runs in bubblewrap, the report's page in Chromium.

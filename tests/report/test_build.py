@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from longctx_rl.__main__ import composed
-from longctx_rl.report import build, results
+from longctx_rl.report import build, prose, results
 from longctx_rl.report.check import check_files, check_origin, same
 from longctx_rl.report.experiment import Experiment, open_experiment
 from report.run_folders import write_grid
@@ -85,6 +85,25 @@ def test_committed_tables_are_what_their_results_give(folder: Path) -> None:
     assert {folder / "tables.md", folder / "README.md", ROOT / "README.md"} <= pages.keys()
     for path, text in pages.items():
         assert path.read_text(encoding="utf-8") == text, f"make {folder.name}"
+
+
+def test_estimates_that_prose_quotes_stand_in_tables(tmp_path: Path) -> None:
+    folder = tmp_path / "experiments" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "tables.md").write_text("| sft | 5 | \u221228.6 [\u221233.2, \u221224.1]* |\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "paper.md").write_text("sft is lower: +28.6 points [+24.1, +33.2]\n")
+    (tmp_path / "README.md").write_text("<!-- mine/gains -->\n| +1.0 [+0.5, +1.5] |\n<!-- end -->\n28.6 [24.1, 33.2]\n")
+    assert prose.unfounded(tmp_path) == []
+    wrong = "\u221228.7 [\u221233.2, \u221224.1]"
+    (folder / "README.md").write_text(f"{wrong}, a 5 [see](file)\n")
+    assert prose.unfounded(tmp_path) == [
+        f"{folder}/README.md says {wrong}, which stands in no table of an experiment: correct it"
+    ]
+
+
+def test_this_repository_quotes_what_its_tables_have() -> None:
+    assert prose.unfounded(ROOT) == []
 
 
 def test_pictures_are_compared_by_their_pixels(checkout: Path) -> None:

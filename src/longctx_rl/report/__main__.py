@@ -7,7 +7,7 @@ from pathlib import Path
 
 from longctx_rl import process
 from longctx_rl.__main__ import composed, composed_grids
-from longctx_rl.report import marks, results
+from longctx_rl.report import marks, prose, results
 from longctx_rl.report.collect import collect
 from longctx_rl.report.experiment import Experiment, open_experiment
 
@@ -82,7 +82,7 @@ def _check(arguments: argparse.Namespace) -> str:
     }
     notes = [f"{name}: {note}" for name, (_, more) in found.items() for note in more] + without
     print(*notes, sep="\n", end="\n" if notes else "")
-    if problems := [problem for wrong, _ in found.values() for problem in wrong]:
+    if problems := [problem for wrong, _ in found.values() for problem in wrong] + prose.unfounded(CHECKOUT):
         print(*problems, sep="\n", file=sys.stderr)
         sys.exit(1)
     return f"{', '.join(found)}: results, tables, figures and READMEs fit together"

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import cycle
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -254,7 +255,7 @@ def axis_figure(axis: str, groups: Groups, fixed: Groups, columns: Sequence[Colu
                 panel.plot([place, place], [value.estimate.low, value.estimate.high], color=COLORS[0])
         _reference_lines(panel.axhline, fixed, column)
         panel.set_title(column.title)
-        panel.set_xticks(range(len(groups)), list(groups))
+        panel.set_xticks(range(len(groups)), [fill(name, 5, break_long_words=False) for name in groups])
         panel.set_xlabel(axis)
     _legend_below(figure, panels)
     return figure

@@ -43,6 +43,7 @@ COLUMNS = (
     Column("grounding", "grounding", "heldout", ("grounding",)),
     Column("longform", "longform", "heldout", ("longform",)),
     Column("longreason", "LongReason", "longreason", ("context",)),
+    Column("longreason_short", "LongReason short", "longreason", ("original",)),
     Column("ruler", "RULER", "ruler", ()),
     Column("code_long", "code long", "code", ("bury",)),
     Column("code_short", "code short", "code", ("short",)),

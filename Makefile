@@ -11,6 +11,9 @@ table1 := table1
 table2 := cold_start table2_beta table2_mix table2_start table2_anchor table2_reference
 table3 := table3_estimator table3_k1 table3_direction table3_aggregate table3_group table3_advantage table3_teacher
 
+# What has to be trained before.
+before_table3 := experiments/mini_models/larger_teacher.py
+
 # What their runs are asked at the end, and so the models that are not trained, by their rows' names.
 asked_table1 := eval=study eval.items=200
 asked_table2 := eval=ablation eval.items=100
@@ -24,10 +27,10 @@ rows_table3 := $(rows_table1) larger-teacher=runs/mini-models/larger-teacher/exp
 	transfer dynamics scaling $(GRIDS) $(GRIDS:%=%-plan) $(GRIDS:%=%-runs)
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
-	@echo '  make table1-plan   What the runs of table1 (table2, table3) will do and cost'
-	@echo '  make table1-runs   Train, ask and collect them; the same command goes on after a stop (ARGS="sweep.jobs=2 ...")'
-	@echo '  make table1        Its tables, figures and README numbers, from its committed results'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@echo '  make table1-plan    What the runs of table1 (table2, table3) will do and cost'
+	@echo '  make table1-runs    Train, ask and collect them; the same command goes on after a stop (ARGS="sweep.jobs=2 ...")'
+	@echo '  make table1         Its tables, figures and README numbers, from its committed results'
 
 demo: $(VENV)/.installed ## Train the mini student with dGRPO, 4 minutes on 2 cores (ARGS="seed=1 ...")
 	$(PYTHON) -m longctx_rl +algo=dgrpo experiment_name=demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
@@ -70,20 +73,17 @@ dashboard: $(VENV)/.installed ## A wandb workspace and report of a study (STUDY=
 $(GRIDS:%=%-plan): %-plan: $(VENV)/.installed
 	@for grid in $($*); do $(PYTHON) -m longctx_rl -m +experiment=$$grid sweep.plan=true $(ARGS) || exit; done
 
-# A grid with failures does not stop the next; Ctrl-C does. ARGS is for the grids alone.
+# What fails does not stop the rest; Ctrl-C does. ARGS is for the grids alone.
 $(GRIDS:%=%-runs): %-runs: $(VENV)/.installed
 	@command -v bwrap >/dev/null || echo 'warning: without bubblewrap code cannot be graded: apt install bubblewrap' >&2
-	@failed=; for grid in $($*); do \
-		$(PYTHON) -m longctx_rl -m +experiment=$$grid $(ARGS) || { test $$? != 130 || exit 130; failed="$$failed $$grid"; }; \
-	done; \
+	@failed=0; run() { "$$@" || { test $$? != 130 || exit 130; failed=1; }; }; \
+	for script in $(before_$*); do run $(PYTHON) $$script; done; \
+	for grid in $($*); do run $(PYTHON) -m longctx_rl -m +experiment=$$grid $(ARGS); done; \
 	for row in $(rows_$*); do \
-		$(PYTHON) -m longctx_rl.evaluate checkpoint=$${row#*=} out=runs/$*/$${row%%=*} logging=wandb $(asked_$*) \
-			|| { test $$? != 130 || exit 130; failed="$$failed $${row%%=*}"; }; \
+		run $(PYTHON) -m longctx_rl.evaluate checkpoint=$${row#*=} out=runs/$*/$${row%%=*} logging=wandb $(asked_$*); \
 	done; \
-	$(PYTHON) -m longctx_rl.report collect $* || failed="$$failed collect"; \
-	test -z "$$failed" || { echo "not complete:$$failed; listed above, the same command goes on" >&2; exit 1; }
-
-table3-runs: larger-teacher
+	run $(PYTHON) -m longctx_rl.report collect $*; \
+	test $$failed = 0 || { echo 'not complete: what failed is named above; the same command goes on' >&2; exit 1; }
 
 test: $(VENV)/.installed-dev ## Run the tests (ARGS="-k name")
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)

@@ -61,7 +61,7 @@ def train(stage: str, before: str | None, root: Path, overrides: list[str]) -> N
     with subprocess.Popen([*command, "resume=true", *overrides]) as run:
         while (status := run.poll()) is None:
             with suppress(KeyboardInterrupt):  # reaches the run, too, which saves and stops
-                status = run.wait()
+                run.wait()
     if status:  # the run has said why, and how to continue
         raise SystemExit(status)
     check_gate(root / "mini-models" / stage)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import longctx_rl.models
 
 STUDENT = Path(longctx_rl.models.__file__).parent / "mini-student"
+START, RUN = Path("mini-models", "deeper-student"), Path("mini-models", "larger-teacher")
 
 
 def deepen(model: PreTrainedModel) -> PreTrainedModel:
@@ -47,13 +48,11 @@ def main() -> None:
     parser.add_argument("--root", default="runs", type=Path, help="where the runs are kept")
     parser.add_argument("overrides", nargs="*", help="settings, such as engine.threads=1")
     arguments = parser.parse_args()
-    folder = arguments.root / "mini-models"
-    start = folder / "deeper-student"
-    if not (start / "model.safetensors").is_file():
-        AutoTokenizer.from_pretrained(STUDENT).save_pretrained(start)
-        deepen(AutoModelForCausalLM.from_pretrained(STUDENT)).save_pretrained(start)
+    start, run = arguments.root / START, arguments.root / RUN
+    AutoTokenizer.from_pretrained(STUDENT).save_pretrained(start)
+    deepen(AutoModelForCausalLM.from_pretrained(STUDENT)).save_pretrained(start)
     command = [sys.executable, "-m", "longctx_rl", "+algo=sft", "+experiment=mini/teacher", f"model.student={start}"]
-    command += [f"runs_root={arguments.root}", f"run_dir={folder}/larger-teacher", "resume=true", *arguments.overrides]
+    command += [f"runs_root={arguments.root}", f"run_dir={run}", "resume=true", *arguments.overrides]
     os.execv(command[0], command)
 
 

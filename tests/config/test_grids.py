@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -122,9 +123,9 @@ def test_cold_starts_are_where_they_are_looked_for() -> None:
 def test_other_teachers_are_where_they_are_looked_for() -> None:
     """The weaker ones in table1, the larger one where its script says."""
     exports = {f"{config.run_dir}/export" for config in runs("table1") if config.algo.name == "sft"}
-    script = (EXPERIMENTS / "mini_models" / "larger_teacher.py").read_text()
-    assert 'folder = arguments.root / "mini-models"' in script and "run_dir={folder}/larger-teacher" in script
-    exports.add("runs/mini-models/larger-teacher/export")
+    larger = runpy.run_path(str(EXPERIMENTS / "mini_models" / "larger_teacher.py"))["RUN"]
+    exports.add(f"runs/{larger}/export")
+    assert f"larger-teacher=runs/{larger}/export" in (EXPERIMENTS.parent / "Makefile").read_text()
     assert {config.model.teacher for config in runs("table3_teacher")} - {"mini-teacher"} == exports
 
 

@@ -69,6 +69,7 @@ def test_a_deepened_student_starts_as_the_student_and_learns_in_its_new_layers()
     assert deeper.config.num_hidden_layers == 2 * student.config.num_hidden_layers == len(deeper.model.layers)
 
     logits.logsumexp(-1).sum().backward()
-    for added in deeper.model.layers[1::2]:
+    for copied, added in zip(deeper.model.layers[::2], deeper.model.layers[1::2], strict=True):
+        assert torch.equal(copied.self_attn.q_proj.weight, added.self_attn.q_proj.weight)
         for last in (added.self_attn.o_proj, added.mlp.down_proj):
             assert not last.weight.any() and last.weight.grad.any()

@@ -163,6 +163,10 @@ def test_studies_without_results_stop_nobody(checkout: Path, tmp_path: Path) -> 
         assert done.returncode == 0, done.stderr
         assert first in done.stdout and "bench" not in done.stdout
         assert "table2: no results in experiments/table2/results yet: train its runs" in done.stdout
+    with (copy / "README.md").open("a") as readme:
+        readme.write("+98.7 [+95.0, +99.0]\n")
+    done = report(copy, "check")
+    assert done.returncode == 1 and "README.md says +98.7 [+95.0, +99.0], which stands in no table" in done.stderr
 
 
 def test_help_shows_examples(tmp_path: Path) -> None:

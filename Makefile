@@ -9,7 +9,8 @@ ARGS    ?=
 GRIDS  := table1 table2 table3
 table1 := table1
 table2 := cold_start table2_beta table2_mix table2_start table2_anchor table2_reference
-table3 := table3_estimator table3_k1 table3_direction table3_aggregate table3_group table3_advantage table3_teacher
+table3 := table3_estimator table3_k1 table3_direction table3_aggregate table3_group table3_group_flops \
+	table3_advantage table3_teacher
 
 # What has to be trained before.
 before_table3 := experiments/mini_models/larger_teacher.py

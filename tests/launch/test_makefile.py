@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 STEPS = (
     "larger_teacher.py", "=table3_estimator", "=table3_k1", "=table3_direction", "=table3_aggregate", "=table3_group",
-    "=table3_advantage", "=table3_teacher", "out=runs/table3/base", "out=runs/table3/teacher",
+    "=table3_group_flops", "=table3_advantage", "=table3_teacher", "out=runs/table3/base", "out=runs/table3/teacher",
     "out=runs/table3/larger-teacher", "collect table3",
 )  # fmt: skip
 

@@ -269,8 +269,15 @@ def _changes(old: Config, new: Config) -> list[str]:
     return [
         f"{key} {_shown(before.get(key))} -> {_shown(after.get(key))}"
         for key in before | after
-        if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE)
+        if not _same(before.get(key), after.get(key)) and not key.startswith(MAY_CHANGE)
     ]
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Equal, or two names of one folder or file: a model under ``runs_root``, which may be said in another way."""
+    if old == new or not (isinstance(old, str) and isinstance(new, str)):
+        return bool(old == new)
+    return os.path.exists(old) and os.path.exists(new) and os.path.samefile(old, new)
 
 
 def _shown(value: Any) -> str:

@@ -101,6 +101,19 @@ def test_resume_with_another_configuration_says_what_differs(config: Config) -> 
     )
 
 
+def test_a_model_may_be_named_in_another_way(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where ``runs_root`` is relative once and absolute once."""
+    for name in ("weights", "others"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    started = replace(config, model=replace(config.model, student="weights"))
+    with opened(started) as path:
+        train_a_step(path)
+    check(replace(started, resume=True, model=replace(started.model, student=f"{tmp_path}/weights")))
+    with pytest.raises(ValueError, match=r"model.student weights -> others"):
+        check(replace(started, resume=True, model=replace(started.model, student="others")))
+
+
 def test_resume_without_a_run_starts_one(config: Config) -> None:
     with opened(replace(config, resume=True)) as path:
         assert (path / "config.yaml").is_file()

@@ -67,8 +67,9 @@ all: figures ## Every table, every figure, and the page where there are runs
 check-results: $(VENV)/.installed ## Fail if a committed result or number was not made by what it says
 	$(PYTHON) -m longctx_rl.report check
 
+# Without a key nothing is installed: the command says what to set.
 dashboard: $(VENV)/.installed ## A wandb workspace and report of a study (STUDY=table1; needs WANDB_API_KEY)
-	@test -z "$$WANDB_API_KEY" || $(MAKE) --no-print-directory $(VENV)/.installed-dashboard  # without a key: what to set
+	@test -z "$$WANDB_API_KEY" || $(MAKE) --no-print-directory $(VENV)/.installed-dashboard
 	$(PYTHON) -m longctx_rl.report dashboard $(or $(STUDY),table1)
 
 $(GRIDS:%=%-plan): %-plan: $(VENV)/.installed

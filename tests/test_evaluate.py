@@ -14,13 +14,13 @@ import pytest
 
 from longctx_rl import evaluate as command
 from longctx_rl.__main__ import composed_evaluate
-from longctx_rl.config_model import YarnConfig
+from longctx_rl.config.model import YarnConfig
 from longctx_rl.evals import asking, kl, records
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord
-from longctx_rl.evals.results import load
-from longctx_rl.mirror import evaluation_settings
 from longctx_rl.policy.loading import load_model, load_tokenizer
+from longctx_rl.report.answers.evaluation_folder import load
+from longctx_rl.runs.wandb import evaluation_settings
 from longctx_rl.sandbox import isolation
 from longctx_rl.types import Example
 from sandbox.test_function_tests import HUMANEVAL

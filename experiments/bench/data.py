@@ -20,12 +20,12 @@ from random import Random
 import pyarrow
 import pyarrow.parquet
 
-from longctx_rl.config import ArchitectureConfig
+from longctx_rl.config.schema import ArchitectureConfig
 from longctx_rl.data.generators.wording import CORES
 from longctx_rl.data.preparation import Measure, prepare
 from longctx_rl.data.reading import Origin
-from longctx_rl.metrics_file import read_metrics
 from longctx_rl.policy.loading import fresh_model, load_tokenizer
+from longctx_rl.runs.metrics import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "data.jsonl"
 CHARACTERS = 40_000

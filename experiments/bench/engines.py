@@ -15,7 +15,7 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from longctx_rl.metrics_file import read_metrics
+from longctx_rl.runs.metrics import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "engines.jsonl"
 WARM_UP = 1

@@ -25,24 +25,24 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from longctx_rl import config as configuration
 from longctx_rl.__main__ import config_directory
-from longctx_rl.config import Config
+from longctx_rl.config import schema as configuration
+from longctx_rl.config.schema import Config
 from longctx_rl.data.packing import pack
 from longctx_rl.engine.local import LocalEngine
 from longctx_rl.objective.advantages import group_advantages
 from longctx_rl.objective.divergences import Divergence
-from longctx_rl.policy.flops import ModelShape
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.scoring import Anchor, score_tokens
+from longctx_rl.policy.shape import ModelShape
 from longctx_rl.rollout import SampleRequest, sample_seed
 from longctx_rl.rollout.cache import DecodeCache, Prefill
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.training.parts import make_trainable
 from longctx_rl.training.state import Stopwatch
-from longctx_rl.training.update import FrozenAnchor, global_count, objective_from, passes, prepare, update
+from longctx_rl.training.step import FrozenAnchor, global_count, objective_from, passes, prepare, update
 from longctx_rl.types import Completion, Example, HiddenSignal, RolloutGroup
 
 EXAMPLE = Example(id="bench", document="", question="", answer="", task="bench")

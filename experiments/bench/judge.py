@@ -12,8 +12,8 @@ import time
 from datetime import date
 from pathlib import Path
 
-from longctx_rl.sandbox.judge import Submission, grade
 from longctx_rl.sandbox.pool import Sandbox
+from longctx_rl.sandbox.submissions import Submission, grade
 
 RESULTS = Path(__file__).parent / "results" / "judge.jsonl"
 

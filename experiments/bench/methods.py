@@ -23,9 +23,9 @@ from typing import Any
 import psutil
 
 from longctx_rl import stats
-from longctx_rl.environment import git_state
 from longctx_rl.evals.records import read
-from longctx_rl.metrics_file import read_metrics
+from longctx_rl.runs.environment import git_state
+from longctx_rl.runs.metrics import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "methods.jsonl"
 COSTS = ("sampled_tokens", "trained_tokens", "teacher_tokens", "flops", "wall_seconds")

@@ -18,8 +18,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from longctx_rl.sandbox.judge import Submission, compare
 from longctx_rl.sandbox.pool import CPU_SECONDS, GRACE, WALL_FACTOR, Outcome, Sandbox, read
+from longctx_rl.sandbox.submissions import Submission, compare
 
 ROOT = Path(__file__).parents[2]
 KNOWN = runpy.run_path(str(ROOT / "tests" / "sandbox" / "exploits.py"))

@@ -20,23 +20,23 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-import longctx_rl.models
-from longctx_rl import config as configuration
-from longctx_rl.config_eval import SuiteConfig
+import longctx_rl.shipped_models
+from longctx_rl.config import schema as configuration
+from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.data.prompts import closed_book
 from longctx_rl.evals.evaluation import answer
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.suites import Plan, items_of
 from longctx_rl.evals.summary import cells
-from longctx_rl.metrics_file import read_metrics
-from longctx_rl.policy import attention
-from longctx_rl.rewards.code import CodeGrader, ExactGrader
+from longctx_rl.policy.attention import dispatch
+from longctx_rl.rewards.execution import CodeGrader, ExactGrader
 from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.runs.metrics import read_metrics
 from longctx_rl.types import UNANSWERABLE
 
 HERE = Path(__file__).parent
-SHIPPED = Path(longctx_rl.models.__file__).parent
+SHIPPED = Path(longctx_rl.shipped_models.__file__).parent
 RESULTS = HERE / "results.jsonl"
 COURSE = HERE / "stages.jsonl"
 STAGES = ("copy", "lookup", "pairs", "short", "code", "drill", "student", "teacher")
@@ -110,7 +110,7 @@ def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
     """Accuracy of a model in each cell, with the document and without it."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
-    attention.install(model)
+    dispatch.install(model)
     sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=TOKENS, batch_tokens=65536)
 
     rows = []

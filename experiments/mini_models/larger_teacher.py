@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-import longctx_rl.models
+import longctx_rl.shipped_models
 
-STUDENT = Path(longctx_rl.models.__file__).parent / "mini-student"
+STUDENT = Path(longctx_rl.shipped_models.__file__).parent / "mini-student"
 START, RUN = Path("mini-models", "deeper-student"), Path("mini-models", "larger-teacher")
 
 

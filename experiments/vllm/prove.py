@@ -64,7 +64,7 @@ def served(python: Path, log: Path) -> Iterator[tuple[str, float]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    model = ROOT / "src" / "longctx_rl" / "models" / "mini-teacher"
+    model = ROOT / "src" / "longctx_rl" / "shipped_models" / "mini-teacher"
     command = [
         python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "mini-teacher",
         "--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--max-model-len", 4096, "--max-num-seqs", 8,

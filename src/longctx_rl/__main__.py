@@ -21,13 +21,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from longctx_rl import config, launch, process, strict, sweep, validation
-from longctx_rl.config_build import BuildConfig
-from longctx_rl.config_eval import EvaluateConfig, HarnessConfig
-from longctx_rl.submission import Launcher, launcher_from
+from longctx_rl import cli
+from longctx_rl.config import checks, convert, schema
+from longctx_rl.config.build import BuildConfig
+from longctx_rl.config.eval import EvaluateConfig, HarnessConfig
+from longctx_rl.launch import single, sweep
+from longctx_rl.launch.slurm import Launcher, launcher_from
 
 KINDS: dict[str, type] = {
-    "config": config.Config,
+    "config": schema.Config,
     "build": BuildConfig,
     "evaluate": EvaluateConfig,
     "harness": HarnessConfig,
@@ -46,24 +48,24 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if asked_for_traceback == "1":
             raise
-        process.complain(sentence(error))
-        sys.exit(process.UNUSABLE)
+        cli.complain(sentence(error))
+        sys.exit(cli.UNUSABLE)
     finally:
         if asked_for_traceback is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = asked_for_traceback
     if requests:  # none after --cfg and --info, which print and return
-        sys.exit(sweep.sweep(requests, launcher) if is_sweep else launch.single(requests[0]))
+        sys.exit(sweep.sweep(requests, launcher) if is_sweep else single.single(requests[0]))
 
 
-def compose() -> tuple[list[launch.Request], bool, Launcher | None]:
+def compose() -> tuple[list[single.Request], bool, Launcher | None]:
     """The runs that the command line asks for, whether it is a sweep, and what submits its runs if not this program.
 
     Raises:
         ValueError: a launcher that is not supported.
     """
-    requests: list[launch.Request] = []
+    requests: list[single.Request] = []
     modes: set[RunMode | None] = set()
 
     def collect(composed: DictConfig) -> None:
@@ -74,9 +76,9 @@ def compose() -> tuple[list[launch.Request], bool, Launcher | None]:
         typed = [re.sub("=(True|False)$", lambda found: found[0].lower(), str(item)) for item in overrides]
         command = " ".join(["python -m longctx_rl", *map(shlex.quote, typed)])
         try:
-            requests.append(launch.Request(command, config.load(composed)))
+            requests.append(single.Request(command, schema.load(composed)))
         except ValueError as problem:
-            requests.append(launch.Request(command, None, problem))
+            requests.append(single.Request(command, None, problem))
 
     launcher = take_launcher() if {"-m", "--multirun"} & set(sys.argv[1:]) else None
     with tempfile.TemporaryDirectory(prefix="longctx_rl-") as scratch:
@@ -95,9 +97,9 @@ def take_launcher() -> Launcher | None:
     """
     overrides = [one for one in sys.argv[1:] if not one.startswith("-") and ("=" in one or one.startswith("~"))]
     parsed = OverridesParser.create().parse_overrides(overrides)
-    single = [one.input_line or "" for one in parsed if not one.is_sweep_override()]
+    fixed = [one.input_line or "" for one in parsed if not one.is_sweep_override()]
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
-        settings = hydra.compose("config", single, return_hydra_config=True).hydra
+        settings = hydra.compose("config", fixed, return_hydra_config=True).hydra
     name = settings.runtime.choices["hydra/launcher"]
     if name == "basic":
         return None
@@ -105,7 +107,7 @@ def take_launcher() -> Launcher | None:
     return launcher_from({str(key): value for key, value in settings.launcher.items()}, name)
 
 
-def composed(overrides: list[str]) -> config.Config:
+def composed(overrides: list[str]) -> schema.Config:
     """The configuration of a command that only reads it; +algo=dgrpo if no method is given.
 
     Raises:
@@ -113,10 +115,10 @@ def composed(overrides: list[str]) -> config.Config:
     """
     if not any(one.startswith("+algo=") for one in overrides):
         overrides = [*overrides, "+algo=dgrpo"]
-    return config.load(_compose("config", overrides))
+    return schema.load(_compose("config", overrides))
 
 
-def composed_grids(experiment_name: str) -> list[config.Config]:
+def composed_grids(experiment_name: str) -> list[schema.Config]:
     """Every run that the sweeps of this ``experiment_name`` in conf/experiment/ ask for; raises as ``composed``."""
     runs = []
     for path in sorted((config_directory() / "experiment").glob("*.yaml")):
@@ -141,7 +143,7 @@ def composed_build(overrides: list[str]) -> BuildConfig:
     for key in ("documents", "out"):
         if OmegaConf.is_missing(found, key):
             raise ValueError("give both folders: documents=FOLDER out=FOLDER")
-    return strict.convert(BuildConfig, OmegaConf.to_container(found, resolve=True))
+    return convert.convert(BuildConfig, OmegaConf.to_container(found, resolve=True))
 
 
 def composed_evaluate(overrides: list[str]) -> EvaluateConfig:
@@ -151,9 +153,9 @@ def composed_evaluate(overrides: list[str]) -> EvaluateConfig:
         raise ValueError("give a checkpoint: checkpoint=FOLDER, such as the export/ of a run")
     if OmegaConf.is_missing(found, "out"):
         raise ValueError("give a folder for the results: out=FOLDER")
-    checked = strict.convert(EvaluateConfig, OmegaConf.to_container(found, resolve=True))
+    checked = convert.convert(EvaluateConfig, OmegaConf.to_container(found, resolve=True))
     checked = replace(checked, eval=checked.eval.asked())
-    validation.check_evaluate(checked)
+    checks.check_evaluate(checked)
     return checked
 
 
@@ -163,7 +165,7 @@ def composed_harness(overrides: list[str]) -> HarnessConfig:
     for key, example in (("checkpoint", "FOLDER"), ("tasks", "[mmlu]"), ("out", "FOLDER")):
         if OmegaConf.is_missing(found, key):
             raise ValueError(f"give {key}: {key}={example}")
-    return strict.convert(HarnessConfig, OmegaConf.to_container(found, resolve=True))
+    return convert.convert(HarnessConfig, OmegaConf.to_container(found, resolve=True))
 
 
 def _compose(name: str, overrides: list[str], hydra_too: bool = False) -> DictConfig:
@@ -181,12 +183,12 @@ def config_directory() -> Path:
     return checkout if (checkout / "config.yaml").is_file() else package / "conf"
 
 
-def sentence(error: Exception, kind: type = config.Config) -> str:
+def sentence(error: Exception, kind: type = schema.Config) -> str:
     """An error of composing a configuration of this kind, in one line with the fix."""
     text = str(error)
     unknown = re.match(r"Could not override '([^']+)'\.\s+To append to your config", text)
     if unknown:
-        return strict.unknown_key(kind, unknown[1])
+        return convert.unknown_key(kind, unknown[1])
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         install = "; for submitit_*: pip install 'longctx-rl[slurm]'" if group == "hydra/launcher" else ""

@@ -14,9 +14,9 @@ from dataclasses import replace
 
 import torch
 
-from longctx_rl import process
+from longctx_rl import cli
 from longctx_rl.__main__ import composed
-from longctx_rl.config import Config
+from longctx_rl.config.schema import Config
 from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
 from longctx_rl.policy.memory import GIB, MARGIN, Estimate, Workload, choose, device_memory, estimate, workload
 from longctx_rl.policy.sizes import Sizes, shapes
@@ -28,12 +28,12 @@ def main() -> None:
     """Entry point."""
     if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
-        sys.exit(0 if sys.argv[1:] else process.UNUSABLE)
+        sys.exit(0 if sys.argv[1:] else cli.UNUSABLE)
     try:
         sys.exit(0 if diagnose(sys.argv[1:]) else 1)
     except ValueError as error:
-        process.complain(error)
-    sys.exit(process.UNUSABLE)
+        cli.complain(error)
+    sys.exit(cli.UNUSABLE)
 
 
 def diagnose(arguments: list[str]) -> bool:

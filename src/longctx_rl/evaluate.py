@@ -25,20 +25,21 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longctx_rl import process
+from longctx_rl import cli
 from longctx_rl.__main__ import composed_evaluate
-from longctx_rl.config_eval import EvaluateConfig
+from longctx_rl.config.eval import EvaluateConfig
 from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE
-from longctx_rl.evals import kl, page, results, summary
+from longctx_rl.evals import kl, summary
 from longctx_rl.evals.asking import Share, Told, ask, device_of, plan_of
 from longctx_rl.evals.grading import runs_code
 from longctx_rl.evals.processes import ask_together, merge
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.suites import READ, check_suite
-from longctx_rl.metrics_file import Row
-from longctx_rl.mirror import Mirror, evaluation_settings
 from longctx_rl.policy.loading import check_tokenizer, context_length, load_model, load_tokenizer
-from longctx_rl.run_directory import write_text
+from longctx_rl.report.answers import evaluation_folder, page
+from longctx_rl.runs.directory import write_text
+from longctx_rl.runs.metrics import Row
+from longctx_rl.runs.wandb import Mirror, evaluation_settings
 from longctx_rl.sandbox import isolation
 
 LIMITS = {
@@ -109,7 +110,7 @@ def mirror(config: EvaluateConfig) -> None:
     """Show on wandb what the folder holds, of this evaluation and of those before it, as a run of its own."""
     out = Path(config.out).resolve()
     row: Row = {"step": 0}
-    for suite in results.load(out).suites:
+    for suite in evaluation_folder.load(out).suites:
         row |= summary.metrics(suite.records, suite.name) if suite.records else {}
     mirrored = Mirror(evaluation_settings(config))
     mirrored.log(row)
@@ -248,8 +249,8 @@ def main() -> None:
     overrides = sys.argv[1:]
     if not overrides or {"-h", "--help"} & set(overrides):
         print(__doc__)
-        sys.exit(0 if overrides else process.UNUSABLE)
-    process.command(lambda: evaluate(composed_evaluate(overrides)))
+        sys.exit(0 if overrides else cli.UNUSABLE)
+    cli.command(lambda: evaluate(composed_evaluate(overrides)))
 
 
 if __name__ == "__main__":

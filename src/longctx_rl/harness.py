@@ -19,11 +19,12 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
-from longctx_rl import process, strict
+from longctx_rl import cli
 from longctx_rl.__main__ import composed_harness
-from longctx_rl.config_eval import HarnessConfig
+from longctx_rl.config import convert
+from longctx_rl.config.eval import HarnessConfig
 from longctx_rl.policy.loading import check_tokenizer, load_model, load_tokenizer, locate
-from longctx_rl.run_directory import write_text
+from longctx_rl.runs.directory import write_text
 
 RESULTS = "results.json"
 SEED = 1234
@@ -75,7 +76,7 @@ def run(config: HarnessConfig) -> str:
         confirm_run_unsafe_code=bool(config.unsafe),
         log_samples=True,
     )
-    results["settings"] = strict.plain(config)
+    results["settings"] = convert.plain(config)
     samples = results.pop("samples")
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "samples.json", json.dumps(samples, indent=1, default=str, ensure_ascii=False) + "\n")
@@ -150,8 +151,8 @@ def main() -> None:
     overrides = sys.argv[1:]
     if not overrides or {"-h", "--help"} & set(overrides):
         print(__doc__)
-        sys.exit(0 if overrides else process.UNUSABLE)
-    process.command(lambda: run(composed_harness(overrides)))
+        sys.exit(0 if overrides else cli.UNUSABLE)
+    cli.command(lambda: run(composed_harness(overrides)))
 
 
 if __name__ == "__main__":

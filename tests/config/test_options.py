@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from config.composing import composed
-from longctx_rl import config
 from longctx_rl.__main__ import config_directory
+from longctx_rl.config import schema
 
 CONF = config_directory()
 GROUPS = ("model", "task", "data", "engine", "rollout", "reward", "eval", "logging")
@@ -26,7 +26,7 @@ PAPER = {
 }
 
 
-@pytest.mark.parametrize("algo", config.ALGORITHMS)
+@pytest.mark.parametrize("algo", schema.ALGORITHMS)
 def test_each_method_is_its_row_of_the_table(algo: str) -> None:
     method = composed(f"+algo={algo}").algo
     weights = (method.weights.ce, method.weights.pg, method.weights.kd, method.weights.ref)
@@ -42,7 +42,7 @@ def test_all_methods_have_the_same_keys() -> None:
         return {name: keys(item) for name, item in value.items()} if isinstance(value, dict) else None
 
     files = sorted((CONF / "algo").glob("*.yaml"))
-    assert [file.stem for file in files] == sorted(config.ALGORITHMS)
+    assert [file.stem for file in files] == sorted(schema.ALGORITHMS)
     shapes = [keys(yaml.safe_load(file.read_text())) for file in files]
     assert all(shape == shapes[0] for shape in shapes)
 
@@ -57,7 +57,7 @@ def test_each_option_composes(option: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "algo"),
-    [(name, algo) for name in EXPERIMENTS for algo in (("sft",) if name.startswith("mini/") else config.ALGORITHMS)],
+    [(name, algo) for name in EXPERIMENTS for algo in (("sft",) if name.startswith("mini/") else schema.ALGORITHMS)],
 )
 def test_each_experiment_composes(name: str, algo: str) -> None:
     """Each with every method it is for: the stages of the mini models learn from recorded answers."""
@@ -73,8 +73,8 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     for algo, model in (("dgrpo", "mini"), ("sft", "mini_fresh")):
         before = composed(f"+algo={algo}", f"model={model}", "budget.until={metric: eval/heldout/mean, at_least: 0.9}")
         path = tmp_path / "config.yaml"
-        path.write_text(config.dump(before))
-        assert config.read(path) == before
+        path.write_text(schema.dump(before))
+        assert schema.read(path) == before
 
 
 def test_each_section_of_config_yaml_stands_at_its_top_level() -> None:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from longctx_rl.strict import convert, unknown_key
+from longctx_rl.config.convert import convert, unknown_key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import pytest
 from longctx_rl.__main__ import composed_build
 from longctx_rl.data.building.checks import Rejected, check_evidence, is_repeated, parse
 from longctx_rl.data.building.documents import read_documents, read_text
-from longctx_rl.data.building.passages import choose_passages, split
+from longctx_rl.data.building.excerpts import choose_passages, split
 from longctx_rl.data.building.pipeline import balanced
 from longctx_rl.data.building.writing import build
 from openai_server import Reply, Server, serving

@@ -16,7 +16,7 @@ from longctx_rl.data.generators.helpers import Author
 from longctx_rl.data.generators.names import Cast, Split, split_of
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.policy.loading import load_tokenizer
-from longctx_rl.rewards.code import draw_inputs
+from longctx_rl.rewards.execution import draw_inputs
 from longctx_rl.sandbox import isolation
 from longctx_rl.sandbox.pool import Call, Outcome, Sandbox
 from longctx_rl.types import CodeTask, Example

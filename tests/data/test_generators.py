@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import longctx_rl.models
+import longctx_rl.shipped_models
 from longctx_rl.data.generators import GENERATORS, generate
 from longctx_rl.data.generators.chronicle import token_counter
 from longctx_rl.data.generators.names import SYLLABLES, Split, names, syllables
@@ -31,7 +31,7 @@ splits = st.sampled_from(("train", "test"))
 @cache
 def mini_tokenizer() -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        Path(longctx_rl.models.__file__).parent / "mini-student"
+        Path(longctx_rl.shipped_models.__file__).parent / "mini-student"
     )
     return tokenizer
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-import longctx_rl.models
+import longctx_rl.shipped_models
 from longctx_rl.data.generators import generate
 from longctx_rl.data.longblocks import from_row, to_row
 
 
 @pytest.mark.parametrize("task", ["multihop", "grounding", "longform", "copy", "lookup", "pairs", "drill"])
 def test_round_trip(task: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(Path(longctx_rl.models.__file__).parent / "mini-student")
+    tokenizer = AutoTokenizer.from_pretrained(Path(longctx_rl.shipped_models.__file__).parent / "mini-student")
     for example in generate(task, 2, split="test", length=256, tokenizer=tokenizer, questions=2):
         assert from_row(json.loads(json.dumps(to_row(example)))) == example
 

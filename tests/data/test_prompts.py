@@ -1,18 +1,19 @@
 """Prompts: two parts that add up, the model's own template, and no special tokens out of data."""
 
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import longctx_rl.models
+import longctx_rl.shipped_models
 from longctx_rl.data.generators import generate
 from longctx_rl.data.prompts import closed_book, encode_prompt, encode_target, encode_text
-from longctx_rl.models.build_tokenizer import build_tokenizer
 from longctx_rl.types import Example
 
-MODELS = Path(longctx_rl.models.__file__).parent
+MODELS = Path(longctx_rl.shipped_models.__file__).parent
+BUILDER = Path(__file__).parents[2] / "experiments" / "mini_models" / "build_tokenizer.py"
 EXAMPLE = Example(id="1", document="TorVin sang.", question="Who sang?", answer="TorVin", task="multihop")
 
 
@@ -84,7 +85,7 @@ def test_template_problems_are_named(tokenizer: PreTrainedTokenizerBase) -> None
 
 
 def test_shipped_tokenizers_are_what_the_builder_builds() -> None:
-    built = build_tokenizer()
+    built = runpy.run_path(str(BUILDER))["build_tokenizer"]()
     for folder in ("mini-student", "mini-teacher"):
         shipped = AutoTokenizer.from_pretrained(MODELS / folder)
         assert shipped.get_vocab() == built.get_vocab()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from longctx_rl.config_eval import SuiteConfig
+from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.data.generators import ruler
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.evals.items import Item

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from longctx_rl.config import Config
+from longctx_rl.config.schema import Config
 from longctx_rl.engine import Engine, distributed
 
 VOCABULARY = 64

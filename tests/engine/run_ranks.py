@@ -11,7 +11,7 @@ from engine_cases import Policy, batch, config, policy, train, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from longctx_rl import engine, process
+from longctx_rl import cli, engine
 from longctx_rl.engine import Engine, checkpoint, distributed, zero3
 
 WIDTH = 33
@@ -202,4 +202,4 @@ if __name__ == "__main__":
         {"resume": resume, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))
     finally:
         distributed.shutdown()
-    process.leave(0)
+    cli.leave(0)

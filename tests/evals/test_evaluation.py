@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from longctx_rl.config_eval import EvalConfig, SuiteConfig
+from longctx_rl.config.eval import EvalConfig, SuiteConfig
 from longctx_rl.evals import records
 from longctx_rl.evals.evaluation import Evaluation, Suite
 from longctx_rl.evals.items import WITHOUT_LENGTH
 from longctx_rl.evals.suites import SUITES, check_suite
 from longctx_rl.policy.loading import load_tokenizer
-from longctx_rl.rewards.code import CodeGrader, ExactGrader
+from longctx_rl.rewards.execution import CodeGrader, ExactGrader
 from longctx_rl.rollout import SampleRequest
 from longctx_rl.sandbox import isolation
 from longctx_rl.types import Completion

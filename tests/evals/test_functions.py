@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from evals.test_evaluation import Engine, Parrot
-from longctx_rl.config_eval import SuiteConfig
+from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.evals import functions
 from longctx_rl.evals.evaluation import Suite
 from longctx_rl.evals.grading import grader_of
 from longctx_rl.evals.suites import Plan, items_of
 from longctx_rl.policy.loading import load_tokenizer
-from longctx_rl.rewards.code import CodeGrader
+from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.sandbox import isolation
 from sandbox.test_function_tests import HUMANEVAL, MBPP

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from longctx_rl.config_eval import KLConfig
+from longctx_rl.config.eval import KLConfig
 from longctx_rl.data.source import prompt_ids
 from longctx_rl.evals import kl
 from longctx_rl.policy.loading import load_tokenizer

@@ -6,7 +6,7 @@ import pytest
 
 from evals.test_evaluation import Engine, Parrot
 from longctx_rl.__main__ import composed, composed_evaluate
-from longctx_rl.config_eval import EvalConfig
+from longctx_rl.config.eval import EvalConfig
 from longctx_rl.data.longblocks_source import LongBlocksSource
 from longctx_rl.evals.evaluation import Suite
 from longctx_rl.evals.grading import grader_of

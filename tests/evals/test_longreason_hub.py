@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from evals.test_evaluation import Engine, Parrot
-from longctx_rl.config_eval import SuiteConfig
+from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.evals import summary
 from longctx_rl.evals.evaluation import Suite
 from longctx_rl.evals.items import Item

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from longctx_rl.config_eval import SuiteConfig
+from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.data.prompts import closed_book
 from longctx_rl.evals.evaluation import answer
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.suites import Plan, items_of
 from longctx_rl.evals.summary import cells
-from longctx_rl.policy import attention
+from longctx_rl.policy.attention import dispatch
 from longctx_rl.policy.loading import load_model, load_tokenizer
-from longctx_rl.rewards.code import CodeGrader, ExactGrader
+from longctx_rl.rewards.execution import CodeGrader, ExactGrader
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.sandbox import isolation
 from longctx_rl.types import UNANSWERABLE
@@ -28,7 +28,7 @@ BACKEND = "rlimit" if isolation.failure("bwrap") else "bwrap"
 @pytest.mark.parametrize(("name", "long"), [("mini-student", (0.0, 0.45)), ("mini-teacher", (0.8, 1.0))])
 def test_good_at_short_context_and_at_long_if_it_is_the_teacher(name: str, long: tuple[float, float]) -> None:
     model, tokenizer = load_model(name), load_tokenizer(name)
-    attention.install(model)
+    dispatch.install(model)
     sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=96, batch_tokens=65536)
 
     items = items_of(
@@ -45,7 +45,7 @@ def test_good_at_short_context_and_at_long_if_it_is_the_teacher(name: str, long:
 @pytest.mark.parametrize(("name", "buried"), [("mini-student", (0.0, 0.5)), ("mini-teacher", (0.8, 1.0))])
 def test_writes_code_whose_helpers_are_shown_and_guesses_nothing(name: str, buried: tuple[float, float]) -> None:
     model, tokenizer = load_model(name), load_tokenizer(name)
-    attention.install(model)
+    dispatch.install(model)
     sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=64, batch_tokens=65536)
     suite = SuiteConfig(labels=("closed", "short", "bury"), lengths=(1024,), max_new_tokens=64)
     items = items_of("code", Plan(suite, ITEMS, 2000), tokenizer)

@@ -16,11 +16,11 @@ from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.loading import load_model, load_tokenizer
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.scoring import Anchor
-from longctx_rl.training.collect import sampled_groups
+from longctx_rl.training.groups import sampled_groups
+from longctx_rl.training.one_at_a_time import split
 from longctx_rl.training.parts import build_parts
-from longctx_rl.training.scheduled import split
 from longctx_rl.training.state import Stopwatch
-from longctx_rl.training.update import PreparedRow, global_count, objective_from, passes, prepare, update
+from longctx_rl.training.step import PreparedRow, global_count, objective_from, passes, prepare, update
 from longctx_rl.types import PackedGroups, RolloutGroup
 from packed_builders import CPU, gradients, group, head_weight, relative_difference, tiny_model
 

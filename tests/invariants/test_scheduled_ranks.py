@@ -8,12 +8,12 @@ import torch
 import torch.multiprocessing as mp
 
 from config.composing import composed
-from longctx_rl import process
+from longctx_rl import cli
 from longctx_rl.engine import distributed, zero3
-from longctx_rl.training.collect import sampled_groups
+from longctx_rl.training.groups import sampled_groups
 from longctx_rl.training.parts import build_parts
 from longctx_rl.training.state import Stopwatch
-from longctx_rl.training.update import global_count, objective_from, prepare, update
+from longctx_rl.training.step import global_count, objective_from, prepare, update
 from ports import free_port
 
 Found = tuple[float, dict[str, float]]
@@ -45,7 +45,7 @@ def work(rank: int, port: int, root: str) -> None:
         found.append((outcome.grad_norm, metrics))
     torch.save(found, f"{root}/{rank}.pt")
     distributed.shutdown()
-    process.leave(0)
+    cli.leave(0)
 
 
 def test_two_ranks_with_sharded_weights(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from config.composing import composed
 from launch.test_launch import ENDLESS, SMOKE, finish, start, steps
-from longctx_rl import plan, run_directory
-from longctx_rl.submission import launcher_from
+from longctx_rl.launch import costs
+from longctx_rl.launch.slurm import launcher_from
+from longctx_rl.runs import directory
 
 RUN = "runs/smoke/sft-mini_fresh-mix-s"
 GRID = ("-m", "+algo=sft", *SMOKE, "engine=local", "resume=true")
@@ -102,7 +103,7 @@ def test_launchers_that_would_run_a_run_twice_are_refused() -> None:
 
 def test_costs_are_those_of_finished_runs_alike_scaled_to_the_budget(tmp_path: Path) -> None:
     base = composed("+algo=sft", f"runs_root={tmp_path}", "budget.steps=100", "engine=local")
-    with run_directory.opened(base) as path:
+    with directory.opened(base) as path:
         rows = [{"step": 0, "time/eval": 3.0}]
         for step in range(1, 101):
             progress = {"step": step, "wall_seconds": 2.0 * step, "trained_tokens": 10 * step, "flops": 1e6 * step}
@@ -110,19 +111,19 @@ def test_costs_are_those_of_finished_runs_alike_scaled_to_the_budget(tmp_path: P
         (path / "metrics.jsonl").write_text(
             "".join(json.dumps(row) + "\n" for row in [*rows, {"step": 100, "time/eval": 4.0}])
         )
-        run_directory.record_finished(base, 100, "budget.steps=100 is spent", 200.0)
-    known = plan.measured({str(tmp_path)})
+        directory.record_finished(base, 100, "budget.steps=100 is spent", 200.0)
+    known = costs.measured({str(tmp_path)})
     other = replace(base, seed=1, run_dir=str(tmp_path / "default" / "other"), budget=replace(base.budget, steps=50))
-    assert plan.estimate(other, known) == plan.Cost(107.0, 500.0, 5e7)
+    assert costs.estimate(other, known) == costs.Cost(107.0, 500.0, 5e7)
     tokens = replace(other, budget=replace(base.budget, steps=None, trained_tokens=2000))
-    assert plan.estimate(tokens, known) == plan.Cost(407.0, 2000.0, 2e8)
-    assert plan.estimate(replace(other, batch=replace(base.batch, prompts_per_step=9)), known) is None
-    assert plan.standing(replace(base, resume=True)).kind == "finished"
+    assert costs.estimate(tokens, known) == costs.Cost(407.0, 2000.0, 2e8)
+    assert costs.estimate(replace(other, batch=replace(base.batch, prompts_per_step=9)), known) is None
+    assert costs.standing(replace(base, resume=True)).kind == "finished"
     longer = replace(base, resume=True, budget=replace(base.budget, steps=200))
-    assert plan.standing(longer).kind == "half done"  # a larger budget goes on
-    assert plan.remaining(longer, known) == plan.Cost(203.5, 1000.0, 1e8)
-    assert plan.makespan([3.0, 1.0, 1.0, 2.0], jobs=2) == 4.0
-    text = plan.render([replace(base, resume=True), other], 1, known)
+    assert costs.standing(longer).kind == "half done"  # a larger budget goes on
+    assert costs.remaining(longer, known) == costs.Cost(203.5, 1000.0, 1e8)
+    assert costs.makespan([3.0, 1.0, 1.0, 2.0], jobs=2) == 4.0
+    text = costs.render([replace(base, resume=True), other], 1, known)
     assert text.splitlines()[-2:] == [
         "2 runs: 1 finished, 1 new",
         "cost: 1:47 500 tokens 5e+07 FLOPs; 1:47 with sweep.jobs=1",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from longctx_rl.config import ALGORITHMS, Config, load
+from longctx_rl.config.schema import ALGORITHMS, Config, load
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longctx_rl.config_model import YarnConfig
+from longctx_rl.config.model import YarnConfig
 from longctx_rl.policy.loading import SHIPPED, load_model, load_tokenizer
 from longctx_rl.policy.sizes import KNOWN
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import longctx_rl
 from config.composing import composed
-from longctx_rl import config as configuration
-from longctx_rl.config import Config
+from longctx_rl.config import schema as configuration
+from longctx_rl.config.schema import Config
 from longctx_rl.evals import records
 from longctx_rl.evals.records import ItemRecord
-from longctx_rl.metrics_file import Row
+from longctx_rl.runs.metrics import Row
 
 Scores = Mapping[tuple[str, str, int], Sequence[float]]
 """Suite, task and length to one score for each family."""

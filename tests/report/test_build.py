@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from longctx_rl.__main__ import composed
-from longctx_rl.report import build, prose, results
+from longctx_rl.report import outputs, prose, results
 from longctx_rl.report.check import check_files, check_origin, same
 from longctx_rl.report.experiment import Experiment, open_experiment
 from report.run_folders import write_grid
@@ -45,7 +45,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_everything_is_made_and_made_again_byte_for_byte(checkout: Path) -> None:
     experiment = Experiment(checkout / "experiments" / "mine")
-    made = build.files_of(experiment, checkout)
+    made = outputs.files_of(experiment, checkout)
     assert {path: path.read_bytes() for path in made} == made
     names = {path.name for path in made}
     assert {"levels.csv", "levels.tex", "tables.md", "README.md", "transfer_points.csv"} <= names
@@ -80,7 +80,7 @@ def test_what_differs_from_the_results_is_named(checkout: Path, tmp_path: Path) 
 def test_committed_tables_are_what_their_results_give(folder: Path) -> None:
     """Of this repository, as people read them: tables.md and the numbers in READMEs. ``check`` looks at every file."""
     experiment = open_experiment(folder)
-    texts = build.texts_of(experiment, ROOT, results.read_all(experiment.results))
+    texts = outputs.texts_of(experiment, ROOT, results.read_all(experiment.results))
     pages = {path: text for path, text in texts.items() if path.suffix == ".md"}
     assert {folder / "tables.md", folder / "README.md", ROOT / "README.md"} <= pages.keys()
     for path, text in pages.items():

@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import t as student
 from selenium.webdriver.common.keys import Keys
 
-from longctx_rl.metrics_file import read_metrics
-from longctx_rl.report.page import build
+from longctx_rl.report.page import document
+from longctx_rl.runs.metrics import read_metrics
 from report.browser import Page, chromium, needs_chromium
 from report.synthetic import METHODS, write_runs
 
@@ -45,7 +45,7 @@ def browser() -> Iterator[Page]:
 @pytest.fixture(scope="module")
 def file(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("page") / "report.html"
-    assert build.write(root, out).startswith(f"{out}: 16 runs")
+    assert document.write(root, out).startswith(f"{out}: 16 runs")
     return out
 
 
@@ -301,7 +301,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(page: Page) -> None:
 def test_200_runs_open_in_3_seconds(browser: Page, tmp_path: Path) -> None:
     """From the start of loading to the frame that shows the first chart; the best of three, for other work's sake."""
     write_runs(tmp_path / "runs", 40, steps=60, items=4, metrics=12)
-    build.write(tmp_path / "runs", tmp_path / "report.html")
+    document.write(tmp_path / "runs", tmp_path / "report.html")
     seconds = []
     for _ in range(3):
         browser.open(tmp_path / "report.html")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import longctx_rl
-from longctx_rl import plan
 from longctx_rl.__main__ import composed, composed_grids
-from longctx_rl.config import Config
-from longctx_rl.fingerprint import fingerprint
+from longctx_rl.config.schema import Config
+from longctx_rl.launch import costs
+from longctx_rl.policy.weights import fingerprint
 from longctx_rl.report import results
 from longctx_rl.report.check import check, check_origin
 from longctx_rl.report.collect import collect
@@ -18,7 +18,7 @@ from longctx_rl.report.completeness import check_complete
 from longctx_rl.report.experiment import Experiment
 from longctx_rl.report.results import CellScores, Result
 
-SHIPPED = Path(longctx_rl.__file__).parent / "models"
+SHIPPED = Path(longctx_rl.__file__).parent / "shipped_models"
 CELL = ("heldout", "multihop", 1024)
 
 
@@ -122,10 +122,10 @@ def test_plans_know_what_committed_runs_cost(experiment: Experiment, found: list
     assert len(known) == sum(one.trained for one in found)
     overrides = ["+algo=sft", "seed=9", "experiment_name=table1", "eval=all", "budget.steps=20"]
     config = composed([*overrides, f"runs_root={tmp_path}"])
-    cost = plan.estimate(config, known)
-    assert cost == plan.Cost(2.0 * 20 + 3.0, 2000.0, 2e10)
-    lines = plan.render([config], 1, known).splitlines()
+    cost = costs.estimate(config, known)
+    assert cost == costs.Cost(2.0 * 20 + 3.0, 2000.0, 2e10)
+    lines = costs.render([config], 1, known).splitlines()
     assert lines[-1] == "1 of them cost what committed results did, whose seconds may be another machine's"
     here = [replace(one, here=True, evaluation_seconds=5.0) for one in known[:1] + known[3:4]]
-    costs = {plan.estimate(config, [*known, one]) for one in here if one.config.algo.name == "sft"}
-    assert costs == {plan.Cost(2.0 * 20 + 5.0, 2000.0, 2e10)}  # those that are here count alone
+    measured = {costs.estimate(config, [*known, one]) for one in here if one.config.algo.name == "sft"}
+    assert measured == {costs.Cost(2.0 * 20 + 5.0, 2000.0, 2e10)}  # those that are here count alone

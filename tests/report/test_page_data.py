@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from longctx_rl import process
+from longctx_rl import cli
 from longctx_rl.report import __main__ as report
-from longctx_rl.report.page import build, texts
+from longctx_rl.report.page import document, texts
 from longctx_rl.report.page.arms import arms_of, duplicates, settings_of
 from longctx_rl.report.page.series import POINTS, axes_of, curves_of, thinned
 from longctx_rl.report.runs import Run, find_runs, read_evals
@@ -93,7 +93,7 @@ def test_the_same_runs_make_the_same_bytes_with_no_way_out_of_the_data(tmp_path:
     write_runs(tmp_path / "runs", 1, steps=20, items=2, metrics=1)
     first, second = tmp_path / "a" / "first.html", tmp_path / "second.html"
     for out in (first, second):
-        build.write(tmp_path / "runs", out)
+        document.write(tmp_path / "runs", out)
     assert first.read_bytes() == second.read_bytes()
     found = embedded(first)
     assert "</script> & <b>KesDal</b>" in json.dumps(found["answers"])
@@ -107,7 +107,7 @@ def test_runs_in_any_state_are_on_the_page(tmp_path: Path) -> None:
     shutil.rmtree(bare / "evals")
     (empty / "metrics.jsonl").write_text("")
     (broken / "config.yaml").write_text("{")
-    said = build.write(tmp_path / "runs", tmp_path / "report.html")
+    said = document.write(tmp_path / "runs", tmp_path / "report.html")
     assert "5 runs" in said and "marked: 3 of them" in said
     overview = embedded(tmp_path / "report.html")["overview"]
     problems = {one["name"]: one["problems"] for one in overview["runs"] if one["problems"]}
@@ -125,13 +125,13 @@ def test_the_base_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
         lines = file.read_text().splitlines(keepends=True)
         before = [line for line in lines if line.startswith('{"step": 0,')]
         file.write_text("".join(line for line in lines if line not in before))
-    alone = build.data_of(find_runs(tmp_path), tmp_path)
+    alone = document.data_of(find_runs(tmp_path), tmp_path)
     assert next(row["label"] for row in alone["overview"]["table"]["rows"]) == "sft" and alone["maps"][0]["entries"]
     for name in ("base", "teacher"):
         write_evaluation(tmp_path / name, {}, f"mini-{'student' if name == 'base' else name}")
         (tmp_path / name / "evals").mkdir()
         (tmp_path / name / "evals" / "heldout.jsonl").write_text("".join(before))
-    found = build.data_of(find_runs(tmp_path), tmp_path)
+    found = document.data_of(find_runs(tmp_path), tmp_path)
     rows = {row["label"]: row for row in found["overview"]["table"]["rows"]}
     assert list(rows)[:3] == ["before training", "teacher", "sft"]
     for row in ("sft", "dgrpo"):
@@ -158,7 +158,7 @@ def test_gains_are_over_the_same_items_of_the_same_student(tmp_path: Path) -> No
         write_evaluation(tmp_path / study / "base", {}, "mini-student")
         (tmp_path / study / "base" / "evals").mkdir()
         (tmp_path / study / "base" / "evals" / "heldout.jsonl").write_text("".join(before[::asked]))
-    found = build.data_of(find_runs(tmp_path), tmp_path)
+    found = document.data_of(find_runs(tmp_path), tmp_path)
     rows = {row["label"]: row for row in found["overview"]["table"]["rows"]}
     assert next(iter(rows)) == "before training: table1/base" and "before training: table2/base" in rows
     names = [arm["name"] for arm in found["overview"]["arms"]]
@@ -178,7 +178,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(monkeypatch, "--runs", str(tmp_path), "--out", str(tmp_path / "x.html")) == process.UNUSABLE
+    assert command(monkeypatch, "--runs", str(tmp_path), "--out", str(tmp_path / "x.html")) == cli.UNUSABLE
     complaint = f"error: no runs under {tmp_path}: name the folder that holds run directories, such as runs/table1\n"
     assert capsys.readouterr().err == complaint and not (tmp_path / "x.html").exists()
     write_runs(tmp_path / "runs", 1, steps=20, items=2, metrics=1)

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from longctx_rl.config_reward import RewardConfig
+from longctx_rl.config.reward import RewardConfig
 from longctx_rl.data.generators import generate
 from longctx_rl.policy.loading import load_tokenizer
-from longctx_rl.rewards import code as code_module
-from longctx_rl.rewards.code import INPUTS, CodeGrader, ExactGrader, draw_inputs, used_names
+from longctx_rl.rewards import execution as code_module
 from longctx_rl.rewards.composed import Answered, Rewarder
+from longctx_rl.rewards.execution import INPUTS, CodeGrader, ExactGrader, draw_inputs, used_names
 from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.sandbox import isolation
 from longctx_rl.sandbox.pool import Call

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from longctx_rl.config_reward import RewardConfig
+from longctx_rl.config.reward import RewardConfig
 from longctx_rl.rewards.composed import Answered, Rewarder, check_reward, long_answer, overlong, repetition
 from longctx_rl.types import Evidence, Example
 from openai_server import Reply, serving

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from longctx_rl.__main__ import config_directory
-from longctx_rl.config_reward import JudgeConfig
+from longctx_rl.config.convert import convert
+from longctx_rl.config.reward import JudgeConfig
 from longctx_rl.rewards.judge import GraderUnavailable, Judge, Question, by_rule, parse_verdict
-from longctx_rl.strict import convert
 from openai_server import Reply, serving
 
 ASKED = [Question(f"Who keeps bell {i}?", "TorVin the elder", f"TorVin, number {i}") for i in range(6)]

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-import longctx_rl.models
-from longctx_rl.config_reward import RewardConfig
+import longctx_rl.shipped_models
+from longctx_rl.config.reward import RewardConfig
 from longctx_rl.data.generators import generate
 from longctx_rl.rewards import final_answer, grade
 from longctx_rl.rewards.composed import Answered, Rewarder
@@ -158,7 +158,7 @@ def test_scores_and_parts_are_bounded(pieces: list[str], weight: float) -> None:
 
 @pytest.mark.parametrize("task", ["multihop", "grounding", "longform"])
 def test_recorded_responses_score_full(task: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(Path(longctx_rl.models.__file__).parent / "mini-student")
+    tokenizer = AutoTokenizer.from_pretrained(Path(longctx_rl.shipped_models.__file__).parent / "mini-student")
     for family in range(20):
         (example,) = generate(task, family, split="test", length=256, tokenizer=tokenizer)
         assert weighed(example.target, example, evidence_weight=0.5).score == 1

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl.data.packing import pack
-from longctx_rl.policy import attention
+from longctx_rl.policy.attention import dispatch
+from longctx_rl.policy.attention.shared_prompts import SharedPrompts, attend
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.policy.policy import Policy
-from longctx_rl.policy.shared_prompts import SharedPrompts, attend
 from longctx_rl.rollout import SampleRequest, sample_seed
 from longctx_rl.rollout.cache import Prefill
 from longctx_rl.rollout.hf import HFSampler
@@ -194,7 +194,7 @@ def test_a_prompt_is_kept_once_and_ended_rows_leave(
         rows.append(len(key))
         return attend(query, key, value, prompts, scale)
 
-    monkeypatch.setattr(attention, "attend", watched)
+    monkeypatch.setattr(dispatch, "attend", watched)
     ends = tuple(range(10, 20))
     found = sampler(tokenizer, eos_ids=ends, max_new_tokens=40).sample(model, requests((30, 20, 1), group=8))
     heads, width = model.config.num_key_value_heads, model.config.head_dim

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from longctx_rl import process
+from longctx_rl import cli
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.rollout import SampleRequest, sample_seed
 from longctx_rl.rollout.hf import HFSampler
@@ -55,7 +55,7 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.save(draw(rank, synced=True), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
-    process.leave(0)
+    cli.leave(0)
 
 
 def test_two_ranks_in_step(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from longctx_rl.sandbox import isolation
-from longctx_rl.sandbox.judge import Submission, extract_code, grade, suspicious
 from longctx_rl.sandbox.pool import Call, Outcome, Sandbox, SandboxFailed, read
+from longctx_rl.sandbox.submissions import Submission, extract_code, grade, suspicious
 from longctx_rl.sandbox.values import NotPlain, decode, encode, parse, same
 from longctx_rl.sandbox.worker import MAX_PROCESSES, descendants
 from sandbox.exploits import EXPLOITS, HONEST, OWN, PUBLISHED

@@ -6,7 +6,7 @@ import pytest
 
 from longctx_rl.__main__ import composed
 from longctx_rl.objective.advantages import STD_FLOOR
-from longctx_rl.training.collect import with_advantages
+from longctx_rl.training.groups import with_advantages
 from longctx_rl.types import Completion, Example, Reward, RolloutGroup
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longctx_rl.metrics_file import read_metrics
+from longctx_rl.runs.metrics import read_metrics
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from config.composing import composed
-from longctx_rl import train
 from longctx_rl.engine import checkpoint
 from longctx_rl.engine.local import LocalEngine
 from longctx_rl.evals import records
-from longctx_rl.metrics_file import read_metrics
-from longctx_rl.recorder import RunRecorder
+from longctx_rl.runs.metrics import read_metrics
+from longctx_rl.runs.recorder import RunRecorder
+from longctx_rl.training import loop
 
 TIMED = ("time/", "perf/", "progress/wall_seconds")
 
@@ -76,7 +76,7 @@ def run(root: Path, name: str, *extra: str, resume: bool = False) -> Path:
         f"resume={resume}".lower(),
         *extra,
     )
-    train.run(config)
+    loop.run(config)
     return Path(config.run_dir)
 
 
@@ -181,6 +181,6 @@ def test_a_finished_run_is_left_as_it_is(
 ) -> None:
     run(tmp_path, "stopped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", kill)
+        patch.setattr(loop, "train_step", kill)
         patch.setattr(records, "append", kill)
         assert left(run(tmp_path, "stopped", resume=True)) == uninterrupted

@@ -9,11 +9,12 @@ import pytest
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from config.composing import composed
-from longctx_rl import doctor, process, train
-from longctx_rl.config import Config
-from longctx_rl.metrics_file import read_metrics
+from longctx_rl import cli, doctor
+from longctx_rl.config.schema import Config
 from longctx_rl.policy import sizes
 from longctx_rl.policy.loading import load_tokenizer
+from longctx_rl.runs.metrics import read_metrics
+from longctx_rl.training import loop
 from openai_server import Reply, Server, serving
 
 FIXTURE = Path(__file__).parents[1] / "data" / "fixture"
@@ -76,7 +77,7 @@ def tiny(models: list[str], judge: Server, tmp_path_factory: pytest.TempPathFact
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Train in this process; the rows of metrics.jsonl."""
-    assert process.execute(config, train.run) == 0
+    assert cli.execute(config, loop.run) == 0
     return read_metrics(Path(config.run_dir) / "metrics.jsonl")
 
 

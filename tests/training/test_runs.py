@@ -13,17 +13,18 @@ import pytest
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from config.composing import composed
-from longctx_rl import process, train
-from longctx_rl.config_model import ArchitectureConfig
+from longctx_rl import cli
+from longctx_rl.config.model import ArchitectureConfig
 from longctx_rl.data.packing import pack
 from longctx_rl.data.source import recorded_group
 from longctx_rl.engine import distributed
 from longctx_rl.evaluate import weights_hash
-from longctx_rl.metrics_file import read_metrics
 from longctx_rl.policy.loading import fresh_model, load_model, load_tokenizer
 from longctx_rl.report import length_costs
 from longctx_rl.report.collect import of_run
 from longctx_rl.report.runs import read_run
+from longctx_rl.runs.metrics import read_metrics
+from longctx_rl.training import loop
 from longctx_rl.training.parts import build_parts
 
 SHAPE = {
@@ -58,7 +59,7 @@ def smoke(models: tuple[str, ...], root: Path, *overrides: str) -> list[str]:
 def in_place(arguments: list[str]) -> list[dict[str, Any]]:
     """Train in this process; the rows of metrics.jsonl."""
     config = composed(*arguments, "engine=local")
-    assert process.execute(config, train.run) == 0
+    assert cli.execute(config, loop.run) == 0
     return read_metrics(Path(config.run_dir) / "metrics.jsonl")  # type: ignore[return-value]
 
 
@@ -163,7 +164,7 @@ def test_a_diverged_run_says_so_in_one_sentence(
 ) -> None:
     settings = smoke(models, tmp_path, "eval=none", "optim.lr=1e30", "optim.warmup_steps=0", "budget.steps=6")
     config = composed("+algo=sft", *settings, "optim.max_skipped=2", "engine=local")
-    assert process.execute(config, train.run) == process.DIVERGED
+    assert cli.execute(config, loop.run) == cli.DIVERGED
     told = capsys.readouterr().err
     assert told.startswith("error: the gradient was infinite or not a number in 2 steps in a row")
     assert "lower optim.lr" in told and "Traceback" not in told
@@ -183,7 +184,7 @@ def test_a_full_disk_says_so_in_one_sentence(
 
     monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", onto_a_full_disk)
     config = composed("+algo=sft", *smoke(models, tmp_path, "eval=none"), "engine=local")
-    assert process.execute(config, train.run) == process.UNUSABLE
+    assert cli.execute(config, loop.run) == cli.UNUSABLE
     told = capsys.readouterr().err
     assert "could not be exported" in told and "No space left on device" in told and "resume=true" in told
     assert not list(tmp_path.glob("smoke/*/.tmp-*")) and not list(tmp_path.glob("smoke/*/export"))
@@ -195,7 +196,7 @@ def test_all_ranks_count_the_seconds_of_the_main_one(
     """Or one of them would see budget.seconds spent a step before the others, and leave them waiting."""
     broadcast = distributed.broadcast
     monkeypatch.setattr(
-        train.distributed, "broadcast", lambda value: 40.0 if isinstance(value, float) else broadcast(value)
+        loop.distributed, "broadcast", lambda value: 40.0 if isinstance(value, float) else broadcast(value)
     )
     settings = smoke(models, tmp_path, "eval=none", "budget.steps=9", "budget.seconds=100")
     rows = [row for row in in_place(["+algo=sft", *settings, "optim.warmup_steps=0"]) if "loss/total" in row]
@@ -218,7 +219,7 @@ def test_a_damaged_checkpoint_is_not_continued(
     content[-1] ^= 1
     damaged.write_bytes(content if file.startswith("weights") else content[:-3])
     config = composed(*arguments, "engine=local", "resume=true")
-    assert process.execute(config, train.run) != 0
+    assert cli.execute(config, loop.run) != 0
     told = capsys.readouterr().err
     assert sentence in told and f"remove {damaged.parent}" in told and "Traceback" not in told
 

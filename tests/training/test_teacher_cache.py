@@ -15,8 +15,8 @@ from longctx_rl.data.packing import pack
 from longctx_rl.data.source import open_source
 from longctx_rl.policy.loading import load_tokenizer, locate
 from longctx_rl.policy.teacher_cache import CachedScorer, TeacherCache, group_key, weights_fingerprint
-from longctx_rl.training import teacher_cache
-from longctx_rl.training.collect import recorded_groups
+from longctx_rl.training import cached_teacher
+from longctx_rl.training.groups import recorded_groups
 from longctx_rl.types import TeacherSignal
 
 SETTINGS = [
@@ -26,7 +26,7 @@ SETTINGS = [
 
 
 def build(root: Path, *overrides: str) -> Path:
-    return teacher_cache.build(composed([*SETTINGS, f"model.teacher_cache={root}", *overrides]))
+    return cached_teacher.build(composed([*SETTINGS, f"model.teacher_cache={root}", *overrides]))
 
 
 def train(runs: Path, *overrides: str) -> list[dict[str, float]]:
@@ -81,7 +81,7 @@ def test_a_killed_build_keeps_what_it_has_and_goes_on(tmp_path: Path, monkeypatc
 
 def test_a_second_build_asks_the_teacher_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path)
-    monkeypatch.setattr(teacher_cache, "anchor_signal", lambda *_: pytest.fail("the teacher was asked"))
+    monkeypatch.setattr(cached_teacher, "anchor_signal", lambda *_: pytest.fail("the teacher was asked"))
     build(tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_a_cache_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
     ):
         config = composed([*SETTINGS, f"model.teacher_cache={tmp_path}", *overrides])
         with pytest.raises(ValueError, match=different):
-            teacher_cache.cached_anchor(config, tokenizer, None)
+            cached_teacher.cached_anchor(config, tokenizer, None)
 
 
 def test_a_prompt_that_was_not_asked_about_is_refused(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from config.composing import composed
 from longctx_rl.engine import distributed
 from longctx_rl.objective.terms import Objective, objective
 from longctx_rl.policy.loading import load_model
-from longctx_rl.training.collect import sampled_groups, with_teacher_gaps
+from longctx_rl.training.groups import sampled_groups, with_teacher_gaps
 from longctx_rl.training.parts import Parts, build_parts
 from longctx_rl.training.state import Stopwatch
-from longctx_rl.training.update import PreparedRow, global_count, objective_from, prepare, update
+from longctx_rl.training.step import PreparedRow, global_count, objective_from, prepare, update
 from longctx_rl.types import Denominators, RolloutGroup
 
 

@@ -33,11 +33,11 @@ from transformers import (
 from longctx_rl.data.packing import count, pack
 from longctx_rl.objective.divergences import Divergence
 from longctx_rl.objective.terms import Objective, objective
-from longctx_rl.policy.flops import TRAINING, ModelShape
+from longctx_rl.policy.attention.group import group_attention
 from longctx_rl.policy.frozen import FrozenScorer
-from longctx_rl.policy.group_attention import group_attention
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.scoring import Anchor
+from longctx_rl.policy.shape import TRAINING, ModelShape
 from longctx_rl.rollout import SampleRequest
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.types import Completion, Example, GroupSpan, RolloutGroup

@@ -14,7 +14,7 @@ run, and by the next command.
 
 import sys
 
-from longctx_rl import process
+from longctx_rl import cli
 from longctx_rl.__main__ import composed, composed_build
 
 
@@ -37,7 +37,7 @@ def built(overrides: list[str]) -> str:
 def cached(overrides: list[str]) -> str:
     """Builds the cache; how to use it."""
     config = composed(overrides)
-    from longctx_rl.training.teacher_cache import build
+    from longctx_rl.training.cached_teacher import build
 
     if config.model.teacher_cache is None:
         raise ValueError("give the folder of the cache: model.teacher_cache=FOLDER")
@@ -59,9 +59,9 @@ def main() -> None:
     arguments = sys.argv[1:]
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
-        sys.exit(0 if arguments else process.UNUSABLE)
+        sys.exit(0 if arguments else cli.UNUSABLE)
     command, *overrides = arguments
-    process.command(lambda: run(command, overrides))
+    cli.command(lambda: run(command, overrides))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from longctx_rl.config import Config
+from longctx_rl.config.schema import Config
 from longctx_rl.data.books import HOW_TO_RESTORE, SOURCE
 from longctx_rl.data.longblocks_source import LONG, LongBlocksSource, overhead
 from longctx_rl.data.selection import select, split_of, task_at

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from longctx_rl.config import Config
-from longctx_rl.config_data import LongBlocksConfig, ShortConfig
+from longctx_rl.config.data import LongBlocksConfig, ShortConfig
+from longctx_rl.config.schema import Config
 from longctx_rl.data.cutting import cut
 from longctx_rl.data.longblocks import from_row
 from longctx_rl.data.order import Pool, TrainingOrder

@@ -21,7 +21,7 @@ from longctx_rl.data.longblocks import RESPONSE_PREFIX
 from longctx_rl.data.reading import CHAT, REQUIRED, Origin, Problems, Row
 from longctx_rl.data.store import REPORT, Counts, Store, digest, part_counts, parts, write_part
 from longctx_rl.data.tasks import place_of
-from longctx_rl.run_directory import write_text
+from longctx_rl.runs.directory import write_text
 from longctx_rl.types import Evidence
 
 VERSION = 2

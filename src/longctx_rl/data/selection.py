@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from longctx_rl.config_data import LongBlocksConfig
+from longctx_rl.config.data import LongBlocksConfig
 from longctx_rl.data.longblocks import RESPONSE_PREFIX
 from longctx_rl.data.store import Store
 from longctx_rl.data.tasks import task_of

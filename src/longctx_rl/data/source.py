@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from longctx_rl.config import Config
+from longctx_rl.config.schema import Config
 from longctx_rl.data.generators import GENERATORS, generate
 from longctx_rl.data.longblocks_source import LongBlocksSource
 from longctx_rl.data.prompts import encode_prompt, encode_target

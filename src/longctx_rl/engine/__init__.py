@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from longctx_rl.config import Config
+from longctx_rl.config.schema import Config
 from longctx_rl.engine.optimizer import TrainingDiverged as TrainingDiverged
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from longctx_rl.config import Config
+from longctx_rl.config.schema import Config
 
 T = TypeVar("T")
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from longctx_rl.config import Config
-from longctx_rl.engine import StepOutcome, distributed, export, state
+from longctx_rl.config.schema import Config
+from longctx_rl.engine import StepOutcome, distributed, export, saved_state
 from longctx_rl.engine.optimizer import Progress, adamw, reset_state, set_learning_rate
 from longctx_rl.engine.schedule import learning_rate
 
@@ -67,13 +67,13 @@ class LocalEngine:
         return parameter.detach().to(self._dtype, copy=parameter.requires_grad)
 
     def save(self, directory: Path) -> None:
-        state.save(directory, self._module, self._progress, lambda parameter, key: self._stored(parameter, key))
+        saved_state.save(directory, self._module, self._progress, lambda parameter, key: self._stored(parameter, key))
 
     def load(self, directory: Path) -> None:
         def write(parameter: Tensor, key: str, value: Tensor) -> None:
             self._stored(parameter, key).copy_(value)
 
-        self._progress = state.load(directory, self._module, write)
+        self._progress = saved_state.load(directory, self._module, write)
         for parameter in self._module.parameters():
             self._optimizer.state[parameter]["step"].fill_(self._progress.updates)
 
@@ -82,7 +82,7 @@ class LocalEngine:
         export.write(directory, self._module, weights, self._dtype, tokenizer)
 
     def _stored(self, parameter: Tensor, key: str) -> Tensor:
-        tensor: Tensor = parameter.detach() if key == state.WEIGHTS else self._optimizer.state[parameter][key]
+        tensor: Tensor = parameter.detach() if key == saved_state.WEIGHTS else self._optimizer.state[parameter][key]
         return tensor
 
     def _precision(self) -> AbstractContextManager[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longctx_rl.config import OptimConfig
+from longctx_rl.config.schema import OptimConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's two running averages, by their name in torch's optimizer state."""

@@ -2,7 +2,7 @@
 
 import math
 
-from longctx_rl.config import OptimConfig
+from longctx_rl.config.schema import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, step: int, total_steps: int | None, spent: float = 0.0) -> float:

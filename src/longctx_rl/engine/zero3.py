@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from longctx_rl.config import Config
-from longctx_rl.engine import StepOutcome, distributed, export, state
+from longctx_rl.config.schema import Config
+from longctx_rl.engine import StepOutcome, distributed, export, saved_state
 from longctx_rl.engine.local import cast_parameters
 from longctx_rl.engine.optimizer import Progress, adamw, full_shape, reset_state, set_learning_rate
 from longctx_rl.engine.schedule import learning_rate
@@ -177,26 +177,26 @@ class Zero3Engine:
         def read(parameter: Tensor, key: str) -> Tensor:
             whole: Tensor = (
                 safe_get_full_fp32_param(parameter)
-                if key == state.WEIGHTS
+                if key == saved_state.WEIGHTS
                 else safe_get_full_optimizer_state(parameter, key)
             )
             return whole
 
-        state.save(directory, self._module, self._progress, read)
+        saved_state.save(directory, self._module, self._progress, read)
 
     def load(self, directory: Path) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
         def write(parameter: Tensor, key: str, value: Tensor) -> None:
             shard = _own_shard(parameter, value)
-            if key != state.WEIGHTS:
+            if key != saved_state.WEIGHTS:
                 safe_set_local_optimizer_state(parameter, shard, key)
                 return
             safe_set_local_fp32_param(parameter, shard)
             with _gathered(parameter, modifier_rank=0):  # the weights that forward passes use
                 parameter.detach().copy_(value)
 
-        self._progress = state.load(directory, self._module, write)
+        self._progress = saved_state.load(directory, self._module, write)
         for shard in self._engine.optimizer.fp32_partitioned_groups_flat:
             self._adam.state[shard]["step"].fill_(self._progress.updates)
 

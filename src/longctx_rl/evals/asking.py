@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longctx_rl.config_eval import EvaluateConfig, SuiteConfig
+from longctx_rl.config.eval import EvaluateConfig, SuiteConfig
 from longctx_rl.data.source import prompt_ids
 from longctx_rl.evals import records
 from longctx_rl.evals.evaluation import answer
@@ -18,9 +18,9 @@ from longctx_rl.evals.grading import Grading, grader_of, runs_code
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord, prompt_hash
 from longctx_rl.evals.suites import READ, Plan, items_of
-from longctx_rl.policy import attention
+from longctx_rl.policy.attention import dispatch
 from longctx_rl.policy.loading import context_length, end_tokens
-from longctx_rl.rewards.code import CodeGrader
+from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.rollout.hf import HFSampler
 
@@ -58,7 +58,7 @@ def ask(
     Raises:
         ValueError: answers to other prompts, or code that cannot be run.
     """
-    attention.install(model)
+    dispatch.install(model)
     nn.Module.to(model, device_of(config, share), getattr(torch, config.dtype))
     with ExitStack() as stack:
         code = None

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longctx_rl.config_eval import EvalConfig, SuiteConfig
+from longctx_rl.config.eval import EvalConfig, SuiteConfig
 from longctx_rl.data.prompts import encode_prompt, encode_target
 from longctx_rl.engine import Engine, distributed
 from longctx_rl.evals import records, summary
@@ -14,7 +14,7 @@ from longctx_rl.evals.grading import Grading, grader_of
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.suites import READ, Plan, items_of
-from longctx_rl.rewards.code import CodeGrader
+from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.rollout import Sampler, SampleRequest
 from longctx_rl.types import Completion, Reward

@@ -15,21 +15,15 @@ from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from longctx_rl import process
-from longctx_rl.config_eval import SuiteConfig
+from longctx_rl import cli
+from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.evals.items import Item
-from longctx_rl.rewards.code import CodeGrader
+from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rewards.judge import GraderUnavailable
-from longctx_rl.sandbox.function_tests import (
-    FunctionProblem,
-    grade_functions,
-    read_humaneval,
-    read_mbpp,
-    usable,
-)
+from longctx_rl.sandbox.function_tests import FunctionProblem, grade_functions, read_humaneval, read_mbpp, usable
 from longctx_rl.sandbox.isolation import Backend
-from longctx_rl.sandbox.judge import extract_code
 from longctx_rl.sandbox.pool import Sandbox, SandboxFailed
+from longctx_rl.sandbox.submissions import extract_code
 from longctx_rl.types import Example, Reward
 
 LABELS = ("python",)
@@ -187,8 +181,8 @@ def main() -> None:
     files = [one for one in arguments if not one.startswith("sandbox=")]
     if len(files) != 2 or files[0] != "check" or not set(chosen) <= sandboxes:
         print(__doc__)
-        sys.exit(0 if {"-h", "--help"} & set(arguments) else process.UNUSABLE)
-    process.command(lambda: check(Path(files[1]).expanduser(), *chosen[:1]))
+        sys.exit(0 if {"-h", "--help"} & set(arguments) else cli.UNUSABLE)
+    cli.command(lambda: check(Path(files[1]).expanduser(), *chosen[:1]))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from longctx_rl.config_eval import FILES, SuiteConfig
-from longctx_rl.config_reward import RewardConfig
+from longctx_rl.config.eval import FILES, SuiteConfig
+from longctx_rl.config.reward import RewardConfig
 from longctx_rl.evals.functions import FunctionGrader
-from longctx_rl.rewards.code import CodeGrader, ExactGrader
 from longctx_rl.rewards.composed import EXECUTION, Answered, Rewarder, check_reward
+from longctx_rl.rewards.execution import CodeGrader, ExactGrader
 from longctx_rl.types import Example, Reward
 
 Grading = Callable[[Sequence[tuple[str, Example]]], list[Reward]]

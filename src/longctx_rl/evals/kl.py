@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longctx_rl.config_eval import KLConfig, SuiteConfig
-from longctx_rl.config_model import YarnConfig
+from longctx_rl.config.eval import KLConfig, SuiteConfig
+from longctx_rl.config.model import YarnConfig
 from longctx_rl.data.packing import pack, plan_rows
 from longctx_rl.data.source import prompt_ids
 from longctx_rl.evals.items import Item
@@ -27,7 +27,7 @@ from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.scoring import Anchor
 from longctx_rl.rollout import SampleRequest
 from longctx_rl.rollout.hf import HFSampler
-from longctx_rl.run_directory import write_text
+from longctx_rl.runs.directory import write_text
 from longctx_rl.stats import Estimate, bootstrap_mean
 from longctx_rl.types import Completion, RolloutGroup
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from longctx_rl import process
-from longctx_rl.config_eval import EvaluateConfig
+from longctx_rl import cli
+from longctx_rl.config.eval import EvaluateConfig
 from longctx_rl.evals import records
 from longctx_rl.evals.asking import Share, Told, ask, plan_of
 from longctx_rl.evals.records import ItemRecord
@@ -104,10 +104,10 @@ def _in_order(config: EvaluateConfig, name: str, ids: set[str]) -> list[ItemReco
 
 def _work(config: EvaluateConfig, share: Share, connection: Connection, log: Path, parent: int) -> None:
     """What a process does: its share, told to the parent as it goes."""
-    process.die_with(parent)
+    cli.die_with(parent)
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(process.INTERRUPTED))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.INTERRUPTED))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.threads or max(1, cores // share.of))
     try:

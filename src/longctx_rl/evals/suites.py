@@ -13,14 +13,14 @@ from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from longctx_rl.config_eval import SuiteConfig
+from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.data.generators import generate
 from longctx_rl.data.generators.chronicle import Request
 from longctx_rl.data.generators.code import Condition, Setting, generate_code
 from longctx_rl.data.generators.longreason import LETTERS, Form, generate_longreason
 from longctx_rl.data.generators.ruler import SHAPES, generate_ruler
 from longctx_rl.data.generators.ruler_sources import Sources
-from longctx_rl.evals import functions, longblocks, longreason_hub
+from longctx_rl.evals import functions, longblocks_suite, longreason_hub
 from longctx_rl.evals.items import WITHOUT_LENGTH, Item
 from longctx_rl.types import Example
 
@@ -136,7 +136,7 @@ READ: dict[str, tuple[tuple[str, ...], Reader]] = {
     "longreason_hub": (longreason_hub.LABELS, longreason_hub.read_items),
     "humaneval": (functions.LABELS, partial(functions.read_items, "humaneval")),
     "mbpp": (functions.LABELS, partial(functions.read_items, "mbpp")),
-    "longblocks": (longblocks.LABELS, longblocks.read_items),
+    "longblocks": (longblocks_suite.LABELS, longblocks_suite.read_items),
 }
 """Labels of each suite that is read, and what reads its items."""
 

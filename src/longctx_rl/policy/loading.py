@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from longctx_rl.config_model import ArchitectureConfig, ModelConfig, YarnConfig
+from longctx_rl.config.model import ArchitectureConfig, ModelConfig, YarnConfig
 
 transformers_logging.disable_progress_bar()  # a run has one progress line, its own
 UNLOADABLE = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)
@@ -28,7 +28,7 @@ PROBES = (
     "\u0627\u0644\u0628\u0633 \ud55c\uad6d \U0001f980 e\u0301",
 )
 """Texts that two tokenizers must cut alike: a vocabulary does not say how text is normalised, split and merged."""
-SHIPPED = Path(__file__).parent.parent / "models"
+SHIPPED = Path(__file__).parent.parent / "shipped_models"
 
 
 def locate(name: str) -> str:

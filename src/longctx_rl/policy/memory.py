@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from longctx_rl.config import Config
+from longctx_rl.config.schema import Config
 from longctx_rl.policy.sizes import Sizes
 
 GIB = 2**30

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from longctx_rl.policy import attention
-from longctx_rl.policy.prompt_states import PromptPass
+from longctx_rl.policy.attention import dispatch
+from longctx_rl.policy.attention.prompt_states import PromptPass
 from longctx_rl.policy.scoring import Anchor, score_tokens
 from longctx_rl.types import PackedGroups, TokenScores
 
@@ -23,7 +23,7 @@ class Policy(nn.Module):
 
     def __init__(self, model: PreTrainedModel, *, chunk: int, vocabulary: int | None = None) -> None:
         super().__init__()
-        attention.install(model)
+        dispatch.install(model)
         _check_head(model)
         self.model = model
         self.chunk = chunk

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
-from longctx_rl.config import Config
+from longctx_rl.config.schema import Config
 from longctx_rl.policy.loading import load_config
 
 

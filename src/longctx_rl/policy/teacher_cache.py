@@ -19,10 +19,10 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from longctx_rl.policy.flops import ModelShape
 from longctx_rl.policy.frozen import SignalKind
 from longctx_rl.policy.loading import locate
-from longctx_rl.run_directory import write_text
+from longctx_rl.policy.shape import ModelShape
+from longctx_rl.runs.directory import write_text
 from longctx_rl.types import GroupSpan, HiddenSignal, PackedGroups, SampledSignal, TeacherSignal, TopKSignal
 
 ALIGNMENT = 64

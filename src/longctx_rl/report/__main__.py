@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from longctx_rl import process
+from longctx_rl import cli
 from longctx_rl.__main__ import composed, composed_grids
 from longctx_rl.report import marks, prose, results
 from longctx_rl.report.collect import collect
@@ -27,7 +27,7 @@ def main() -> None:
     """Entry point. Exits with 0, with 1 if a check fails, with 2 for what cannot be used."""
     arguments = parser().parse_args()
     work: Callable[[argparse.Namespace], str] = arguments.work
-    process.command(lambda: work(arguments))
+    cli.command(lambda: work(arguments))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,10 +67,10 @@ def _collect(arguments: argparse.Namespace) -> str:
 
 
 def _tables(arguments: argparse.Namespace) -> str:
-    from longctx_rl.report import build  # matplotlib
+    from longctx_rl.report import outputs  # matplotlib
 
     chosen, without = _chosen(arguments.experiment)
-    return "\n".join([*(build.write(experiment, CHECKOUT) for experiment in chosen), *without])
+    return "\n".join([*(outputs.write(experiment, CHECKOUT) for experiment in chosen), *without])
 
 
 def _check(arguments: argparse.Namespace) -> str:
@@ -89,9 +89,9 @@ def _check(arguments: argparse.Namespace) -> str:
 
 
 def _page(arguments: argparse.Namespace) -> str:
-    from longctx_rl.report.page import build
+    from longctx_rl.report.page import document
 
-    return build.write(arguments.runs, arguments.out)
+    return document.write(arguments.runs, arguments.out)
 
 
 def _dashboard(arguments: argparse.Namespace) -> str:

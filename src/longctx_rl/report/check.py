@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib import image
 
-from longctx_rl import strict
-from longctx_rl.config import Config
-from longctx_rl.report import build, results
+from longctx_rl.config import convert
+from longctx_rl.config.schema import Config
+from longctx_rl.report import outputs, results
 from longctx_rl.report.collect import PLACES
 from longctx_rl.report.completeness import check_complete
 from longctx_rl.report.experiment import NO_SETTINGS, Experiment, check_cells
@@ -44,7 +44,7 @@ def check_origin(result: Result, compose: Compose, asked: Config | None = None) 
     """Is its configuration the one that a grid asks for, or else that of its command? One-sided keys are notes."""
     stored = results.settings(result)
     if asked:
-        today = dict(strict.flat(strict.plain(asked)))
+        today = dict(convert.flat(convert.plain(asked)))
         differing = _differing(stored, today)
         problems = [f"{result.name} is not what its grid asks for: {', '.join(differing)}"] if differing else []
         return problems, _one_sided(stored, today)
@@ -52,7 +52,7 @@ def check_origin(result: Result, compose: Compose, asked: Config | None = None) 
     if not command.startswith(COMMAND):
         return [f"{result.name}: its command is not known, so its configuration cannot be checked"], []
     try:
-        today = dict(strict.flat(strict.plain(compose(shlex.split(command.removeprefix(COMMAND))))))
+        today = dict(convert.flat(convert.plain(compose(shlex.split(command.removeprefix(COMMAND))))))
     except ValueError as error:
         return [f"{result.name}: `{command}` gives no configuration today ({error})"], []
     differing = _differing(stored, today)
@@ -63,7 +63,7 @@ def check_origin(result: Result, compose: Compose, asked: Config | None = None) 
 def check_files(experiment: Experiment, checkout: Path) -> list[str]:
     """Tables, figures and README marks that differ from what the results give."""
     try:
-        made = build.files_of(experiment, checkout)
+        made = outputs.files_of(experiment, checkout)
     except ValueError as error:
         return [str(error)]
     problems = []
@@ -74,7 +74,7 @@ def check_files(experiment: Experiment, checkout: Path) -> list[str]:
             problems.append(
                 f"{path} is not what the committed results give: python -m longctx_rl.report tables {experiment.name}"
             )
-    return problems + [f"{path} is made by nothing: remove it" for path in build.stale(experiment, made)]
+    return problems + [f"{path} is made by nothing: remove it" for path in outputs.stale(experiment, made)]
 
 
 def same(there: bytes, made: bytes, suffix: str) -> bool:

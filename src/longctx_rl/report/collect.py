@@ -12,16 +12,16 @@ from statistics import fmean
 from typing import Any
 
 import longctx_rl
-from longctx_rl import strict
+from longctx_rl.config import convert
+from longctx_rl.config.checks import SHIPPED
 from longctx_rl.evals.records import ItemRecord
-from longctx_rl.fingerprint import fingerprint
-from longctx_rl.metrics_file import Row
+from longctx_rl.policy.weights import fingerprint
 from longctx_rl.report import results
 from longctx_rl.report.experiment import Experiment, check_cells
 from longctx_rl.report.results import Cell, CellScores, Result
 from longctx_rl.report.runs import Asked, Run, find_asked, find_runs, read_evals, run_directories
 from longctx_rl.report.study import BASE, base_of
-from longctx_rl.validation import SHIPPED
+from longctx_rl.runs.metrics import Row
 
 POINTS = 60
 """Points of a committed curve: each the mean of as many training steps as it takes."""
@@ -91,7 +91,7 @@ def of_run(run: Run) -> Result:
         name=run.name,
         algo=run.algo,
         seed=run.seed,
-        config={key: movable(run, value) for key, value in strict.flat(run.config) if key not in PLACES},
+        config={key: movable(run, value) for key, value in convert.flat(run.config) if key not in PLACES},
         origin=origin(run),
         problems=tuple(problem.replace(f"{run.path}/", "").replace(str(run.path), run.name) for problem in problems),
         costs=costs_at(run.metrics, steps),
@@ -212,7 +212,7 @@ def weights(run: Run) -> dict[str, str | None]:
 
 def shipped(name: str) -> Path | None:
     """The folder of a shipped model."""
-    return Path(longctx_rl.__file__).parent / "models" / name if name in SHIPPED else None
+    return Path(longctx_rl.__file__).parent / "shipped_models" / name if name in SHIPPED else None
 
 
 def rounded(value: float) -> float:

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from longctx_rl.config import Config
-from longctx_rl.fingerprint import fingerprint
+from longctx_rl.config.schema import Config
+from longctx_rl.policy.weights import fingerprint
 from longctx_rl.report.collect import asking, shipped
 from longctx_rl.report.experiment import Experiment
 from longctx_rl.report.results import Cell, Result

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from longctx_rl.report.results import Result, settings
-from longctx_rl.run_directory import MAY_CHANGE
+from longctx_rl.runs.directory import MAY_CHANGE
 
 WHERE = tuple(key for key in MAY_CHANGE if key != "budget.")
 """Beginnings of keys that say where and how a run runs, not what it is."""

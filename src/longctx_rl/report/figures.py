@@ -16,14 +16,7 @@ from scipy.stats import t as student
 from longctx_rl.report import length_costs
 from longctx_rl.report.readings import Groups
 from longctx_rl.report.results import Result
-from longctx_rl.report.study import (
-    CODE_LONG,
-    CODE_SHORT,
-    METHODS,
-    Column,
-    level,
-    transfer_points,
-)
+from longctx_rl.report.study import CODE_LONG, CODE_SHORT, METHODS, Column, level, transfer_points
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
 """Okabe and Ito's, which colour-blind people tell apart. A marker says the same again."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from longctx_rl.policy.flops import ModelShape, step_flops
+from longctx_rl.policy.shape import ModelShape, step_flops
 from longctx_rl.report.readings import Groups, last_step
 from longctx_rl.report.results import Result
 from longctx_rl.report.tables import NOTHING, Table

@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from longctx_rl import strict
-from longctx_rl.config import Config
-from longctx_rl.plan import Measured
-from longctx_rl.run_directory import write_text
+from longctx_rl.config import convert
+from longctx_rl.config.schema import Config
+from longctx_rl.launch.costs import Measured
+from longctx_rl.runs.directory import write_text
 
 Cell = tuple[str, str, int]
 """Suite, task, nominal prompt length."""
@@ -91,14 +91,14 @@ def read_all(folder: Path) -> list[Result]:
 
 def configuration(result: Result) -> Config:
     """A run's configuration. Raises ValueError if it is of another version."""
-    return strict.convert(Config, _nested({**result.config, "run_dir": "", "runs_root": ""}))
+    return convert.convert(Config, _nested({**result.config, "run_dir": "", "runs_root": ""}))
 
 
 @cache
 def settings(result: Result) -> dict[str, Any]:
     """Dotted key to value, with today's defaults where a run says nothing and is of this version."""
     try:
-        return dict(strict.flat(strict.plain(configuration(result))))
+        return dict(convert.flat(convert.plain(configuration(result))))
     except ValueError:
         return result.config
 

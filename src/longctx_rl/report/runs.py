@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 import longctx_rl
-from longctx_rl import strict
-from longctx_rl.config import Config
+from longctx_rl.config import convert
+from longctx_rl.config.schema import Config
 from longctx_rl.evals.records import ItemRecord
-from longctx_rl.metrics_file import Row
+from longctx_rl.runs.metrics import Row
 
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The same in C where it is built in: 200 configurations in one second instead of ten."""
@@ -156,7 +156,7 @@ def _config(path: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{path} is not a run's configuration")
         return {}
     try:
-        strict.convert(Config, config)
+        convert.convert(Config, config)
     except ValueError as error:
         problems.append(f"{path} is of another version ({error})")
     return config

@@ -13,12 +13,12 @@ have none either; the penalties ``overlong`` (DAPO's soft one, arXiv 2503.14476)
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from longctx_rl.config_reward import PENALTIES, RewardConfig
+from longctx_rl.config.reward import PENALTIES, RewardConfig
 from longctx_rl.rewards import text as rules
 from longctx_rl.rewards.answers import ANSWER_MARK, Grader, final_answer, grade_continuation, grade_exact
 from longctx_rl.rewards.answers import grade_ordered_list as ordered_list
-from longctx_rl.rewards.code import CodeGrader
 from longctx_rl.rewards.evidence import evidence_score
+from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rewards.judge import Judge, Question
 from longctx_rl.types import Example, Reward
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from longctx_rl.config_reward import JudgeConfig
-from longctx_rl.endpoint import Endpoint, EndpointFailed, RequestRefused
+from longctx_rl.config.reward import JudgeConfig
+from longctx_rl.rewards.endpoint import Endpoint, EndpointFailed, RequestRefused
 from longctx_rl.rewards.text import same, words
 
 MASTER_KEYS = frozenset(

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from longctx_rl.policy.shared_prompts import RowsOfPrompts, SharedPrompts
+from longctx_rl.policy.attention.shared_prompts import RowsOfPrompts, SharedPrompts
 from longctx_rl.rollout import SampleRequest
 
 

@@ -22,8 +22,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from longctx_rl.policy import attention
-from longctx_rl.policy.shared_prompts import reading
+from longctx_rl.policy.attention import dispatch
+from longctx_rl.policy.attention.shared_prompts import reading
 from longctx_rl.rollout import SampleRequest
 from longctx_rl.rollout.cache import DecodeCache, Prefill
 from longctx_rl.rollout.choosing import Draw, HalfEnded
@@ -253,7 +253,7 @@ def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
     penalty that a model was published with would change the distribution behind the recorded log-probabilities.
     """
     training, defaults, attends = model.training, model.generation_config, model.config._attn_implementation
-    attention.install(model)
+    dispatch.install(model)
     model.eval()
     model.generation_config = GenerationConfig()
     try:

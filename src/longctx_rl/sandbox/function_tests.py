@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longctx_rl.sandbox.judge import Grade, suspicious
 from longctx_rl.sandbox.pool import Call, Outcome, Sandbox
+from longctx_rl.sandbox.submissions import Grade, suspicious
 
 REFERENCE_SECONDS = 20
 """Of a reference or a test: what takes it longer is broken."""

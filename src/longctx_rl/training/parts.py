@@ -11,14 +11,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl import engine as engines
-from longctx_rl.config import Config
+from longctx_rl.config.schema import Config
 from longctx_rl.data.source import TrainingSource, check_tasks, open_source
 from longctx_rl.engine import Engine, distributed
 from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
 from longctx_rl.evals.evaluation import Evaluation
 from longctx_rl.evals.grading import runs_code
 from longctx_rl.evals.suites import check_suite
-from longctx_rl.policy.flops import ModelShape
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.loading import (
     check_pair,
@@ -31,13 +30,14 @@ from longctx_rl.policy.loading import (
 )
 from longctx_rl.policy.memory import GIB, MARGIN, Workload, choose, device_memory, workload
 from longctx_rl.policy.policy import Policy
+from longctx_rl.policy.shape import ModelShape
 from longctx_rl.policy.sizes import shapes
-from longctx_rl.rewards.code import CodeGrader
 from longctx_rl.rewards.composed import EXECUTION, Rewarder, check_reward
+from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rollout import Sampler
 from longctx_rl.rollout.hf import HFSampler
-from longctx_rl.training.teacher_cache import cached_anchor
-from longctx_rl.training.update import FrozenAnchor, divergence_from
+from longctx_rl.training.cached_teacher import cached_anchor
+from longctx_rl.training.step import FrozenAnchor, divergence_from
 
 
 @dataclass(frozen=True, slots=True)

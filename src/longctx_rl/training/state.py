@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from longctx_rl.config import BudgetConfig
+from longctx_rl.config.schema import BudgetConfig
 
 
 @dataclass(slots=True)

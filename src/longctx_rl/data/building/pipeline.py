@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longctx_rl.config_build import BuildConfig
+from longctx_rl.config.build import BuildConfig
 from longctx_rl.data.building.checks import Rejected, check_closed_book, check_evidence, is_repeated, parse
 from longctx_rl.data.building.documents import Document, read_documents
-from longctx_rl.data.building.passages import choose_passages
+from longctx_rl.data.building.excerpts import choose_passages
 from longctx_rl.data.store import digest
-from longctx_rl.endpoint import Endpoint, EndpointFailed, Reply, RequestRefused
+from longctx_rl.rewards.endpoint import Endpoint, EndpointFailed, Reply, RequestRefused
 from longctx_rl.rewards.judge import parse_verdict
 
 STAGES = (

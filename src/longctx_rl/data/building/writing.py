@@ -9,11 +9,11 @@ import pyarrow
 import pyarrow.parquet
 from tqdm import tqdm
 
-from longctx_rl.config_build import BuildConfig
+from longctx_rl.config.build import BuildConfig
 from longctx_rl.data.building.pipeline import STAGES, Builder, balanced, rows_of, without_repeats
 from longctx_rl.data.reading import REQUIRED
-from longctx_rl.endpoint import EndpointFailed
-from longctx_rl.run_directory import write_text
+from longctx_rl.rewards.endpoint import EndpointFailed
+from longctx_rl.runs.directory import write_text
 
 MILLION = 1e6
 OTHER_PROMPTS = ("closed_book", "supported", "response")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longctx_rl import strict
+from longctx_rl.config import convert
 from longctx_rl.report.experiment import WHERE
 from longctx_rl.report.runs import Run
 from longctx_rl.report.study import METHODS
@@ -33,7 +33,7 @@ class Arm:
 
 def settings_of(config: Mapping[str, Any]) -> Settings:
     """A nested configuration as one level."""
-    return {key: json.dumps(value, ensure_ascii=False, default=str) for key, value in strict.flat(config)}
+    return {key: json.dumps(value, ensure_ascii=False, default=str) for key, value in convert.flat(config)}
 
 
 def arms_of(runs: Sequence[Run], settings: Sequence[Settings]) -> list[Arm]:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from longctx_rl.metrics_file import Row
 from longctx_rl.report.runs import Run
+from longctx_rl.runs.metrics import Row
 
 POINTS = 400
 """Points that are kept of one metric of one run."""

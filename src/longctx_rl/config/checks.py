@@ -1,0 +1,289 @@
+"""Combinations that cannot work, each refused with one sentence that names the key, the value and the fix."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from longctx_rl.config.data import GeneratedShortConfig
+    from longctx_rl.config.eval import EvalConfig, EvaluateConfig, KLConfig
+    from longctx_rl.config.model import ModelConfig, YarnConfig
+    from longctx_rl.config.schema import AlgoConfig, Config, DivergenceConfig
+
+SHIPPED = ("mini-student", "mini-teacher")
+SAMPLED_ESTIMATORS = ("k1", "k2", "k3")
+
+
+def check(config: "Config") -> None:
+    """Raise ValueError for the first impossible combination."""
+    for problem in _problems(config):
+        raise ValueError(problem)
+
+
+def check_evaluate(config: "EvaluateConfig") -> None:
+    """Raise ValueError for the first thing that cannot be evaluated."""
+    if not config.eval.suites or config.eval.name == "none":
+        raise ValueError(f"eval={config.eval.name} asks nothing: choose eval=all, or a suite")
+    for key, value in (
+        ("eval.items", config.eval.items),
+        ("rollout.batch_tokens", config.rollout.batch_tokens),
+        ("threads", config.threads if config.threads is not None else 1),
+        ("processes", config.processes),
+    ):
+        if value < 1:
+            raise ValueError(f"{key}={value}: set it above 0")
+    for problem in (*_kl(config.kl), *_suites(config.eval), *_yarn("yarn", config.yarn)):
+        raise ValueError(problem)
+
+
+def _problems(c: "Config") -> Iterator[str]:
+    yield from _algo(c.algo)
+    if c.algo.weights.kd and c.model.teacher is None:
+        yield f"algo.weights.kd={c.algo.weights.kd} needs a teacher: set model.teacher=<directory or Hub id>"
+    if c.model.teacher_cache is not None and c.algo.weights.kd and c.algo.source == "policy":
+        yield (
+            f"model.teacher_cache={c.model.teacher_cache} holds recorded answers, but +algo={c.algo.name} draws its "
+            "tokens anew: set model.teacher_cache=null"
+        )
+    yield from _model(c.model)
+    if c.algo.source == "policy" and c.data.questions_per_document != 1:
+        yield (
+            f"data.questions_per_document={c.data.questions_per_document} is for recorded answers: "
+            "set data.questions_per_document=1 when the policy writes the tokens"
+        )
+    if c.algo.source == "dataset" and c.batch.backward == "scheduled":
+        yield (
+            "batch.backward=scheduled takes the completions of a group one at a time, and a recorded answer has no "
+            "siblings: set batch.backward=packed"
+        )
+    if c.engine.name == "local" and c.world_size > 1:
+        yield f"engine=local runs in one process, not {c.world_size}: set engine.num_processes=1 or engine=zero3"
+    if c.world_size > c.batch.prompts_per_step:
+        yield (
+            f"{c.world_size} ranks cannot share batch.prompts_per_step={c.batch.prompts_per_step} prompts: "
+            f"set batch.prompts_per_step to at least {c.world_size}, or use fewer processes"
+        )
+    if c.engine.num_nodes > 1 and not c.engine.rendezvous:
+        yield f"engine.num_nodes={c.engine.num_nodes} needs engine.rendezvous=<host of the first node>:<port>"
+    empty = not c.task.mixture and c.data.longblocks is None
+    if empty or (c.task.mixture and (sum(c.task.mixture.values()) <= 0 or min(c.task.mixture.values()) < 0)):
+        yield f"task.mixture={dict(c.task.mixture)} leaves nothing to train on: give at least one task a share above 0"
+    if c.data.families is not None and c.data.families < 1:
+        yield f"data.families={c.data.families} makes an empty training split: set it to 1 or more, or null for endless"
+    if c.data.short is not None:
+        yield from _short(c.data.short)
+    if not c.data.lengths:
+        yield "data.lengths is empty: give at least one prompt length, such as data.lengths=[256]"
+    evaluated = [c.eval.items] * (c.eval.at_start or c.eval.at_end) + [c.eval.during_items] * c.eval.during
+    if evaluated and not (min(evaluated) > 0 and c.eval.suites):
+        yield (
+            "the evaluation split is empty: set eval.items and eval.during_items above 0, "
+            "give eval.suites, or choose eval=none"
+        )
+    if c.eval.every and c.eval.times:
+        yield (
+            f"eval.every={c.eval.every} and eval.times={c.eval.times} both say when to evaluate: set one of them to 0"
+        )
+    budget = c.budget
+    if (budget.steps, budget.trained_tokens, budget.flops, budget.seconds) == (None,) * 4:
+        yield "the budget has no limit, so the run would not end: set budget.steps, or one of the others"
+    if c.data.longblocks is not None:
+        yield from _longblocks(c)
+    for name, suite in c.eval.suites.items():
+        if suite.samples > 1:
+            yield f"eval.suites.{name}.samples={suite.samples} is for python -m longctx_rl.evaluate: set it to 1 here"
+    yield from _positive(c)
+    yield from _suites(c.eval)
+
+
+def _model(m: "ModelConfig") -> Iterator[str]:
+    if m.architecture is not None and m.student not in SHIPPED:
+        yield (
+            f"model.architecture starts from random weights, so model.student={m.student} would be left out: "
+            "set model.architecture=null, or choose model=mini"
+        )
+    if m.yarn is not None and m.architecture is not None:
+        yield "model.yarn stretches pretrained models: set model.yarn=null, and model.architecture.max_length"
+    yield from _yarn("model.yarn", m.yarn)
+
+
+def _yarn(key: str, yarn: "YarnConfig | None") -> Iterator[str]:
+    if yarn is not None and not (yarn.factor > 1 and yarn.original_context > 0):
+        yield (
+            f"{key}.factor={yarn.factor}, original_context={yarn.original_context}: need a factor above 1, "
+            f"such as {key}='{{factor: 4.0, original_context: 32768}}'"
+        )
+
+
+def _algo(a: "AlgoConfig") -> Iterator[str]:
+    weights = a.weights
+    if min(weights.ce, weights.pg, weights.kd, weights.ref) < 0:
+        yield "algo.weights must not be negative"
+    if not (weights.ce or weights.pg or weights.kd):
+        yield "algo.weights are all zero, so nothing is learned: give ce, pg or kd a weight above 0"
+    if weights.pg and a.source == "dataset":
+        yield (
+            f"algo.weights.pg={weights.pg} needs tokens drawn from the policy, but algo.source=dataset: "
+            "set algo.weights.pg=0 or algo.source=policy"
+        )
+    if weights.pg and a.group_size < 2:
+        yield (
+            f"algo.group_size={a.group_size} with algo.weights.pg={weights.pg}: an advantage relative to the group "
+            "needs at least 2 completions, set algo.group_size=8"
+        )
+    if a.group_size < 1:
+        yield f"algo.group_size={a.group_size}: set it to 1 or more"
+    if a.source == "dataset" and a.group_size != 1:
+        yield f"algo.group_size={a.group_size}: a data-set row has one recorded answer, set algo.group_size=1"
+    if a.source == "dataset" and a.updates_per_rollout != 1:
+        yield f"algo.updates_per_rollout={a.updates_per_rollout} is for tokens drawn from the policy: set it to 1"
+    if a.updates_per_rollout < 1:
+        yield f"algo.updates_per_rollout={a.updates_per_rollout}: set it to 1 or more"
+    if not (0 < a.clip_low < 1 and a.clip_high > 0):
+        yield f"algo.clip_low={a.clip_low}, algo.clip_high={a.clip_high}: need 0 < clip_low < 1 and clip_high > 0"
+    if a.importance_cap is not None and a.importance_cap <= 0:
+        yield f"algo.importance_cap={a.importance_cap} would silence the policy gradient: set it above 0, or null"
+    for path, weight, divergence in (("algo.kd", weights.kd, a.kd), ("algo.ref", weights.ref, a.ref)):
+        if weight:
+            yield from _divergence(path, divergence, a.source)
+
+
+def _divergence(path: str, d: "DivergenceConfig", source: str) -> Iterator[str]:
+    if d.placement == "advantage" and d.estimator != "k1":
+        yield f"{path}.placement=advantage works with {path}.estimator=k1 only, not {d.estimator}"
+    if d.estimator == "k1" and d.placement == "loss":
+        yield (
+            f"{path}.estimator=k1 as a loss has a gradient that does not depend on the anchor: "
+            f"set {path}.placement=advantage (k1 inside the advantage), or {path}.estimator=k2"
+        )
+    if d.estimator in SAMPLED_ESTIMATORS and d.direction != "reverse":
+        yield f"{path}.estimator={d.estimator} estimates the reverse KL only: set {path}.direction=reverse"
+    if d.estimator in SAMPLED_ESTIMATORS and source == "dataset":
+        yield (
+            f"{path}.estimator={d.estimator} needs tokens drawn from the policy, but algo.source=dataset: "
+            f"set {path}.estimator=exact or topk"
+        )
+    if d.top_k < 1:
+        yield f"{path}.top_k={d.top_k}: set it to 1 or more"
+    if not 0.0 < d.js_mixture < 1.0:
+        yield f"{path}.js_mixture={d.js_mixture}: set it strictly between 0 and 1"
+
+
+def _short(s: "GeneratedShortConfig") -> Iterator[str]:
+    if not 0.0 < s.share < 1.0:
+        yield f"data.short.share={s.share}: set it between 0 and 1, or data.short=null for none"
+    if not s.lengths or min(s.lengths) < 0:
+        yield f"data.short.lengths={list(s.lengths)}: give at least one prompt length of 0 or more, such as [256]"
+    if not s.mixture or sum(s.mixture.values()) <= 0 or min(s.mixture.values()) < 0:
+        yield f"data.short.mixture={dict(s.mixture)} leaves nothing to train on: give at least one task a share above 0"
+
+
+def _longblocks(c: "Config") -> Iterator[str]:
+    rows = c.data.longblocks
+    assert rows is not None
+    if not 0 <= rows.min_tokens < rows.max_tokens:
+        yield (
+            f"data.longblocks.min_tokens={rows.min_tokens} and max_tokens={rows.max_tokens} leave nothing: "
+            "need 0 <= min_tokens < max_tokens"
+        )
+    if not (rows.validation >= 0 and rows.test >= 0 and rows.validation + rows.test < 1):
+        yield (
+            f"data.longblocks.validation={rows.validation} and test={rows.test} leave nothing to train on: "
+            "set shares from 0 whose sum is below 1"
+        )
+    if rows.target != "answer" and not rows.target.startswith("response_"):
+        yield f"data.longblocks.target={rows.target}: set it to answer, or to a column that starts with response_"
+    if rows.bucket_steps < 0:
+        yield f"data.longblocks.bucket_steps={rows.bucket_steps}: set it to 0 or more"
+    if rows.short is not None and not 0 < rows.short.share < 1:
+        yield (f"data.longblocks.short.share={rows.short.share}: set it between 0 and 1, or data.longblocks.short=null")
+    held = c.eval.suites["longblocks"].data if "longblocks" in c.eval.suites else None
+    if held is not None and held.longblocks is not None and held.longblocks.path == rows.path:
+        asked, kept = (held.longblocks.validation, held.longblocks.test), (rows.validation, rows.test)
+        if asked != kept:
+            yield (
+                f"eval.suites.longblocks.data.longblocks holds out {asked} of the documents (validation, test) and "
+                f"data.longblocks {kept}: give both the same, or trained documents are asked"
+            )
+    if c.data.questions_per_document != 1:
+        yield "data.questions_per_document is for generated data: set it to 1 with data=longblocks"
+
+
+def _kl(k: "KLConfig") -> Iterator[str]:
+    for key in ("items", "length", "max_new_tokens", "chunk"):
+        if getattr(k, key) < 1:
+            yield f"kl.{key}={getattr(k, key)}: set it above 0"
+
+
+def _suites(config: "EvalConfig") -> Iterator[str]:
+    if config.first < 0:
+        yield f"eval.first={config.first}: set it to 0 or more"
+    for name, suite in config.suites.items():
+        key = f"eval.suites.{name}"
+        if not suite.labels or not suite.lengths:
+            yield f"{key} asks nothing: give labels and lengths, or leave the suite out with ~{key}"
+        if len(set(suite.labels)) < len(suite.labels) or len(set(suite.lengths)) < len(suite.lengths):
+            yield f"{key} asks something twice: give each label and each length once"
+        if min(suite.lengths, default=0) < 0:
+            yield f"{key}.lengths={list(suite.lengths)}: set them to 0 or more"
+        if suite.max_new_tokens < 1:
+            yield f"{key}.max_new_tokens={suite.max_new_tokens}: set it above 0"
+        if suite.answer_slack is not None and suite.answer_slack < 0:
+            yield f"{key}.answer_slack={suite.answer_slack}: set it to 0 or more, or null"
+        if suite.samples < 1 or suite.temperature < 0 or (suite.samples > 1) != (suite.temperature > 0):
+            yield (
+                f"{key}.samples={suite.samples}, temperature={suite.temperature}: several samples need a temperature "
+                "above 0, such as 0.8, and a single one is greedy, 0"
+            )
+        if suite.level not in (0, 1, 2):
+            yield f"{key}.level={suite.level}: choose 0, 1 or 2"
+
+
+def _positive(c: "Config") -> Iterator[str]:
+    values = {
+        "engine.num_processes": c.engine.num_processes,
+        "engine.num_nodes": c.engine.num_nodes,
+        "rollout.temperature": c.rollout.temperature,
+        "rollout.max_new_tokens": c.rollout.max_new_tokens,
+        "rollout.batch_tokens": c.rollout.batch_tokens,
+        "batch.prompts_per_step": c.batch.prompts_per_step,
+        "batch.micro_batch_tokens": c.batch.micro_batch_tokens,
+        "data.questions_per_document": c.data.questions_per_document,
+        "model.scoring_chunk": c.model.scoring_chunk,
+        "optim.max_grad_norm": c.optim.max_grad_norm,
+        "optim.max_skipped": c.optim.max_skipped,
+        "optim.eps": c.optim.eps,
+        "checkpoint.keep": c.checkpoint.keep,
+        "sweep.jobs": c.sweep.jobs,
+    }
+    limits = {
+        "engine.threads": c.engine.threads,
+        "budget.trained_tokens": c.budget.trained_tokens,
+        "budget.flops": c.budget.flops,
+        "budget.seconds": c.budget.seconds,
+        "algo.importance_cap": c.algo.importance_cap,
+    }
+    for key, value in values.items():
+        if not value > 0:
+            yield f"{key}={value}: set it above 0"
+    if len(c.optim.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in c.optim.betas):
+        yield f"optim.betas={list(c.optim.betas)}: give two numbers from 0 up to below 1, such as [0.9, 0.95]"
+    if not 0.0 <= c.optim.min_lr_ratio <= 1.0:
+        yield f"optim.min_lr_ratio={c.optim.min_lr_ratio}: set it between 0 and 1"
+    for key, limit in limits.items():
+        if limit is not None and not limit > 0:
+            yield f"{key}={limit}: set it above 0, or null for none"
+    for key, value in {
+        "data.lengths": min(c.data.lengths, default=0),
+        "optim.lr": c.optim.lr,
+        "optim.warmup_steps": c.optim.warmup_steps,
+        "optim.weight_decay": c.optim.weight_decay,
+        "optim.pg_kd_cosine_every": c.optim.pg_kd_cosine_every,
+        "budget.steps": c.budget.steps if c.budget.steps is not None else 0,
+        "checkpoint.every": c.checkpoint.every,
+        "eval.every": c.eval.every,
+        "eval.times": c.eval.times,
+        "logging.rollouts_every": c.logging.rollouts_every,
+        "logging.rollouts_kept": c.logging.rollouts_kept,
+    }.items():
+        if value < 0:
+            yield f"{key}={value}: set it to 0 or more"

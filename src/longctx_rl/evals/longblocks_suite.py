@@ -1,0 +1,56 @@
+"""Held-out documents of LongBlocks, or of rows in its columns: the split that training leaves out, by document."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from longctx_rl.config.eval import SuiteConfig
+from longctx_rl.data.longblocks_source import overhead, rendered
+from longctx_rl.data.preparation import prepare
+from longctx_rl.data.reading import Origin
+from longctx_rl.data.selection import select
+from longctx_rl.evals.items import Item
+
+LABELS = ("multihop", "grounding", "longform", "code")
+KEY = "eval.suites.longblocks"
+
+
+def read_items(config: SuiteConfig, first: int, count: int, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
+    """At most ``count`` rows of each task and length, drawn from the test split by row hash.
+
+    A row counts at the smallest of the lengths that its prompt fits in. Its document is its family.
+
+    Raises:
+        ValueError: the data set cannot be read, nothing is held out, or a task has no row.
+    """
+    rows = config.data.longblocks if config.data is not None else None
+    if rows is None:
+        raise ValueError(f"{KEY}.data names no data set: choose /data@{KEY}.data=longblocks")
+    # A reference answer is asked for, not a teacher's; what is too long for the largest length is no item.
+    rows = replace(rows, target="answer", max_tokens=max(config.lengths), overlong="drop")
+    books = Path(rows.books) if rows.books is not None else None
+    origin = Origin(rows.path, rows.revision, rows.split, rows.streaming)
+    store = prepare(origin, tokenizer, Path(rows.cache), books)
+    chosen = select(store, rows, "test", overhead=overhead(tokenizer, rows.instruction), tasks=config.labels)
+    hashes = store.columns["row_hash"]
+    items: list[Item] = []
+    for task in config.labels:
+        cells: dict[int, list[int]] = {length: [] for length in sorted(config.lengths)}
+        for row, tokens in zip(chosen.rows.get(task, ()), chosen.lengths.get(task, ()), strict=True):
+            cells[next(length for length in cells if tokens <= length)].append(row)
+        if not any(cells.values()):
+            reasons = ", ".join(f"{number} {why}" for why, number in chosen.left_out.most_common())
+            raise ValueError(
+                f"{rows.path} has no held-out row of {task} ({reasons or 'none at all'}): raise {KEY}.data.longblocks."
+                f"test or {KEY}.lengths, or leave {task} out of {KEY}.labels"
+            )
+        for length, found in cells.items():
+            ordered = sorted(found, key=lambda row: hashes[row])
+            for row in ordered[first : first + count]:
+                example = rendered(store, row, rows, tokenizer)
+                example = replace(example, id=f"{hashes[row]}-L{length}", length=length, response=None)
+                items.append(Item(task, example))
+    if not items:
+        raise ValueError(f"{KEY} has no row from eval.first={first} on: lower it")
+    return items

@@ -1,0 +1,133 @@
+"""Runs as jobs of a cluster, through submitit: what ``hydra/launcher=submitit_slurm`` asks for.
+
+Hydra only composes; its plugin supplies the settings (partition, timeout_min, gpus_per_node ...), which go to submitit
+as the plugin would give them. Each job starts one run on its node. Run directories, and hydra.launcher.submitit_folder,
+have to be on a disk that all see.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longctx_rl.config.schema import Config
+from longctx_rl.launch import single
+
+if TYPE_CHECKING:
+    import submitit
+
+PLUGIN = "hydra_plugins.hydra_submitit_launcher.submitit_launcher."
+CLUSTERS = {f"{PLUGIN}SlurmLauncher": "slurm", f"{PLUGIN}LocalLauncher": "local"}
+FOR_ALL = (
+    "timeout_min",
+    "cpus_per_task",
+    "gpus_per_node",
+    "tasks_per_node",
+    "mem_gb",
+    "nodes",
+    "name",
+    "stderr_to_stdout",
+)
+"""Settings that every cluster has. The others carry the cluster's name in submitit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """Where jobs go, and with which settings."""
+
+    cluster: str
+    """``slurm``, or ``local``: processes of this machine, to try things out."""
+    settings: dict[str, Any]
+
+
+def launcher_from(settings: dict[str, Any], name: str) -> Launcher:
+    """The launcher that a composed ``hydra.launcher`` describes.
+
+    Raises:
+        ValueError: a launcher that this program does not know, or jobs of several tasks.
+    """
+    settings = dict(settings)
+    target = str(settings.pop("_target_"))
+    if target not in CLUSTERS:
+        raise ValueError(
+            f"hydra/launcher={name} is not supported: choose basic (and sweep.jobs=N for several runs at a time), "
+            "submitit_slurm or submitit_local"
+        )
+    for key in ("nodes", "tasks_per_node"):
+        if settings[key] != 1:
+            raise ValueError(
+                f"hydra.launcher.{key}={settings[key]}: a job is one run on one machine, "
+                f"set hydra.launcher.{key}=1 and engine.num_processes to its processes"
+            )
+    return Launcher(CLUSTERS[target], settings)
+
+
+class Work:
+    """What a job does: one run, with the command that starts it alone."""
+
+    def __init__(self, config: Config, command: str) -> None:
+        self.config, self.command = config, command
+
+    def __call__(self) -> int:
+        """Returns the exit code of the run."""
+        try:
+            return single.single(single.Request(self.command, self.config))
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else 1
+
+    def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
+        """A job that ran out of time or was preempted goes on from its newest checkpoint (max_num_timeout times)."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(Work(replace(self.config, resume=True), self.command))
+
+
+class Job:
+    """A run that was submitted."""
+
+    def __init__(self, job: "submitit.Job[int]") -> None:
+        self._job = job
+        self.name = f"job {job.job_id}"
+        self.log = job.paths.stderr
+
+    def code(self) -> int | None:
+        """Exit code of the run; 1 for a job that ended without one; None while it waits or runs."""
+        if not self._job.done():
+            return None
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        try:
+            return self._job.result()
+        except (FailedJobError, UncompletedJobError):
+            return 1
+
+    def stop(self, asked: int) -> bool:
+        """Jobs are the cluster's: they go on without whoever submitted them."""
+        print(f"{self.name} goes on; on Slurm `scancel {self._job.job_id}` ends it after its step")
+        return False
+
+    def said(self) -> str:
+        """Both outputs of the job."""
+        return "\n".join(filter(None, (self._job.stdout(), self._job.stderr())))
+
+
+def submit(launcher: Launcher, runs: Sequence[tuple[Config, str]]) -> list[Job]:
+    """Submit runs, each with the command that starts it alone, as one array of jobs.
+
+    Raises:
+        ValueError: settings that submitit does not know, or no such cluster here.
+    """
+    import submitit
+
+    settings = dict(launcher.settings)
+    folder = Path(settings.pop("submitit_folder")).absolute()
+    starting = {f"{launcher.cluster}_max_num_timeout": settings.pop("max_num_timeout", 0)}
+    parameters = {key if key in FOR_ALL else f"{launcher.cluster}_{key}": value for key, value in settings.items()}
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=launcher.cluster, **starting)
+        executor.update_parameters(**parameters)
+        with executor.batch():
+            jobs = [executor.submit(Work(config, command)) for config, command in runs]
+    except (RuntimeError, NameError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"hydra.launcher: nothing was submitted ({' '.join(str(error).split())})") from error
+    return [Job(job) for job in jobs]

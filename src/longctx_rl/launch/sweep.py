@@ -1,0 +1,215 @@
+"""Several runs, each in a process of its own, some at a time. One that fails does not stop the rest.
+
+With ``resume=true`` a finished run is skipped and a half-done one goes on, so the same command carries a sweep over
+any number of sittings. What a run says goes to ``<experiment>/.sweep/<run>.txt``, which is kept if it fails.
+"""
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from longctx_rl import cli
+from longctx_rl.config.schema import Config, SweepConfig
+from longctx_rl.launch import costs, single
+from longctx_rl.launch.child import Child, Running, log_of, make_folder, remove_if_empty
+from longctx_rl.launch.overview import Overview, Watched
+from longctx_rl.launch.single import Request
+from longctx_rl.launch.slurm import Launcher, submit
+from longctx_rl.report import results
+from longctx_rl.runs import directory
+from longctx_rl.runs.progress import duration
+
+POLL_SECONDS = 0.1
+LAST_LINES = 5
+"""Of what a failed run said, in the closing list."""
+
+
+@dataclass(slots=True)
+class Cell:
+    """A run of the sweep that was started."""
+
+    request: Request
+    running: Running
+    watched: Watched
+
+
+def sweep(requests: Sequence[Request], launcher: Launcher | None = None) -> int:
+    """Start several runs, ``sweep.jobs`` at a time, or all of them as jobs of a launcher.
+
+    Returns 0 if all succeeded, 130 after Ctrl-C, else 1; 2 if it cannot start.
+    """
+    configs = [request.config for request in requests if request.config]
+    settings = configs[0].sweep if configs else SweepConfig()
+    try:
+        _check_distinct(configs)
+        if settings.plan:
+            for request in requests:
+                if request.problem:
+                    cli.complain(f"{request.problem} ({request.command})")
+            print(costs.render(configs, settings.jobs, finished_runs(configs) + committed()))
+            return cli.UNUSABLE if len(configs) < len(requests) else 0
+        return Sweep(requests, settings.jobs, launcher).run()
+    except ValueError as problem:
+        cli.complain(problem)
+        return cli.UNUSABLE
+
+
+def _check_distinct(configs: Sequence[Config]) -> None:
+    for path, count in Counter(config.run_dir for config in configs).items():
+        if count > 1:
+            raise ValueError(
+                f"several runs of this sweep share run_dir={path}: name what differs between them, such as "
+                "'run_dir=${runs_root}/${experiment_name}/${algo.name}-lr${optim.lr}-s${seed}'"
+            )
+
+
+def finished_runs(configs: Sequence[Config]) -> list[costs.Measured]:
+    """What the finished runs beside these cost."""
+    return costs.measured({config.runs_root for config in configs})
+
+
+def committed() -> list[costs.Measured]:
+    """What the results that a checkout holds cost."""
+    return results.measured(Path("experiments"))
+
+
+class Sweep:
+    """The loop over the runs of a sweep."""
+
+    def __init__(self, requests: Sequence[Request], jobs: int, launcher: Launcher | None) -> None:
+        self._requests, self._jobs, self._launcher = requests, jobs, launcher
+        self._waiting = list(enumerate(requests, 1))
+        self._running: list[Cell] = []
+        self._failures: list[str] = []
+        self._finished = self._skipped = 0
+        self._asked = 0
+        self._overview = Overview()
+        self._committed = committed()
+        self._until = self._estimate()
+
+    def run(self) -> int:
+        """Run them all. Raises ValueError if nothing can be written, or jobs cannot be submitted."""
+        logs = {log_of(request.config).parent for request in self._requests if request.config}
+        try:
+            for folder in logs:
+                make_folder(folder)
+            with self._signals():
+                if self._launcher:
+                    self._submit(self._launcher)
+                while self._running or (self._waiting and not self._asked):
+                    self._step()
+        finally:
+            for folder in logs:
+                remove_if_empty(folder)
+        return self._close()
+
+    def _step(self) -> None:
+        while self._waiting and len(self._running) < self._jobs and not self._asked:
+            self._begin(*self._waiting.pop(0))
+        for cell in list(self._running):
+            if self._asked and not cell.running.stop(self._asked):
+                self._running.remove(cell)
+            elif (code := cell.running.code()) is not None:
+                self._running.remove(cell)
+                self._end(cell, code)
+        if self._running and (self._jobs > 1 or self._launcher):
+            self._overview.show(self._summary(), [cell.watched for cell in self._running])
+        if self._running:
+            time.sleep(POLL_SECONDS)
+
+    def _begin(self, number: int, request: Request) -> None:
+        if not self._startable(number, request):
+            return
+        config = request.config
+        assert config
+        self._overview.say(f"[{number}/{len(self._requests)}] {request.command}")
+        watched = Watched.starting(config)
+        child = Child(config, request.command, log_of(config), self._jobs)
+        self._running.append(Cell(request, child, watched))
+
+    def _startable(self, number: int, request: Request) -> bool:
+        """Whether a run has something to do; one that cannot start is noted as failed."""
+        config, problem = request.config, request.problem
+        if config and config.engine.num_nodes == 1:  # the directory of several machines' run may be on another
+            where = costs.standing(config)
+            if where.kind == "finished":
+                self._skipped += 1
+                return False
+            problem = ValueError(where.problem) if where.kind == "refused" else None
+        if problem:
+            self._overview.say(f"[{number}/{len(self._requests)}] {request.command}")
+            cli.complain(problem)
+            self._failures.append(f"  exit code {cli.UNUSABLE}: {request.command}\n    error: {problem}")
+        return problem is None
+
+    def _submit(self, launcher: Launcher) -> None:
+        ready = [request for number, request in self._waiting if self._startable(number, request)]
+        self._waiting = []
+        pairs = [(request.config, request.command) for request in ready if request.config]
+        jobs = submit(launcher, pairs) if pairs else []
+        for request, (config, _), job in zip(ready, pairs, jobs, strict=True):
+            self._overview.say(f"{job.name}: {request.command}")
+            self._running.append(Cell(request, job, Watched.starting(config)))
+
+    def _end(self, cell: Cell, code: int) -> None:
+        name = Path(cell.watched.config.run_dir).name
+        took = duration(time.monotonic() - cell.watched.began)
+        if code in (0, cli.INTERRUPTED):
+            self._finished += code == 0
+            log_of(cell.watched.config).unlink(missing_ok=True)
+        else:
+            last = [line for line in cell.running.said().splitlines() if line.strip()][-LAST_LINES:]
+            said = [f"  exit code {code}: {cell.request.command}", *last, f"all it said: {cell.running.log}"]
+            self._failures.append("\n    ".join(said))
+        if self._jobs > 1 or self._launcher:
+            words = {0: "finished", cli.INTERRUPTED: "interrupted"}.get(code, f"failed with exit code {code}")
+            self._overview.say(f"{name} {words} after {took}")
+        self._until = self._estimate()
+
+    def _estimate(self) -> float:
+        """When the last run will end, on the monotonic clock; not a number if finished runs do not tell."""
+        configs = [cell.watched.config for cell in self._running]
+        configs += [one.config for _, one in self._waiting if one.config and not directory.finished(one.config)]
+        known = finished_runs(configs) + self._committed
+        left = [costs.remaining(config, known) for config in configs]
+        if None in left:
+            return float("nan")
+        at_a_time = len(left) if self._launcher else self._jobs
+        return time.monotonic() + costs.makespan([cost.seconds for cost in left if cost], at_a_time)
+
+    def _summary(self) -> str:
+        done = self._finished + self._skipped
+        left = max(self._until - time.monotonic(), 0.0)  # in this order, what is not a number stays so
+        return (
+            f"{done} of {len(self._requests)} done, {len(self._failures)} failed, {len(self._running)} running, "
+            f"{duration(left)} left"
+        )
+
+    def _close(self) -> int:
+        succeeded = self._finished + self._skipped
+        before = f", {self._skipped} of them finished before" if self._skipped else ""
+        lines = [f"sweep: {succeeded} of {len(self._requests)} runs succeeded{before}", *self._failures]
+        self._overview.say("\n".join(lines))
+        if self._asked:
+            self._overview.say("interrupted; the same command with resume=true goes on where it stopped")
+            return cli.INTERRUPTED
+        return 1 if self._failures else 0
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Count how often the user asked to stop; the loop does the rest."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self._asked += 1
+
+        before = {number: signal.signal(number, ask) for number in single.FORWARDED}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,139 @@
+"""``tables``: every file that is made from an experiment's committed results, as bytes, before any is written."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from longctx_rl.report import ablation, comparison, descriptions, figures, length_costs, marks, results
+from longctx_rl.report.experiment import Experiment, check_cells
+from longctx_rl.report.readings import Groups
+from longctx_rl.report.results import Result
+from longctx_rl.report.study import (
+    CODE_LONG,
+    CODE_SHORT,
+    LONGREASON,
+    Column,
+    base_of,
+    columns_of,
+    methods_of,
+    transfer_points,
+)
+from longctx_rl.report.tables import Table, comma_separated, latex, markdown
+from longctx_rl.runs.directory import write_text
+
+MADE = ("tables", "figures")
+"""Folders of an experiment in which everything is made here."""
+
+
+def files_of(experiment: Experiment, checkout: Path) -> dict[Path, bytes]:
+    """Path to content: tables, figures, and READMEs with their marks filled.
+
+    Raises:
+        ValueError: no results, results that cannot stand beside each other, or a README's mark that is wrong.
+    """
+    found = results.read_all(experiment.results)
+    made = {path: text.encode() for path, text in texts_of(experiment, checkout, found).items()}
+    for name, make in _figures(experiment, found, columns_of(found)).items():
+        for kind, content in figures.drawn(make).items():
+            made[experiment.folder / "figures" / f"{name}.{kind}"] = content
+    return made
+
+
+def texts_of(experiment: Experiment, checkout: Path, found: Sequence[Result]) -> dict[Path, str]:
+    """All files but the figures; raises as ``files_of``."""
+    if problems := check_cells(experiment, found):
+        raise ValueError(problems[0])
+    tables = ablation.tables_of(experiment, found) if experiment.axes else comparison.tables_of(found)
+    made: dict[Path, str] = {}
+    for table in tables:
+        made[experiment.folder / "tables" / f"{table.name}.csv"] = comma_separated(table)
+        made[experiment.folder / "tables" / f"{table.name}.tex"] = latex(table)
+    made[experiment.folder / "tables.md"] = _page(experiment, tables)
+    if not experiment.axes and {LONGREASON, CODE_LONG, CODE_SHORT} <= set(columns_of(found)):
+        made[experiment.folder / "tables" / "transfer_points.csv"] = _transfer_points(found)
+    texts = {table.name: markdown(table) for table in tables}
+    for path in marks.readmes(checkout):
+        made[path] = marks.filled(path, experiment.name, texts)
+    return made
+
+
+def stale(experiment: Experiment, made: dict[Path, bytes]) -> list[Path]:
+    """Files in the folders of what is made that no table or figure makes any more."""
+    there = [path for folder in MADE for path in sorted((experiment.folder / folder).glob("[!.]*.*"))]
+    return [path for path in there if path.is_file() and path not in made]
+
+
+def write(experiment: Experiment, checkout: Path) -> str:
+    """Write every file, remove what is made no more, and say what changed."""
+    made = files_of(experiment, checkout)
+    changed = [path for path, content in made.items() if not path.is_file() or path.read_bytes() != content]
+    for path in changed:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".png":
+            temporary = path.with_name(f".{path.name}")
+            temporary.write_bytes(made[path])
+            temporary.replace(path)
+        else:
+            write_text(path, made[path].decode())
+    gone = stale(experiment, made)
+    for path in gone:
+        path.unlink()
+    return "\n".join(
+        [f"{len(made)} files of {experiment.name}, {len(changed)} changed", *(f"removed: {path}" for path in gone)]
+    )
+
+
+def _page(experiment: Experiment, tables: Sequence[Table]) -> str:
+    parts = [f"# {experiment.name}: all tables", f"Made by `python -m longctx_rl.report tables {experiment.name}`."]
+    for table in tables:
+        parts += [f"## {table.name}", markdown(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures(
+    experiment: Experiment, found: Sequence[Result], columns: Sequence[Column]
+) -> dict[str, Callable[[], Figure]]:
+    """Name to what draws it."""
+    base = base_of(found)
+    fixed = descriptions.fixed_of(found, base)
+    wanted: dict[str, Callable[[], Figure]] = {}
+    if experiment.axes:
+        for axis in experiment.axes:
+            groups = ablation.groups_of(experiment, axis, found)
+            if groups and columns:
+                wanted[axis] = partial(figures.axis_figure, axis, groups, fixed, columns)
+                wanted |= _dynamics(f"{axis}_dynamics", groups, figures.level_dynamics_figure)
+        return wanted
+    methods = methods_of(found)
+    if columns:
+        wanted["levels"] = partial(figures.level_figure, methods, fixed, columns)
+    if figures.asked_lengths(methods):
+        wanted["scaling"] = partial(figures.length_figure, methods, fixed)
+    if length_costs.table(methods) is not None:
+        wanted["scaling_costs"] = partial(figures.length_cost_figure, methods)
+    if base is not None and {LONGREASON, CODE_LONG, CODE_SHORT} <= set(columns):
+        wanted["transfer"] = partial(figures.transfer_figure, methods, base)
+    return wanted | _dynamics("dynamics", methods, figures.dynamics_figure)
+
+
+def _dynamics(name: str, groups: Groups, draw: Callable[[Groups], Figure]) -> dict[str, Callable[[], Figure]]:
+    return {name: partial(draw, groups)} if figures.recorded(groups) else {}
+
+
+def _transfer_points(found: Sequence[Result]) -> str:
+    base = base_of(found)
+    methods = methods_of(found) if base is not None else {}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "seed", "step", "last", "code", "gain_longreason", "gain_code"])
+    for method, runs in methods.items():
+        for column in (CODE_LONG, CODE_SHORT):
+            assert base is not None
+            for point in transfer_points(runs, base, column):
+                gains = [f"{point[key]:.6g}" for key in ("longreason", "code")]
+                writer.writerow([method, *(int(point[key]) for key in ("seed", "step", "last")), column.key, *gains])
+    return text.getvalue()

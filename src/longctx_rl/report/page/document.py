@@ -1,0 +1,168 @@
+"""From run directories to one HTML file."""
+
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student
+
+import longctx_rl
+from longctx_rl.report.page import series, table, texts
+from longctx_rl.report.page.arms import Arm, Settings, arms_of, duplicates, settings_of
+from longctx_rl.report.page.starts import Fixed, labels, starts_of
+from longctx_rl.report.runs import Run, find_asked, find_runs, read_evals
+from longctx_rl.report.study import BASE
+from longctx_rl.runs.directory import write_text
+
+SCRIPTS = ("page.js", "results.js", "curves.js", "maps.js", "answers.js", "rollouts.js", "runs.js", "start.js")
+"""In the order in which they run, as one function."""
+MOST_RUNS = 64
+"""Runs of an arm that the page knows a t quantile for; above, it is the last one."""
+
+
+def write(root: Path, out: Path) -> str:
+    """Write the page of all runs under ``root``; says what is on it.
+
+    Raises:
+        ValueError: there are no runs, or plotly is not installed.
+    """
+    runs = find_runs(root)
+    embedded = data_of(runs, root)
+    text = filled(embedded, embedded["overview"]["title"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, text)
+    marked = sum(bool(run["problems"]) for run in embedded["overview"]["runs"])
+    lines = [f"{out}: {len(runs)} runs, {len(text.encode()) / 1e6:.1f} MB; open it in a browser"]
+    lines += [f"marked: {marked} of them are not whole, see the page's last part"] if marked else []
+    lines += [f"marked: {problem}" for problem in embedded["overview"]["unread"]]
+    return "\n".join(lines)
+
+
+def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
+    """What the page holds, by name; each is parsed when it is first looked at."""
+    read = [read_evals(run.path) for run in runs]
+    evals = [{suite: records for suite, (records, _) in suites.items()} for suites in read]
+    asked = sorted(find_asked(root), key=lambda one: one.name != BASE)  # a folder of that name goes first
+    asked_for = [read_evals(one.path) for one in asked]
+    fixed = [
+        Fixed(_place(one.path, root), one.checkpoint, {suite: found for suite, (found, _) in suites.items()}, one.path)
+        for one, suites in zip(asked, asked_for, strict=True)
+    ]
+    unread = [[problem for _, problems in suites.values() for problem in problems] for suites in read]
+    settings = [settings_of(run.config) for run in runs]
+    starts = starts_of(runs, settings, evals, fixed)
+    arms = arms_of(runs, settings)
+    repeated = {index: by for arm in arms for index, by in duplicates(arm, runs).items()}
+    counted = [[index for index in arm.runs if index not in repeated] for arm in arms]
+    ended = [[index for index in places if runs[index].finished] or places for places in counted]
+    results = [table.result_of(run, own) for run, own in zip(runs, evals, strict=True)]
+    curves = series.embedded(runs)
+    overview = {
+        "title": f"Runs of {root.name or root}",
+        "version": longctx_rl.__version__,
+        "t95": [rounded_t(runs_of_arm - 1) for runs_of_arm in range(2, MOST_RUNS + 1)],
+        "arms": [_arm(arm, places) for arm, places in zip(arms, counted, strict=True)],
+        "runs": [_run(run, index, arms, root, unread[index], repeated, runs) for index, run in enumerate(runs)],
+        "table": table.table(arms, ended, results, runs, starts, fixed),
+        "starts": list(labels(starts).values()),
+        "unread": [problem for suites in asked_for for _, problems in suites.values() for problem in problems],
+        "metrics": list(curves),
+        "depths": table.DEPTHS,
+    }
+    return {
+        "overview": overview,
+        "maps": table.maps(ended, evals, starts),
+        "config": _config(settings),
+        "answers": texts.answers(evals, [one.evals for one in labels(starts)]),
+        "rollouts": texts.rollouts(runs),
+        **{f"metric-{place}": curve for place, curve in enumerate(curves.values())},
+    }
+
+
+def filled(embedded: dict[str, Any], title: str) -> str:
+    """The template with style, scripts and data in their places."""
+    parts = {
+        "title": title.replace("&", "&amp;").replace("<", "&lt;"),
+        "style": _file("page.css"),
+        "library": plotly(),
+        "scripts": "".join(_file(name) for name in SCRIPTS),
+        "data": "\n".join(
+            f'<script type="application/json" id="data-{name}">{as_json(value)}</script>'
+            for name, value in embedded.items()
+        ),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _file("page.html"))
+
+
+def _file(name: str) -> str:
+    return (resources.files("longctx_rl.report.page") / name).read_text(encoding="utf-8")
+
+
+def as_json(value: Any) -> str:
+    """JSON that cannot end the script it stands in."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def plotly() -> str:
+    """Plotly's JavaScript. Raises ValueError if it is not installed."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise ValueError("the page draws with plotly: pip install 'longctx-rl[report]'") from error
+    return str(get_plotlyjs()).replace("</script", "<\\/script")
+
+
+def rounded_t(freedom: int) -> float:
+    """Two-sided 95 % quantile of Student's t."""
+    return round(float(student.ppf(0.975, freedom)), 4)
+
+
+def _arm(arm: Arm, counted: Sequence[int]) -> dict[str, Any]:
+    return {"name": arm.name, "algo": arm.algo, "runs": list(arm.runs), "counted": list(counted)}
+
+
+def _run(
+    run: Run,
+    index: int,
+    arms: Sequence[Arm],
+    root: Path,
+    unread: Sequence[str],
+    repeated: dict[int, int],
+    runs: Sequence[Run],
+) -> dict[str, Any]:
+    problems = [*run.problems, *unread]
+    if index in repeated:
+        other = _place(runs[repeated[index]].path, root)
+        problems.append(f"repeats the cell of {other}, which counts in its place: move one of them elsewhere")
+    if not any(run.path.glob("evals/*.jsonl")):
+        problems.append("no evaluation was recorded")
+    short = [problem.replace(f"{run.path}/", "").replace(f"{run.path} ", "the run ") for problem in problems]
+    git = run.environment.get("git") or {}
+    return {
+        "name": _place(run.path, root),
+        "arm": next(place for place, arm in enumerate(arms) if index in arm.runs),
+        "seed": run.seed,
+        "finished": run.finished,
+        "problems": short,
+        "command": run.environment.get("command"),
+        "commit": str(git.get("commit", ""))[:10] + (" + changes" if git.get("dirty") else ""),
+        "axes": series.axes_of(run),
+    }
+
+
+def _config(settings: Sequence[Settings]) -> dict[str, Any]:
+    """Keys, each with its different values and which of them every run has; -1: it has none."""
+    keys = sorted({key for one in settings for key in one})
+    values, places = [], []
+    for key in keys:
+        different = sorted({one[key] for one in settings if key in one})
+        values.append(different)
+        places.append([different.index(one[key]) if key in one else -1 for one in settings])
+    return {"keys": keys, "values": values, "places": places}
+
+
+def _place(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path != root else path.name

@@ -1,0 +1,175 @@
+"""What a run leaves behind: ``metrics.jsonl``, sampled rollouts, log.txt, and a wandb mirror of the metrics.
+
+``metrics.jsonl`` is the truth: one JSON object a line, ``step`` first. wandb gets the same rows (mirror.py).
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from longctx_rl.config.schema import Config
+from longctx_rl.engine import distributed
+from longctx_rl.runs.metrics import Row, read_metrics
+from longctx_rl.runs.wandb import Mirror, training_settings
+from longctx_rl.runs.progress import Progress
+from longctx_rl.runs.directory import write_text
+from longctx_rl.types import Completion, RolloutGroup
+
+PROMPT_TAIL = 400
+"""Characters of the document that are kept with a saved rollout."""
+GAP_DIGITS = 4
+"""Decimals of a token's gap to the teacher."""
+
+TokenTexts = Callable[[Sequence[int]], list[str]]
+"""Token ids to the text that each of them adds."""
+
+
+class Recorder(Protocol):
+    """Where the loop reports to."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics of a step. A step may have several rows."""
+
+    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup], token_texts: TokenTexts) -> None:
+        """Keep scored completions for people to read; ``token_texts`` spells the tokens whose gap is known."""
+
+    def keep(self, export: Path) -> None:
+        """The run has reached its end and left ``export``: hand over what is uploaded of it."""
+
+    def say(self, text: str) -> None:
+        """Tell the person at the terminal, and log.txt."""
+
+    def close(self) -> None:
+        """Finish all files."""
+
+
+def build_recorder(config: Config, run_dir: Path, *, resume_step: int | None, evaluated: bool) -> Recorder:
+    """The recorder of this rank: only the main one writes.
+
+    Args:
+        resume_step: step of the checkpoint that the run continues from; None: it starts.
+        evaluated: the checkpoint knows of an evaluation at its step. One that it does not know of is recorded anew.
+    """
+    return RunRecorder(config, run_dir, resume_step, evaluated) if distributed.is_main() else NullRecorder()
+
+
+class NullRecorder:
+    """The recorder of every rank but the main one."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup], token_texts: TokenTexts) -> None:
+        pass
+
+    def keep(self, export: Path) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class RunRecorder:
+    """Writes a run directory. What an earlier process recorded after its checkpoint is cut away."""
+
+    def __init__(self, config: Config, run_dir: Path, resume_step: int | None, evaluated: bool = False) -> None:
+        self._run_dir, self._uploads_model = run_dir, config.logging.artifacts
+        self._rollouts = run_dir / "rollouts"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        cut_back(run_dir, resume_step, evaluated)
+        self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._log = (run_dir / "log.txt").open("a", encoding="utf-8")
+        self._progress = Progress(config.budget, self._log)
+        self._mirror: Mirror | None = None
+        if config.logging.mode != "disabled":
+            self._mirror = Mirror(training_settings(config, run_dir, resume_step is not None))
+            if resume_step is not None:
+                self._mirror.replay(run_dir)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        row: Row = {"step": step, **{name: _finite(value) for name, value in metrics.items()}}
+        self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
+        self._metrics.flush()
+        if self._mirror:
+            self._mirror.log(row)
+        if "perf/step_seconds" in metrics:
+            self._progress.show(metrics)
+
+    def save_rollouts(self, step: int, groups: Sequence[RolloutGroup], token_texts: TokenTexts) -> None:
+        self._rollouts.mkdir(exist_ok=True)
+        rows = [row for group in groups for row in _rollout_rows(group, token_texts)]
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        write_text(self._rollouts / f"step-{step:06d}.jsonl", "".join(f"{line}\n" for line in lines))
+        if self._mirror:
+            self._mirror.log_rollouts(step, rows)
+
+    def keep(self, export: Path) -> None:
+        if self._mirror:
+            self._mirror.keep(self._run_dir, export if self._uploads_model else None)
+
+    def say(self, text: str) -> None:
+        self._progress.say(text)
+
+    def close(self) -> None:
+        self._progress.end_line()
+        self._metrics.close()
+        self._log.close()
+        if self._mirror:
+            self._mirror.close()
+
+
+def cut_back(run_dir: Path, resume_step: int | None, evaluated: bool) -> None:
+    """Drop what was recorded after the checkpoint of ``resume_step``, to be recorded anew. None: everything.
+
+    Without ``evaluated`` the evaluation at that very step came after its checkpoint, too.
+    """
+    metrics = run_dir / "metrics.jsonl"
+    last = -1 if resume_step is None else resume_step
+    if metrics.is_file():
+        kept = [
+            row
+            for row in read_metrics(metrics)
+            if (row["step"] or 0) < last or (row["step"] == last and (evaluated or "time/eval" not in row))
+        ]
+        write_text(metrics, "".join(json.dumps(row) + "\n" for row in kept))
+    for rollouts in (run_dir / "rollouts").glob("step-*.jsonl"):
+        if int(rollouts.stem.removeprefix("step-")) > last:
+            rollouts.unlink()
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no word for what is not a finite number; null it is."""
+    return value if math.isfinite(value) else None
+
+
+def _rollout_rows(group: RolloutGroup, token_texts: TokenTexts) -> list[dict[str, Any]]:
+    example = group.example
+    return [
+        {
+            "id": example.id,
+            "task": example.task,
+            "prompt_tail": f"{example.document[-PROMPT_TAIL:]}\n\n{example.question}",
+            "answer": example.answer,
+            "completion": completion.text,
+            "tokens": len(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+            "reward": group.rewards[index].score if group.rewards else None,
+            "reward_parts": dict(group.rewards[index].parts) if group.rewards else {},
+            "advantage": group.advantages[index] if group.advantages else None,
+            **_token_columns(completion, token_texts),
+        }
+        for index, completion in enumerate(group.completions)
+    ]
+
+
+def _token_columns(completion: Completion, token_texts: TokenTexts) -> dict[str, Any]:
+    """``tokens_text`` and ``teacher_gap``, [C] each, if there is a teacher."""
+    if completion.teacher_gap is None:
+        return {}
+    gaps = [round(gap, GAP_DIGITS) + 0.0 for gap in completion.teacher_gap]
+    return {"tokens_text": token_texts(completion.token_ids), "teacher_gap": gaps}

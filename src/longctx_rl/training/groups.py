@@ -1,0 +1,154 @@
+"""The groups of one step: drawn from the policy and graded, or read from the data set."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from longctx_rl.config.schema import Config
+from longctx_rl.data.source import TrainingSource, prompt_ids, recorded_group
+from longctx_rl.engine import Engine, distributed
+from longctx_rl.objective.advantages import STD_FLOOR, group_advantages
+from longctx_rl.rewards.composed import Answered, Rewarder
+from longctx_rl.rewards.judge import GraderUnavailable
+from longctx_rl.rollout import Sampler, SampleRequest, sample_seed
+from longctx_rl.training.state import Stopwatch
+from longctx_rl.types import Reward, RolloutGroup
+
+
+def recorded_groups(
+    source: TrainingSource, tokenizer: PreTrainedTokenizerBase, indices: Sequence[int]
+) -> list[RolloutGroup]:
+    """Data-set rows as groups: recorded answers, nothing to grade."""
+    return [recorded_group(tokenizer, source.document(index)) for index in indices]
+
+
+def sampled_groups(
+    config: Config,
+    engine: Engine,
+    sampler: Sampler,
+    source: TrainingSource,
+    tokenizer: PreTrainedTokenizerBase,
+    rewarder: Rewarder,
+    indices: Sequence[int],
+    step: int,
+    watch: Stopwatch,
+) -> list[RolloutGroup]:
+    """Completions of the current policy, with rewards and advantages.
+
+    Args:
+        indices: global numbers of this rank's prompts; they seed the sampler, so that another number of ranks or a
+            resumed run draws the same completions.
+        step: optimizer steps so far.
+    """
+    examples = [source.document(index)[0] for index in indices]
+    requests = [
+        SampleRequest(
+            prompt_ids(tokenizer, example),
+            tuple(sample_seed(config.seed, step, index, i) for i in range(config.algo.group_size)),
+        )
+        for index, example in zip(indices, examples, strict=True)
+    ]
+    with watch("rollout"), engine.full_weights() as policy:
+        completions = sampler.sample(policy.model, requests)  # type: ignore[arg-type]
+    groups = [
+        RolloutGroup(example, request.prompt_ids, tuple(replace(one, policy_version=step) for one in group))
+        for example, request, group in zip(examples, requests, completions, strict=True)
+    ]
+    with watch("reward"):
+        return graded(config, rewarder, groups)
+
+
+def graded(config: Config, rewarder: Rewarder, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """The groups with rewards, and with advantages if the method reads them. Called by all ranks.
+
+    Raises:
+        GraderUnavailable: on every rank, if one of them gets no score.
+    """
+    answered = [Answered(one.text, len(one.token_ids), group.example) for group in groups for one in group.completions]
+    rewards: list[Reward] = distributed.together(lambda: rewarder(answered), GraderUnavailable)
+    remaining = iter(rewards)
+    scored = [replace(group, rewards=tuple(next(remaining) for _ in group.completions)) for group in groups]
+    return with_advantages(config, scored) if config.algo.weights.pg else scored
+
+
+def with_advantages(config: Config, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """Groups with the advantages of their rewards. Called by all ranks."""
+    per_task = config.reward.normalize_per_task
+    spread = task_spread(groups) if per_task else {}
+    result = []
+    for group in groups:
+        advantages = group_advantages(
+            [reward.score for reward in group.rewards],
+            baseline=config.algo.baseline,
+            normalize_std=config.algo.normalize_std and not per_task,
+        )
+        scale = spread[group.example.task] + STD_FLOOR if per_task else 1.0
+        result.append(replace(group, advantages=tuple(value / scale for value in advantages)))
+    return result
+
+
+def task_spread(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Unbiased standard deviation of all scores of each task, over all ranks."""
+    mine: dict[str, list[float]] = {}
+    for group in groups:
+        mine.setdefault(group.example.task, []).extend(reward.score for reward in group.rewards)
+    scores: dict[str, list[float]] = {}
+    for task, values in distributed.gather(list(mine.items())):
+        scores.setdefault(task, []).extend(values)
+    return {task: statistics.stdev(values) for task, values in scores.items()}
+
+
+def with_teacher_gaps(groups: Sequence[RolloutGroup], gaps: Tensor, first: int) -> list[RolloutGroup]:
+    """The ``first`` of a step's sampled groups, with each token's gap to the teacher.
+
+    Args:
+        groups: all of this rank's.
+        gaps: [T] of all their tokens, in order.
+    """
+    assert len(gaps) == sum(len(one.token_ids) for group in groups for one in group.completions)
+    known = iter(gaps[: sum(len(one.token_ids) for group in groups[:first] for one in group.completions)].tolist())
+    return [
+        replace(
+            group,
+            completions=tuple(
+                replace(one, teacher_gap=tuple(next(known) for _ in one.token_ids)) for one in group.completions
+            ),
+        )
+        for group in groups[:first]
+    ]
+
+
+def rollout_sums(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Sums over this rank's sampled groups, to be added over ranks and read by ``rollout_metrics``."""
+    sums = {"groups": 0.0, "completions": 0.0, "reward": 0.0, "std": 0.0, "zero_std": 0.0, "tokens": 0.0, "cut": 0.0}
+    for group in groups:
+        scores = [reward.score for reward in group.rewards]
+        mean = sum(scores) / len(scores)
+        sums["groups"] += 1
+        sums["completions"] += len(scores)
+        sums["reward"] += sum(scores)
+        sums["std"] += (sum((score - mean) ** 2 for score in scores) / max(len(scores) - 1, 1)) ** 0.5
+        sums["zero_std"] += min(scores) == max(scores)
+        sums["tokens"] += sum(len(completion.token_ids) for completion in group.completions)
+        sums["cut"] += sum(completion.finish_reason == "length" for completion in group.completions)
+        for reward in group.rewards:
+            for name, value in reward.parts.items():
+                sums[f"part_{name}"] = sums.get(f"part_{name}", 0.0) + value
+                sums[f"count_{name}"] = sums.get(f"count_{name}", 0.0) + 1
+    return sums
+
+
+def rollout_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """The ``rollout/`` metrics from sums over all ranks."""
+    metrics = {
+        "rollout/reward_mean": sums["reward"] / sums["completions"],
+        "rollout/reward_std": sums["std"] / sums["groups"],
+        "rollout/zero_std_groups": sums["zero_std"] / sums["groups"],
+        "rollout/length_mean": sums["tokens"] / sums["completions"],
+        "rollout/truncated_frac": sums["cut"] / sums["completions"],
+    }
+    parts = [name.removeprefix("part_") for name in sums if name.startswith("part_")]
+    return metrics | {f"rollout/reward_{name}": sums[f"part_{name}"] / sums[f"count_{name}"] for name in parts}

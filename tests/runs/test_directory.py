@@ -1,0 +1,303 @@
+"""Who may write which run directory, and what a failed run leaves: nothing."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from config.composing import composed
+from longctx_rl import cli
+from longctx_rl.config.schema import Config, read
+from longctx_rl.runs import directory
+from longctx_rl.runs.directory import check, discard_untrained, opened, resume_command, trained
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return replace(BASE, run_dir=str(tmp_path / "runs" / "default" / "one"), runs_root=str(tmp_path / "runs"))
+
+
+BASE = composed("+algo=dgrpo")
+
+
+def test_a_run_goes_on_with_the_weights_it_began_with(tmp_path: Path) -> None:
+    began: dict[str, str | None] = {"student": "a", "teacher": None}
+    directory.record_parts(tmp_path, {}, {}, began)
+    directory.record_parts(tmp_path, {}, {}, {"student": "a"})  # the teacher's answers are cached by now
+    assert json.loads((tmp_path / "environment.json").read_text())["weights"] == began
+    with pytest.raises(ValueError, match=r"^the student of .* has other weights than when the run began: restore them"):
+        directory.record_parts(tmp_path, {}, {}, {"student": "b"})
+
+
+def train_a_step(path: Path, step: int = 1) -> None:
+    with (path / "metrics.jsonl").open("a") as metrics:
+        metrics.write(json.dumps({"step": step, "loss/total": 1.0}) + "\n")
+
+
+def test_a_new_run_describes_itself(config: Config) -> None:
+    with opened(config) as path:
+        assert read(path / "config.yaml") == config
+        described = json.loads((path / "environment.json").read_text())
+        train_a_step(path)
+    assert described["packages"]["torch"] and described["host"]["cores"] >= 1
+    assert {"started", "command", "git", "python", "longctx_rl"} <= described.keys()
+    assert {entry.name for entry in path.iterdir()} == {"config.yaml", "environment.json", "metrics.jsonl", ".lock"}
+
+
+def test_a_run_that_exists_is_not_overwritten(config: Config) -> None:
+    with opened(config) as path:
+        train_a_step(path)
+    before = {entry: entry.read_bytes() for entry in path.iterdir()}
+    with pytest.raises(ValueError) as caught, opened(config):
+        pass
+    assert str(caught.value) == (
+        f"{path} exists already: continue it with resume=true, or start another run with "
+        "experiment_name=<new name> or seed=<other seed>"
+    )
+    assert {entry: entry.read_bytes() for entry in path.iterdir()} == before
+
+
+def test_a_checkpoint_alone_counts_as_trained(config: Config) -> None:
+    with opened(config) as path:
+        (path / "checkpoints" / "step-000000").mkdir(parents=True)
+    with pytest.raises(ValueError, match="exists already"):
+        check(config)
+
+
+def test_resume_continues_and_notes_it(config: Config) -> None:
+    with opened(config) as path:
+        train_a_step(path)
+    longer = replace(config, resume=True, budget=replace(config.budget, steps=99))
+    with opened(longer):
+        pass
+    assert read(path / "config.yaml").budget.steps == 99
+    described = json.loads((path / "environment.json").read_text())
+    assert len(described["resumed"]) == 1 and described["resumed"][0]["started"]
+    assert (path / "metrics.jsonl").is_file()
+
+
+def test_resume_with_another_configuration_says_what_differs(config: Config) -> None:
+    with opened(config) as path:
+        train_a_step(path)
+    changed = replace(
+        config,
+        resume=True,
+        seed=1,
+        optim=replace(config.optim, lr=2e-3),
+        engine=replace(config.engine, num_processes=2, threads=1),
+        algo=replace(config.algo, importance_cap=2.0),
+    )
+    with pytest.raises(ValueError) as caught:
+        check(changed)
+    assert str(caught.value) == (
+        f"{path} was started with another configuration: algo.importance_cap null -> 2.0, optim.lr 0.0003 -> 0.002, "
+        "seed 0 -> 1 (old -> new); resume with the old values, or start another run with experiment_name=<new name>"
+    )
+
+
+def test_a_model_may_be_named_in_another_way(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where ``runs_root`` is relative once and absolute once."""
+    for name in ("weights", "others"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    started = replace(config, model=replace(config.model, student="weights"))
+    with opened(started) as path:
+        train_a_step(path)
+    check(replace(started, resume=True, model=replace(started.model, student=f"{tmp_path}/weights")))
+    with pytest.raises(ValueError, match=r"model.student weights -> others"):
+        check(replace(started, resume=True, model=replace(started.model, student="others")))
+
+
+def test_resume_without_a_run_starts_one(config: Config) -> None:
+    with opened(replace(config, resume=True)) as path:
+        assert (path / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no such model"), RuntimeError("bug"), KeyboardInterrupt(), SystemExit(1)]
+)
+def test_a_failure_before_the_first_step_leaves_nothing(config: Config, tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), opened(config) as path:
+        train_a_step(path, step=0)  # the evaluation before training
+        (path / "wandb").mkdir()
+        raise error
+    assert not Path(config.run_dir).parent.exists()
+    assert (tmp_path / "runs").is_dir()
+
+
+def test_a_failure_after_the_first_step_keeps_all(config: Config) -> None:
+    with pytest.raises(RuntimeError), opened(config) as path:
+        train_a_step(path)
+        raise RuntimeError
+    assert trained(path) and (path / "config.yaml").is_file()
+
+
+def test_an_untrained_directory_is_taken_over(config: Config) -> None:
+    path = Path(config.run_dir)
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text("cut sho")  # kill -9 left this
+    (path / "environment.json").write_text("{}")
+    (path / "metrics.jsonl").write_text('{"step": 0, "eval/heldout/mean": 0.5}\n')
+    with opened(config):
+        assert read(path / "config.yaml") == config
+        assert not (path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "files", [["thesis.tex"], [".git/HEAD"], ["config.yaml", "notes.txt"], ["config.yaml"], ["config.yaml", "evals/a"]]
+)
+def test_other_peoples_files_are_left_alone(config: Config, files: list[str]) -> None:
+    path = Path(config.run_dir)
+    for name in files:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("precious")
+    with pytest.raises(ValueError, match="which is not of a run: choose another experiment_name"), opened(config):
+        pass
+    (path / ".lock").touch()
+    discard_untrained(config)
+    assert all((path / name).read_text() == "precious" for name in files)
+
+
+def test_only_what_a_run_writes_is_removed_with_it(config: Config) -> None:
+    """Files that somebody put beside a run's own while it was starting."""
+    with pytest.raises(RuntimeError), opened(config) as path:
+        (path / "notes.txt").write_text("precious")
+        raise RuntimeError
+    assert (path / "notes.txt").read_text() == "precious"
+
+
+def test_a_file_in_the_way(config: Config) -> None:
+    Path(config.run_dir).parent.mkdir(parents=True)
+    Path(config.run_dir).write_text("")
+    with pytest.raises(ValueError, match="is a file: choose another experiment_name or runs_root"), opened(config):
+        pass
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from longctx_rl import config, run_directory
+with run_directory.opened(config.read(Path(sys.argv[1]))) as path:
+    (path / "metrics.jsonl").write_text('{"step": 1, "loss/total": 1.0}\\n')
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_never_share_and_a_killed_one_lets_go(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "LOCK_PATIENCE", 0.2)
+    handed = tmp_path / "config.yaml"
+    handed.write_text(directory.configuration.dump(config))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(handed)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+    )
+    assert holder.stdout and holder.stdout.readline() == "held\n"
+    resumed = replace(config, resume=True)
+    with pytest.raises(ValueError, match=rf"in use by process {holder.pid} on .*: wait for it"), opened(resumed):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with opened(resumed) as path:
+        assert trained(path)
+
+
+def test_the_command_to_continue(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGCTX_RL_COMMAND", "python -m longctx_rl +algo=dgrpo seed=1")
+    assert resume_command(config) == "python -m longctx_rl +algo=dgrpo seed=1 resume=true"
+    monkeypatch.setenv("LONGCTX_RL_COMMAND", "python -m longctx_rl +algo=dgrpo resume=true")
+    assert resume_command(config) == "python -m longctx_rl +algo=dgrpo resume=true"
+
+
+class TestExecute:
+    """Exit codes and sentences of a training process."""
+
+    def test_success(self, config: Config) -> None:
+        assert cli.execute(config, lambda config: train_a_step(Path(config.run_dir))) == 0
+
+    def test_a_value_error_is_one_line(self, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+        def fail(config: Config) -> None:
+            raise ValueError("the teacher has another tokenizer: choose another")
+
+        assert cli.execute(config, fail) == 2
+        assert capsys.readouterr().err == "error: the teacher has another tokenizer: choose another\n"
+        assert not Path(config.run_dir).exists()
+
+    def test_a_full_disk(self, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+        def fail(config: Config) -> None:
+            train_a_step(Path(config.run_dir))
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        assert cli.execute(config, fail) == 2
+        stderr = capsys.readouterr().err
+        assert stderr.startswith(f"error: cannot write {config.run_dir} (No space left on device): free space or fix")
+        assert stderr.endswith("resume=true\n")
+
+    def test_a_bug_keeps_its_traceback(self, config: Config) -> None:
+        def fail(config: Config) -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            cli.execute(config, fail)
+
+    def test_another_rank_leaves_the_directory_alone(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RANK", "1")
+        assert cli.execute(config, lambda config: None) == 0
+        assert not Path(config.run_dir).exists()
+
+    def test_an_interrupted_rank_tells_its_launcher(
+        self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(config: Config) -> None:
+            raise SystemExit(130)
+
+        with pytest.raises(SystemExit):
+            cli.execute(config, stop)
+        monkeypatch.setenv(cli.HANDOVER, f"{os.getppid()}:{tmp_path}")
+        monkeypatch.setattr(cli, "die_with_launcher", lambda: None)
+        assert cli.execute(config, stop) == 0
+        assert (tmp_path / "interrupted").exists()
+
+
+def test_a_child_dies_with_its_launcher(tmp_path: Path) -> None:
+    code = (
+        "import os, subprocess, sys, time\n"
+        "child = 'from longctx_rl import process; process.die_with_launcher(); "
+        "import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
+        "os.environ['LONGCTX_RL_HANDOVER'] = f'{os.getpid()}:/tmp'\n"
+        "subprocess.Popen([sys.executable, '-c', child], start_new_session=True)\n"
+        "time.sleep(60)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert launcher.stdout
+    child = int(launcher.stdout.readline())
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 50
+    while time.monotonic() < deadline:
+        state = Path(f"/proc/{child}/stat")
+        if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("the child outlived its launcher")
+
+
+def test_a_launched_process_ends_without_destructors() -> None:
+    """Exit code and output arrive; what is registered for the regular end does not run."""
+    code = (
+        "import atexit; from longctx_rl import process; atexit.register(print, 'end'); print('done'); process.leave(3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "done\n", "")

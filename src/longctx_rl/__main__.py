@@ -59,13 +59,13 @@ def main() -> None:
         sys.exit(sweep.sweep(requests, launcher) if is_sweep else single.single(requests[0]))
 
 
-def compose() -> tuple[list[single.Request], bool, Launcher | None]:
+def compose() -> tuple[list[single.RunRequest], bool, Launcher | None]:
     """The runs that the command line asks for, whether it is a sweep, and what submits its runs if not this program.
 
     Raises:
         ValueError: a launcher that is not supported.
     """
-    requests: list[single.Request] = []
+    requests: list[single.RunRequest] = []
     modes: set[RunMode | None] = set()
 
     def collect(composed: DictConfig) -> None:
@@ -76,9 +76,9 @@ def compose() -> tuple[list[single.Request], bool, Launcher | None]:
         typed = [re.sub("=(True|False)$", lambda found: found[0].lower(), str(item)) for item in overrides]
         command = " ".join(["python -m longctx_rl", *map(shlex.quote, typed)])
         try:
-            requests.append(single.Request(command, schema.load(composed)))
+            requests.append(single.RunRequest(command, schema.load(composed)))
         except ValueError as problem:
-            requests.append(single.Request(command, None, problem))
+            requests.append(single.RunRequest(command, None, problem))
 
     launcher = take_launcher() if {"-m", "--multirun"} & set(sys.argv[1:]) else None
     with tempfile.TemporaryDirectory(prefix="longctx_rl-") as scratch:

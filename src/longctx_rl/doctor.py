@@ -18,7 +18,7 @@ from longctx_rl import cli
 from longctx_rl.__main__ import composed
 from longctx_rl.config.schema import Config
 from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
-from longctx_rl.policy.memory import GIB, MARGIN, Estimate, Workload, choose, device_memory, estimate, workload
+from longctx_rl.policy.memory import GIB, MARGIN, MemoryEstimate, Workload, choose, device_memory, estimate, workload
 from longctx_rl.policy.sizes import Sizes, shapes
 
 OWN = ("context", "devices", "memory")
@@ -130,7 +130,7 @@ def changes(student: Sizes, teacher: Sizes | None, load: Workload) -> Iterator[t
         yield names, current
 
 
-def render(found: Estimate, load: Workload, config: Config, memory: float) -> str:
+def render(found: MemoryEstimate, load: Workload, config: Config, memory: float) -> str:
     """The estimate as a table in GiB."""
     lines = [
         f"{config.algo.name} on {config.model.name}: prompt {load.prompt:,} tokens, {load.group} x {load.completion:,} "

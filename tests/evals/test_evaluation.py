@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from longctx_rl.config.eval import EvalConfig, SuiteConfig
 from longctx_rl.evals import records
-from longctx_rl.evals.evaluation import Evaluation, Suite
+from longctx_rl.evals.evaluation import Evaluation, RunSuite
 from longctx_rl.evals.items import WITHOUT_LENGTH
 from longctx_rl.evals.suites import SUITES, check_suite
 from longctx_rl.policy.loading import load_tokenizer
@@ -43,12 +43,12 @@ class Engine:
 
 
 @pytest.fixture
-def heldout(tmp_path: Path) -> Suite:
+def heldout(tmp_path: Path) -> RunSuite:
     config = SuiteConfig(labels=("multihop", "longform"), lengths=(256, 512), max_new_tokens=32)
-    return Suite("heldout", config, 0, load_tokenizer("mini-student"), Parrot(), tmp_path)
+    return RunSuite("heldout", config, 0, load_tokenizer("mini-student"), Parrot(), tmp_path)
 
 
-def test_a_run_of_evaluations(heldout: Suite) -> None:
+def test_a_run_of_evaluations(heldout: RunSuite) -> None:
     assert heldout.size(3) == 12
     assert heldout.kept(0, 3) is None
     assert heldout.before_after(0) == heldout.before_after(4) == ""
@@ -73,7 +73,7 @@ def test_a_run_of_evaluations(heldout: Suite) -> None:
     ]
 
 
-def test_an_evaluation_replaces_its_own_and_later_records(heldout: Suite) -> None:
+def test_an_evaluation_replaces_its_own_and_later_records(heldout: RunSuite) -> None:
     for step in (0, 2, 4):
         heldout.evaluate(Engine(), step, 1)
     heldout.evaluate(Engine(), 2, 3)
@@ -91,7 +91,7 @@ def test_every_suite_is_made_asked_and_graded(name: str, tmp_path: Path) -> None
     code = CodeGrader("rlimit" if isolation.failure("bwrap") else "bwrap") if name == "code" else None
     tokenizer = load_tokenizer("mini-student")
     sampler = Parrot()
-    suite = Suite(name, config, 0, tokenizer, sampler, tmp_path, code)
+    suite = RunSuite(name, config, 0, tokenizer, sampler, tmp_path, code)
     metrics = suite.evaluate(Engine(), 0, 1)
     assert set(metrics.values()) == {0.0}
     assert set(metrics) == {f"eval/{name}/mean", *(f"eval/{name}/{a}/{b}" for a, b in suite.plan(1).cells())}
@@ -142,7 +142,7 @@ def test_an_evaluation_is_all_its_suites(tmp_path: Path) -> None:
     assert evaluation.before_after(3) == "" and evaluation.kept(0, 2) == metrics
 
 
-def test_without_an_evaluation_at_the_start_the_end_stands_alone(heldout: Suite) -> None:
+def test_without_an_evaluation_at_the_start_the_end_stands_alone(heldout: RunSuite) -> None:
     heldout.evaluate(Engine(), 4, 2)
     assert [line.split()[:3] for line in heldout.before_after(4).splitlines()[2:]] == [
         [task, length, "2"] for task in ("longform", "multihop") for length in ("256", "512")

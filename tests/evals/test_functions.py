@@ -12,7 +12,7 @@ import pytest
 from evals.test_evaluation import Engine, Parrot
 from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.evals import functions
-from longctx_rl.evals.evaluation import Suite
+from longctx_rl.evals.evaluation import RunSuite
 from longctx_rl.evals.grading import grader_of
 from longctx_rl.evals.suites import Plan, items_of
 from longctx_rl.policy.loading import load_tokenizer
@@ -105,7 +105,9 @@ def test_answers_of_several_forms(tmp_path: Path, code: CodeGrader) -> None:
 
 def test_a_run_asks_and_keeps(tmp_path: Path, code: CodeGrader) -> None:
     sampler = Parrot()
-    suite = Suite("humaneval", settings(write(tmp_path / "a.jsonl", HUMANEVAL)), 0, TOKENIZER, sampler, tmp_path, code)
+    suite = RunSuite(
+        "humaneval", settings(write(tmp_path / "a.jsonl", HUMANEVAL)), 0, TOKENIZER, sampler, tmp_path, code
+    )
     sampler.text = f"```python\n{HUMANEVAL[0]['prompt']}{HUMANEVAL[0]['canonical_solution']}```"
     assert suite.evaluate(Engine(), 0, 500)["eval/humaneval/python/0"] == pytest.approx(1 / len(HUMANEVAL))
     assert suite.size(2) == 2 and suite.size(500) == len(HUMANEVAL)

@@ -8,7 +8,7 @@ from evals.test_evaluation import Engine, Parrot
 from longctx_rl.__main__ import composed, composed_evaluate
 from longctx_rl.config.eval import EvalConfig
 from longctx_rl.data.longblocks_source import LongBlocksSource
-from longctx_rl.evals.evaluation import Suite
+from longctx_rl.evals.evaluation import RunSuite
 from longctx_rl.evals.grading import grader_of
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.suites import Plan, items_of
@@ -62,7 +62,7 @@ def test_the_rewards_graders_grade(tmp_path: Path) -> None:
         1.0
     ] * len(items)
     assert {one.score for one in grade([("Answer: 31 of another", one.example) for one in items])} == {0.0}
-    suite = Suite("longblocks", settings.suites["longblocks"], 0, TOKENIZER, Parrot(), tmp_path)
+    suite = RunSuite("longblocks", settings.suites["longblocks"], 0, TOKENIZER, Parrot(), tmp_path)
     metrics = suite.evaluate(Engine(), 0, 2)
     assert suite.kept(0, 2) == metrics and metrics["eval/longblocks/mean"] < 0.1
 

@@ -14,7 +14,7 @@ import pytest
 from evals.test_evaluation import Engine, Parrot
 from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.evals import summary
-from longctx_rl.evals.evaluation import Suite
+from longctx_rl.evals.evaluation import RunSuite
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import read
 from longctx_rl.evals.suites import Plan, items_of
@@ -158,7 +158,7 @@ def test_the_last_lines_letter_alone(task: str, text: str, score: float, parsed:
 def test_a_run_reports_floor_and_unparsed_answers(tmp_path: Path) -> None:
     parquet(tmp_path / "set", "original", "8k", "16k")
     sampler = Parrot()
-    suite = Suite("longreason_hub", settings(tmp_path / "set"), 0, TOKENIZER, sampler, tmp_path)
+    suite = RunSuite("longreason_hub", settings(tmp_path / "set"), 0, TOKENIZER, sampler, tmp_path)
     sampler.text = "Answer: B"
     assert suite.size(5) == 15 and suite.size(500) == 21  # there are no more
     metrics = suite.evaluate(Engine(), 0, 500)

@@ -11,10 +11,10 @@ import yaml
 from longctx_rl.__main__ import config_directory
 from longctx_rl.config.convert import convert
 from longctx_rl.config.reward import JudgeConfig
-from longctx_rl.rewards.judge import GraderUnavailable, Judge, Question, by_rule, parse_verdict
+from longctx_rl.rewards.judge import GraderUnavailable, Judge, JudgeQuestion, by_rule, parse_verdict
 from openai_server import Reply, serving
 
-ASKED = [Question(f"Who keeps bell {i}?", "TorVin the elder", f"TorVin, number {i}") for i in range(6)]
+ASKED = [JudgeQuestion(f"Who keeps bell {i}?", "TorVin the elder", f"TorVin, number {i}") for i in range(6)]
 
 
 @pytest.fixture
@@ -60,11 +60,11 @@ def test_verdicts_come_back_in_order_and_are_asked_for_once(settings: JudgeConfi
     ],
 )
 def test_rules_come_first_and_master_keys_are_not_asked(answer: str, score: float | None) -> None:
-    assert by_rule(Question("Who?", "TorVin the elder", answer)) == score
+    assert by_rule(JudgeQuestion("Who?", "TorVin the elder", answer)) == score
 
 
 def test_a_reference_that_is_a_master_key_can_be_right() -> None:
-    assert by_rule(Question("Is it?", "Yes", "Yes.")) == 1.0
+    assert by_rule(JudgeQuestion("Is it?", "Yes", "Yes.")) == 1.0
 
 
 @pytest.mark.parametrize(

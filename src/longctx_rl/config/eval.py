@@ -104,7 +104,7 @@ class KLConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointConfig:
+class EvaluatedCheckpointConfig:
     """A model that is asked, and where."""
 
     checkpoint: str
@@ -121,7 +121,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HarnessConfig(CheckpointConfig):
+class HarnessConfig(EvaluatedCheckpointConfig):
     """``python -m longctx_rl.harness``."""
 
     tasks: tuple[str, ...]
@@ -147,7 +147,7 @@ class HarnessConfig(CheckpointConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig(CheckpointConfig):
+class EvaluateConfig(EvaluatedCheckpointConfig):
     """``python -m longctx_rl.evaluate``."""
 
     processes: int

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.config.schema import Config
 from longctx_rl.engine import StepOutcome, distributed, export, saved_state
-from longctx_rl.engine.optimizer import Progress, adamw, reset_state, set_learning_rate
+from longctx_rl.engine.optimizer import UpdateCounter, adamw, reset_state, set_learning_rate
 from longctx_rl.engine.schedule import learning_rate
 
 
@@ -30,7 +30,7 @@ class LocalEngine:
         self._optimizer = adamw(self._module, config.optim)
         for parameter in self._module.parameters():
             reset_state(self._optimizer, parameter, updates=0)
-        self._progress = Progress()
+        self._progress = UpdateCounter()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with self._precision():

@@ -17,7 +17,7 @@ class TrainingDiverged(RuntimeError):
 
 
 @dataclass
-class Progress:
+class UpdateCounter:
     """Optimizer steps so far. Both engines count them here, and checkpoints carry them."""
 
     step: int = 0

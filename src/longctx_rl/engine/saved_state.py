@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longctx_rl.engine import distributed
-from longctx_rl.engine.optimizer import MOMENTS, Progress, full_shape
+from longctx_rl.engine.optimizer import MOMENTS, UpdateCounter, full_shape
 from longctx_rl.engine.tensors import TensorFiles, write_tensors
 
 FORMAT = 1
@@ -26,7 +26,7 @@ Write = Callable[[Tensor, str, Tensor], None]
 """(parameter, one of STEMS, whole float32 tensor): take it over."""
 
 
-def save(directory: Path, module: nn.Module, progress: Progress, read: Read) -> None:
+def save(directory: Path, module: nn.Module, progress: UpdateCounter, read: Read) -> None:
     """Write the state of ``module`` into an existing directory. Every rank calls it; OSError is raised on all."""
 
     def tensors(key: str) -> Iterator[tuple[str, Tensor]]:
@@ -44,13 +44,13 @@ def save(directory: Path, module: nn.Module, progress: Progress, read: Read) -> 
     distributed.on_main(write_progress)
 
 
-def load(directory: Path, module: nn.Module, write: Write) -> Progress:
+def load(directory: Path, module: nn.Module, write: Write) -> UpdateCounter:
     """Give ``module`` the state in ``directory`` and return its progress. Every rank calls it; the main rank reads.
 
     Raises ValueError on every rank if the files are missing or belong to another model.
     """
     files: dict[str, TensorFiles] = {}
-    progress: Progress | None = None
+    progress: UpdateCounter | None = None
     problem: str | None = None
     if distributed.is_main():
         try:
@@ -76,13 +76,13 @@ def load(directory: Path, module: nn.Module, write: Write) -> Progress:
     return progress
 
 
-def _read_progress(directory: Path) -> Progress:
+def _read_progress(directory: Path) -> UpdateCounter:
     file = directory / "engine.json"
     try:
         content = json.loads(file.read_text())
         if content["format"] != FORMAT:
             raise ValueError(f"{file} has format {content['format']}, expected {FORMAT}: choose another checkpoint")
-        return Progress(**content["progress"])
+        return UpdateCounter(**content["progress"])
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{directory} is not a checkpoint of this program ({error!r}): choose another one") from error
 

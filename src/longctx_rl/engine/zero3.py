@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from longctx_rl.config.schema import Config
 from longctx_rl.engine import StepOutcome, distributed, export, saved_state
 from longctx_rl.engine.local import cast_parameters
-from longctx_rl.engine.optimizer import Progress, adamw, full_shape, reset_state, set_learning_rate
+from longctx_rl.engine.optimizer import UpdateCounter, adamw, full_shape, reset_state, set_learning_rate
 from longctx_rl.engine.schedule import learning_rate
 
 SMALL_MODEL_NUMEL = 20_000_000
@@ -117,7 +117,7 @@ class Zero3Engine:
         self._adam = self._engine.optimizer.optimizer
         for shard in self._engine.optimizer.fp32_partitioned_groups_flat:
             reset_state(self._adam, shard, updates=0)
-        self._progress = Progress()
+        self._progress = UpdateCounter()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._engine(*args, **kwargs)

@@ -87,7 +87,7 @@ def _record(
     )
 
 
-class Suite:
+class RunSuite:
     """One suite of a run.
 
     Args:
@@ -196,7 +196,7 @@ class Evaluation:
         code: CodeGrader | None = None,
     ) -> None:
         self.suites = [
-            Suite(name, suite, config.first, tokenizer, sampler(suite.max_new_tokens), run_dir / "evals", code)
+            RunSuite(name, suite, config.first, tokenizer, sampler(suite.max_new_tokens), run_dir / "evals", code)
             for name, suite in config.suites.items()
         ]
 

@@ -14,7 +14,7 @@ SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class CellSummary:
     """Accuracy on one task at one nominal prompt length."""
 
     task: str
@@ -32,13 +32,13 @@ class Cell:
     """Score of whoever always gives the most frequent answer, where there is one."""
 
 
-def cells(records: Iterable[ItemRecord], *, pooled: bool = False) -> list[Cell]:
+def cells(records: Iterable[ItemRecord], *, pooled: bool = False) -> list[CellSummary]:
     """One cell per task and length, sorted; of each length, if ``pooled``. Pass the records of one step."""
     grouped: dict[tuple[str, int], list[ItemRecord]] = defaultdict(list)
     for record in records:
         grouped["all" if pooled else record.task, record.length].append(record)
     return [
-        Cell(
+        CellSummary(
             task,
             length,
             len(group),

@@ -29,7 +29,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RunRequest:
     """One run to start: a good configuration, or why there is none."""
 
     command: str
@@ -38,7 +38,7 @@ class Request:
     problem: ValueError | None = None
 
 
-def single(request: Request) -> int:
+def single(request: RunRequest) -> int:
     """Start one run, in this process if it needs only one. Returns its exit code."""
     config = request.config
     if config is None:
@@ -185,7 +185,7 @@ def main() -> None:
         raise SystemExit("usage: python -m longctx_rl.launch.single <config.yaml>")
     cli.die_with_launcher()
     config = configuration.read(Path(sys.argv[1]))
-    cli.leave(single(Request(command() or f"python -m longctx_rl.launch.single {sys.argv[1]}", config)))
+    cli.leave(single(RunRequest(command() or f"python -m longctx_rl.launch.single {sys.argv[1]}", config)))
 
 
 if __name__ == "__main__":

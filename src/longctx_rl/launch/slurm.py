@@ -71,7 +71,7 @@ class Work:
     def __call__(self) -> int:
         """Returns the exit code of the run."""
         try:
-            return single.single(single.Request(self.command, self.config))
+            return single.single(single.RunRequest(self.command, self.config))
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else 1
 

@@ -18,7 +18,7 @@ from longctx_rl.config.schema import Config, SweepConfig
 from longctx_rl.launch import costs, single
 from longctx_rl.launch.child import Child, Running, log_of, make_folder, remove_if_empty
 from longctx_rl.launch.overview import Overview, Watched
-from longctx_rl.launch.single import Request
+from longctx_rl.launch.single import RunRequest
 from longctx_rl.launch.slurm import Launcher, submit
 from longctx_rl.report import results
 from longctx_rl.runs import directory
@@ -30,15 +30,15 @@ LAST_LINES = 5
 
 
 @dataclass(slots=True)
-class Cell:
+class StartedRun:
     """A run of the sweep that was started."""
 
-    request: Request
+    request: RunRequest
     running: Running
     watched: Watched
 
 
-def sweep(requests: Sequence[Request], launcher: Launcher | None = None) -> int:
+def sweep(requests: Sequence[RunRequest], launcher: Launcher | None = None) -> int:
     """Start several runs, ``sweep.jobs`` at a time, or all of them as jobs of a launcher.
 
     Returns 0 if all succeeded, 130 after Ctrl-C, else 1; 2 if it cannot start.
@@ -81,10 +81,10 @@ def committed() -> list[costs.Measured]:
 class Sweep:
     """The loop over the runs of a sweep."""
 
-    def __init__(self, requests: Sequence[Request], jobs: int, launcher: Launcher | None) -> None:
+    def __init__(self, requests: Sequence[RunRequest], jobs: int, launcher: Launcher | None) -> None:
         self._requests, self._jobs, self._launcher = requests, jobs, launcher
         self._waiting = list(enumerate(requests, 1))
-        self._running: list[Cell] = []
+        self._running: list[StartedRun] = []
         self._failures: list[str] = []
         self._finished = self._skipped = 0
         self._asked = 0
@@ -122,7 +122,7 @@ class Sweep:
         if self._running:
             time.sleep(POLL_SECONDS)
 
-    def _begin(self, number: int, request: Request) -> None:
+    def _begin(self, number: int, request: RunRequest) -> None:
         if not self._startable(number, request):
             return
         config = request.config
@@ -130,9 +130,9 @@ class Sweep:
         self._overview.say(f"[{number}/{len(self._requests)}] {request.command}")
         watched = Watched.starting(config)
         child = Child(config, request.command, log_of(config), self._jobs)
-        self._running.append(Cell(request, child, watched))
+        self._running.append(StartedRun(request, child, watched))
 
-    def _startable(self, number: int, request: Request) -> bool:
+    def _startable(self, number: int, request: RunRequest) -> bool:
         """Whether a run has something to do; one that cannot start is noted as failed."""
         config, problem = request.config, request.problem
         if config and config.engine.num_nodes == 1:  # the directory of several machines' run may be on another
@@ -154,9 +154,9 @@ class Sweep:
         jobs = submit(launcher, pairs) if pairs else []
         for request, (config, _), job in zip(ready, pairs, jobs, strict=True):
             self._overview.say(f"{job.name}: {request.command}")
-            self._running.append(Cell(request, job, Watched.starting(config)))
+            self._running.append(StartedRun(request, job, Watched.starting(config)))
 
-    def _end(self, cell: Cell, code: int) -> None:
+    def _end(self, cell: StartedRun, code: int) -> None:
         name = Path(cell.watched.config.run_dir).name
         took = duration(time.monotonic() - cell.watched.began)
         if code in (0, cli.INTERRUPTED):

@@ -72,7 +72,7 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes on each rank: what is always there, and what each phase adds at its worst moment."""
 
     always: dict[str, float]
@@ -123,9 +123,9 @@ def device_memory(config: Config) -> float:
     return (min(memory, int(limit)) if limit.isdigit() else memory) / config.engine.num_processes
 
 
-def estimate(student: Sizes, teacher: Sizes | None, load: Workload) -> Estimate:
+def estimate(student: Sizes, teacher: Sizes | None, load: Workload) -> MemoryEstimate:
     """What a run needs on each rank."""
-    return Estimate(
+    return MemoryEstimate(
         always=_always(student, teacher, load),
         phases={
             **({"sampling": sampling(student, load)} if load.sampled else {}),
@@ -137,7 +137,7 @@ def estimate(student: Sizes, teacher: Sizes | None, load: Workload) -> Estimate:
 
 def choose(
     config: Config, student: Sizes, teacher: Sizes | None, load: Workload, memory: float
-) -> tuple[Workload, Estimate]:
+) -> tuple[Workload, MemoryEstimate]:
     """What to hold with ``memory`` bytes where the configuration says ``auto``, and how much that is.
 
     The first that fits of: packed row and whole frozen models, the same with frozen models sharded, then both with

@@ -19,7 +19,7 @@ from longctx_rl.policy.weights import fingerprint
 from longctx_rl.report import results
 from longctx_rl.report.experiment import Experiment, check_cells
 from longctx_rl.report.results import Cell, CellScores, Result
-from longctx_rl.report.runs import Asked, Run, find_asked, find_runs, read_evals, run_directories
+from longctx_rl.report.runs import EvaluationFolder, Run, find_asked, find_runs, read_evals, run_directories
 from longctx_rl.report.study import BASE, base_of
 from longctx_rl.runs.metrics import Row
 
@@ -100,7 +100,7 @@ def of_run(run: Run) -> Result:
     )
 
 
-def of_evaluation(asked: Asked) -> Result:
+def of_evaluation(asked: EvaluationFolder) -> Result:
     """What is kept of fixed weights: a row named as their folder."""
     evals = read_evals(asked.path)
     problems = tuple(problem.replace(f"{asked.path}/", "") for _, unread in evals.values() for problem in unread)
@@ -109,7 +109,7 @@ def of_evaluation(asked: Asked) -> Result:
     return Result(name=asked.name, algo=asked.name, seed=None, origin=asked.described, problems=problems, cells=cells)
 
 
-def unanswered(asked: Asked, cells: Mapping[Cell, CellScores]) -> Iterator[str]:
+def unanswered(asked: EvaluationFolder, cells: Mapping[Cell, CellScores]) -> Iterator[str]:
     """What a folder was asked and has not answered, one sentence for each task and length."""
     for suite, wanted in (asked.described.get("asked") or {}).items():
         for task, length, count in wanted:

@@ -60,7 +60,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EvaluationFolder:
     """A folder of ``python -m longctx_rl.evaluate``: weights that no run here trained."""
 
     path: Path
@@ -77,12 +77,12 @@ class Asked:
         return str(self.described.get("checkpoint"))
 
 
-def find_asked(root: Path) -> list[Asked]:
+def find_asked(root: Path) -> list[EvaluationFolder]:
     """All evaluation folders under a folder, sorted by path. Raises ValueError for one that cannot be read."""
     found = []
     for file in sorted(root.rglob("evaluation.json")):
         try:
-            found.append(Asked(file.parent, dict(json.loads(file.read_text(encoding="utf-8")))))
+            found.append(EvaluationFolder(file.parent, dict(json.loads(file.read_text(encoding="utf-8")))))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(
                 f"{file} cannot be read ({error}): ask that checkpoint again into another folder, and remove this one"

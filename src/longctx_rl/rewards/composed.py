@@ -19,7 +19,7 @@ from longctx_rl.rewards.answers import ANSWER_MARK, Grader, final_answer, grade_
 from longctx_rl.rewards.answers import grade_ordered_list as ordered_list
 from longctx_rl.rewards.evidence import evidence_score
 from longctx_rl.rewards.execution import CodeGrader
-from longctx_rl.rewards.judge import Judge, Question
+from longctx_rl.rewards.judge import Judge, JudgeQuestion
 from longctx_rl.types import Example, Reward
 
 JUDGE, EXECUTION = "judge", "execution"
@@ -73,7 +73,7 @@ class Rewarder:
         if waiting:
             assert self._judge is not None
             asked = [
-                Question(one.example.question, one.example.answer, long_answer(one.text))
+                JudgeQuestion(one.example.question, one.example.answer, long_answer(one.text))
                 for one in (answered[index] for index in waiting)
             ]
             for index, score in zip(waiting, self._judge.scores(asked), strict=True):

@@ -32,7 +32,7 @@ class GraderUnavailable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class JudgeQuestion:
     """What the judge is asked."""
 
     question: str
@@ -47,7 +47,7 @@ class Judge:
         self._config = config
         self._endpoint = Endpoint(config, "reward.judge")
 
-    def scores(self, questions: Sequence[Question]) -> list[float | None]:
+    def scores(self, questions: Sequence[JudgeQuestion]) -> list[float | None]:
         """1 or 0 for each, asked concurrently; None where the judge said neither yes nor no, twice.
 
         Raises:
@@ -69,7 +69,7 @@ class Judge:
             decided[index] = None if verdict is None else float(verdict)
         return decided
 
-    def _verdict(self, one: Question) -> bool | None:
+    def _verdict(self, one: JudgeQuestion) -> bool | None:
         """Whether the judge says yes; None if it says neither, or the endpoint refuses this one request."""
         texts = {name: MARKS.sub("", text) for name, text in asdict(one).items()}
         prompt = self._config.prompt.format(**texts)
@@ -83,7 +83,7 @@ class Judge:
         return None
 
 
-def by_rule(one: Question) -> float | None:
+def by_rule(one: JudgeQuestion) -> float | None:
     """A score that needs no judge; None if one is needed."""
     found = words(one.answer)
     if not found:

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
 
-class Draw(LogitsProcessor):
+class TokenDraw(LogitsProcessor):
     """Chooses each sequence's next token, records its log-probability, and leaves ``generate`` no other choice."""
 
     def __init__(self, uniforms: Tensor | None, temperature: float, vocabulary: int | None) -> None:

@@ -26,7 +26,7 @@ from longctx_rl.policy.attention import dispatch
 from longctx_rl.policy.attention.shared_prompts import reading
 from longctx_rl.rollout import SampleRequest
 from longctx_rl.rollout.cache import DecodeCache, Prefill
-from longctx_rl.rollout.choosing import Draw, HalfEnded
+from longctx_rl.rollout.choosing import TokenDraw, HalfEnded
 from longctx_rl.types import Completion
 
 
@@ -168,7 +168,7 @@ class HFSampler:
         live = torch.arange(len(last), device=device)
         done = 0
         while True:
-            draw = Draw(uniforms[live, done:] if uniforms is not None else None, self.temperature, self.vocabulary)
+            draw = TokenDraw(uniforms[live, done:] if uniforms is not None else None, self.temperature, self.vocabulary)
             half = HalfEnded(self.eos_ids, limits[live] - done)
             with reading(cache.prompts):
                 output = model.generate(  # type: ignore[operator]

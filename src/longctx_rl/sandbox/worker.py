@@ -225,7 +225,7 @@ def candidate(request: dict[str, Any], writing: int) -> None:
     os._exit(0)
 
 
-class Sources(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+class CandidateModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Modules from their sources, compiled when they are imported."""
 
     def __init__(self, sources: dict[str, str]) -> None:
@@ -240,7 +240,7 @@ class Sources(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
 def execute(code: str, modules: dict[str, str], entry: str, inputs: list[list[Any]]) -> dict[str, Any]:
     """What ``entry`` returns for each input, or why it does not."""
-    sys.meta_path.insert(0, Sources(modules))
+    sys.meta_path.insert(0, CandidateModules(modules))
     sys.modules["candidate"] = module = types.ModuleType("candidate")
     exec(compile(code, "candidate.py", "exec"), module.__dict__)
     function = module.__dict__[entry]

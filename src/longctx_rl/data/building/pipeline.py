@@ -26,7 +26,7 @@ STAGES = (
 
 
 @dataclass(slots=True)
-class Outcome:
+class BuiltRow:
     """What one place in the plan came to."""
 
     row: dict[str, Any] | None = None
@@ -38,7 +38,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class QuestionKind:
     """A question to be had."""
 
     document: Document
@@ -55,18 +55,18 @@ class Builder:
         self.writer = Endpoint(config.writer, "writer")
         self.responder = Endpoint(config.responder, "responder") if config.responder is not None else None
 
-    def plan(self) -> list[Task]:
+    def plan(self) -> list[QuestionKind]:
         """All questions that are asked for."""
         return [
-            Task(document, task, number)
+            QuestionKind(document, task, number)
             for document in self.documents
             for task, count in self.config.tasks.items()
             for number in range(count)
         ]
 
-    def work(self, task: Task) -> Outcome:
+    def work(self, task: QuestionKind) -> BuiltRow:
         """Attempts until one question withstands every check. Raises EndpointFailed."""
-        outcome = Outcome()
+        outcome = BuiltRow()
         for attempt in range(self.config.attempts):
             reply_text = ""
             try:
@@ -96,7 +96,7 @@ class Builder:
         whole = reply.finish_reason != "length" and bool(reply.text)
         return (reply.text if whole else None), _spent(reply) + Counter(cut_off=int(not whole))
 
-    def _passages(self, task: Task, attempt: int) -> list[str]:
+    def _passages(self, task: QuestionKind, attempt: int) -> list[str]:
         config = self.config
         draw = random.Random(f"{config.seed} {task.document.name} {task.task} {task.number} {attempt}")
         found = choose_passages(
@@ -108,16 +108,16 @@ class Builder:
         )
         return [passage for _, passage in found]
 
-    def _writing(self, task: Task, passages: list[str]) -> str:
+    def _writing(self, task: QuestionKind, passages: list[str]) -> str:
         language = "the language of the passages" if self.config.language == "auto" else self.config.language
         return self.config.prompts.question[task.task].format(passages=_numbered(passages), language=language)
 
-    def _ask(self, prompt: str, outcome: Outcome, temperature: float = 0.0) -> Reply:
+    def _ask(self, prompt: str, outcome: BuiltRow, temperature: float = 0.0) -> Reply:
         reply = self.writer.ask(prompt, temperature=temperature)
         outcome.spent += _spent(reply)
         return reply
 
-    def _checked(self, task: Task, text: str, passages: list[str], outcome: Outcome) -> dict[str, Any]:
+    def _checked(self, task: QuestionKind, text: str, passages: list[str], outcome: BuiltRow) -> dict[str, Any]:
         """The row of a reply that withstands the checks. Raises Rejected."""
         prompts, document = self.config.prompts, task.document.text
         written = parse(text)
@@ -156,7 +156,7 @@ class Builder:
         }
 
 
-def rows_of(builder: Builder) -> Iterator[Outcome]:
+def rows_of(builder: Builder) -> Iterator[BuiltRow]:
     """All outcomes, in the plan's order, some at a time. Raises ValueError when the endpoint fails."""
     plan, block = builder.plan(), 4 * builder.config.writer.concurrency
     for start in range(0, len(plan), block):

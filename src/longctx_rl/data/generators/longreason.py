@@ -41,7 +41,7 @@ MOST_TOKENS = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class MultipleChoiceItem:
     """What is the same in every form."""
 
     reasoning: Reasoning
@@ -56,7 +56,7 @@ class Item:
         return LETTERS[self.right]
 
 
-def _reading(teller: Teller) -> Item:
+def _reading(teller: Teller) -> MultipleChoiceItem:
     rng, cast = teller.rng, teller.cast
     hops = rng.randint(1, 2)
     people = [cast.protagonist(rng) for _ in range(hops + 1)]
@@ -72,7 +72,7 @@ def _reading(teller: Teller) -> Item:
     return _item(rng, "reading", [*facts, *elsewhere], f"who is {topic}?", people[-1], wrong[:3], steps)
 
 
-def _logic(teller: Teller) -> Item:
+def _logic(teller: Teller) -> MultipleChoiceItem:
     rng, cast = teller.rng, teller.cast
     order = [cast.protagonist(rng) for _ in range(4)]
     kind, place = rng.choice((("before", "last"), ("after", "first")))
@@ -82,7 +82,7 @@ def _logic(teller: Teller) -> Item:
     return _item(rng, "logic", facts, question, order[-1], order[:-1], steps)
 
 
-def _arithmetic(teller: Teller) -> Item:
+def _arithmetic(teller: Teller) -> MultipleChoiceItem:
     rng, cast = teller.rng, teller.cast
     people = [cast.protagonist(rng) for _ in range(rng.randint(2, 3))]
     amount = rng.randint(1, MOST)
@@ -107,7 +107,11 @@ def addition(amount: int, total: int) -> str:
     return f"{amount} {'-' if total < amount else '+'} {abs(total - amount)} ="
 
 
-DRAWN: dict[Reasoning, Callable[[Teller], Item]] = {"reading": _reading, "logic": _logic, "arithmetic": _arithmetic}
+DRAWN: dict[Reasoning, Callable[[Teller], MultipleChoiceItem]] = {
+    "reading": _reading,
+    "logic": _logic,
+    "arithmetic": _arithmetic,
+}
 """What draws an item of a kind, the right letter uniformly."""
 
 
@@ -129,11 +133,11 @@ def _item(
     answer: str,
     wrong: Sequence[str],
     steps: tuple[str, ...],
-) -> Item:
+) -> MultipleChoiceItem:
     right = rng.randrange(len(LETTERS))
     options = rng.sample(list(wrong), len(wrong))
     options.insert(right, answer)
-    return Item(reasoning, tuple(facts), question, tuple(options), right, steps)
+    return MultipleChoiceItem(reasoning, tuple(facts), question, tuple(options), right, steps)
 
 
 def generate_any_form(request: Request) -> tuple[Example, ...]:
@@ -166,7 +170,7 @@ def generate_longreason(request: Request, *, form: Form = "context") -> tuple[Ex
     return tuple(_example(request, form, item, document, index) for index, item in enumerate(kept))
 
 
-def _document(request: Request, form: Form, teller: Teller, items: Sequence[Item]) -> str | None:
+def _document(request: Request, form: Form, teller: Teller, items: Sequence[MultipleChoiceItem]) -> str | None:
     """The text that tells the items' facts; None if the length is too short for them."""
     places = request.rng("places")
     facts = [fact for item in items for fact in item.facts]
@@ -185,7 +189,7 @@ def _document(request: Request, form: Form, teller: Teller, items: Sequence[Item
     return f"{HEADER}\n" + "".join(text for _, text in placed).rstrip("\n")
 
 
-def _example(request: Request, form: Form, item: Item, document: str, number: int) -> Example:
+def _example(request: Request, form: Form, item: MultipleChoiceItem, document: str, number: int) -> Example:
     suffix = f"-q{number}" if number else ""
     return Example(
         id=f"{request.family_id}-{form}-L{request.length}{suffix}",

@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import cycle
 
 from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE, Request, fit_units, token_counter
-from longctx_rl.data.generators.ruler_haystacks import NOISE, Asked, Haystack, Maker, haystack_of
+from longctx_rl.data.generators.ruler_haystacks import NOISE, HaystackQuery, Haystack, Maker, haystack_of
 from longctx_rl.data.generators.ruler_sources import Sources
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.types import Evidence, Example
@@ -47,7 +47,9 @@ def generate_ruler(request: Request, *, shape: str, sources: Sources = GENERATED
 
 
 @lru_cache(maxsize=KEPT)
-def _document(request: Request, shapes: tuple[str, ...], make: Maker, sources: Sources) -> tuple[str, dict[str, Asked]]:
+def _document(
+    request: Request, shapes: tuple[str, ...], make: Maker, sources: Sources
+) -> tuple[str, dict[str, HaystackQuery]]:
     """The document that some shapes share, and what they ask about it."""
     made = make(request.rng(f"ruler/{shapes[0]}"), request, sources)
     instruction = f"Memorize {made.about} from the following text. I will ask you afterwards.\n"
@@ -77,7 +79,7 @@ def _hay(request: Request, shapes: tuple[str, ...], made: Haystack, instruction:
     return [*hay, *fit_units((f"{sentence}\n" for sentence in cycle(NOISE)), max(missing, 0), count)]
 
 
-def _example(request: Request, shapes: tuple[str, ...], shape: str, document: str, asked: Asked) -> Example:
+def _example(request: Request, shapes: tuple[str, ...], shape: str, document: str, asked: HaystackQuery) -> Example:
     return Example(
         id=f"{request.family_id}-{shape}-L{request.length}",
         document=document,

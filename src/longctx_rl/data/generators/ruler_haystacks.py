@@ -33,7 +33,7 @@ COMMON, OFTEN, SELDOM = 10, 30, 3
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class HaystackQuery:
     """What a shape asks of a haystack."""
 
     question: str
@@ -52,7 +52,7 @@ class Haystack:
     """What to look for in it, as its instruction says."""
     needles: tuple[str, ...]
     hay: Iterator[str]
-    asked: Mapping[str, Asked]
+    asked: Mapping[str, HaystackQuery]
     """Shape to its question."""
     unit_tokens: int = field(default=UNIT_TOKENS, kw_only=True)
     """More than most lines of hay take."""
@@ -67,12 +67,12 @@ def needle(key: str, kind: str, value: str) -> str:
     return f"One of the special magic {kind} for {key} is: {value}."
 
 
-def ask(kind: str, values: Mapping[str, Sequence[str]]) -> Asked:
+def ask(kind: str, values: Mapping[str, Sequence[str]]) -> HaystackQuery:
     """The question for all values of some keys."""
     answers = tuple(value for of_key in values.values() for value in of_key)
     one = len(answers) == 1
     what = f"the special magic {kind.removesuffix('s') if one else kind} for {', '.join(values)}"
-    return Asked(
+    return HaystackQuery(
         f"What {'is' if one else 'are all'} {what} mentioned in the provided text?",
         answers,
         tuple(needle(key, kind, value) for key, of_key in values.items() for value in of_key),
@@ -95,7 +95,7 @@ def noise(rng: Random, request: Request, sources: Sources) -> Haystack:
     streams = [iter(lines) for lines in told]
     needles = [next(streams[index]) for index in order]
     needles[(place := rng.randrange(len(needles) + 1)) : place] = single.needles
-    variables = Asked(
+    variables = HaystackQuery(
         f"Find all variables that are assigned the value {values[0]} in the text above, directly or through other "
         "variables.",
         tuple(chains[0]),
@@ -170,7 +170,7 @@ def common_words(rng: Random, request: Request, sources: Sources) -> Haystack:
         "the words that come more often than others",
         tuple(listed),
         hay(),
-        {"cwe": Asked(question, tuple(sorted(wanted)))},
+        {"cwe": HaystackQuery(question, tuple(sorted(wanted)))},
     )
 
 
@@ -189,7 +189,7 @@ def frequent_words(rng: Random, request: Request, sources: Sources, *, alpha: fl
         "the frequency of each coded word",
         (" ".join(listed),),
         ("..." for _ in iter(int, 1)),
-        {"fwe": Asked(question, tuple(words[1:4]))},
+        {"fwe": HaystackQuery(question, tuple(words[1:4]))},
     )
 
 
@@ -204,7 +204,7 @@ def paragraphs(rng: Random, request: Request, sources: Sources) -> Haystack:
     for shape, core in cores.items():
         steps = [step.sentence for step in core.query.steps]
         holding = tuple(text for text in texts[shape] if any(step in text for step in steps))
-        asked[shape] = Asked(core.query.question, (core.query.answer,), holding)
+        asked[shape] = HaystackQuery(core.query.question, (core.query.answer,), holding)
     return Haystack(
         "the paragraphs",
         tuple(text for of_shape in texts.values() for text in of_shape),
@@ -221,7 +221,7 @@ def read_paragraphs(shape: str) -> Maker:
         assert path is not None
         found = squad(path) if shape == "qa_1" else hotpot(path)
         one = found.of(request.family)
-        asked = Asked(one.question, one.answers, one.evidence, read=True)
+        asked = HaystackQuery(one.question, one.answers, one.evidence, read=True)
         hay = found.others(rng, one)
         return Haystack("the paragraphs", one.paragraphs, hay, {shape: asked}, unit_tokens=PARAGRAPH_TOKENS)
 

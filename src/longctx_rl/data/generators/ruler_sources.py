@@ -30,7 +30,7 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ReadingQuestion:
     question: str
     answers: tuple[str, ...]
     """Each is right."""
@@ -42,14 +42,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    questions: tuple[Question, ...]
+    questions: tuple[ReadingQuestion, ...]
     paragraphs: tuple[str, ...]
     """Of all questions."""
 
-    def of(self, family: int) -> Question:
+    def of(self, family: int) -> ReadingQuestion:
         return self.questions[family % len(self.questions)]
 
-    def others(self, rng: Random, question: Question) -> Iterator[str]:
+    def others(self, rng: Random, question: ReadingQuestion) -> Iterator[str]:
         """Paragraphs of other questions, without end."""
         others = [one for one in self.paragraphs if one not in question.paragraphs]
         while True:
@@ -93,7 +93,7 @@ def squad(path: str) -> Questions:
     try:
         paragraphs = [one for article in _json(path)["data"] for one in article["paragraphs"]]
         found = [
-            Question(
+            ReadingQuestion(
                 one["question"],
                 tuple(dict.fromkeys(answer["text"] for answer in one["answers"])),
                 (_line(paragraph["context"]),),
@@ -122,13 +122,13 @@ def hotpot(path: str) -> Questions:
             told = {title: _line(f"{title}: {''.join(sentences)}") for title, sentences in one["context"]}
             titles = dict.fromkeys(title for title, _ in one["supporting_facts"])
             evidence = tuple(told[title] for title in titles if title in told)
-            found.append(Question(one["question"], (one["answer"],), tuple(told.values()), evidence))
+            found.append(ReadingQuestion(one["question"], (one["answer"],), tuple(told.values()), evidence))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unreadable("hotpot", path, error, "HotpotQA's hotpot_dev_distractor_v1.json") from error
     return _questions("hotpot", path, found, [text for one in found for text in one.paragraphs])
 
 
-def _questions(name: str, path: str, found: list[Question], texts: list[str]) -> Questions:
+def _questions(name: str, path: str, found: list[ReadingQuestion], texts: list[str]) -> Questions:
     paragraphs = tuple(dict.fromkeys(texts))
     if not found or all(len(one.paragraphs) == len(paragraphs) for one in found):
         raise ValueError(f"eval.suites.ruler.{name}={path} has too few questions or paragraphs: give the whole set")

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from longctx_rl.evals import records, summary
 from longctx_rl.evals.records import ItemRecord
-from longctx_rl.evals.summary import Cell
+from longctx_rl.evals.summary import CellSummary
 from longctx_rl.stats import Estimate
 
 Key = tuple[str, int]
@@ -22,7 +22,7 @@ DEPTHS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Suite:
+class SuiteRecords:
     """A suite's records, by cell, in the order in which they were asked for."""
 
     name: str
@@ -30,7 +30,7 @@ class Suite:
     """Items that the latest evaluation asked for; of a suite that is read, those that there are."""
     groups: Mapping[Key, list[ItemRecord]]
     """Of every cell that was asked for or answered; empty: not answered yet."""
-    cells: Mapping[Key, Cell]
+    cells: Mapping[Key, CellSummary]
     """What is answered."""
 
     @property
@@ -58,7 +58,7 @@ class Results:
     checkpoint: str
     weights: str
     dtype: str
-    suites: tuple[Suite, ...]
+    suites: tuple[SuiteRecords, ...]
 
     def missing(self) -> str:
         """What was asked for and is not answered, suite by suite; empty if nothing is."""
@@ -105,7 +105,7 @@ def load(folder: Path) -> Results:
     return Results(checkpoint, weights, dtype, tuple(suites))
 
 
-def _suite(name: str, asked: Mapping[Key, int], found: Iterable[ItemRecord]) -> Suite:
+def _suite(name: str, asked: Mapping[Key, int], found: Iterable[ItemRecord]) -> SuiteRecords:
     groups: dict[Key, list[ItemRecord]] = defaultdict(list)
     for record in sorted(found, key=lambda record: record.id):
         groups[record.task, record.length].append(record)
@@ -114,9 +114,9 @@ def _suite(name: str, asked: Mapping[Key, int], found: Iterable[ItemRecord]) -> 
     return _with_cells(name, asked, {key: groups.get(key, []) for key in order})
 
 
-def _with_cells(name: str, asked: Mapping[Key, int], groups: Mapping[Key, list[ItemRecord]]) -> Suite:
+def _with_cells(name: str, asked: Mapping[Key, int], groups: Mapping[Key, list[ItemRecord]]) -> SuiteRecords:
     cells = {key: cell for key, group in groups.items() for cell in summary.cells(group)}
-    return Suite(name, asked, groups, cells)
+    return SuiteRecords(name, asked, groups, cells)
 
 
 def measures(group: Sequence[ItemRecord]) -> dict[str, float]:
@@ -140,7 +140,7 @@ def measures(group: Sequence[ItemRecord]) -> dict[str, float]:
     return found
 
 
-def by_part(suite: Suite, part: str) -> Suite:
+def by_part(suite: SuiteRecords, part: str) -> SuiteRecords:
     """The same suite with one part as its score; records that lack it are left out."""
     groups = {
         key: [replace(record, score=record.parts[part]) for record in group if part in record.parts]
@@ -149,7 +149,7 @@ def by_part(suite: Suite, part: str) -> Suite:
     return _with_cells(suite.name, suite.asked, groups)
 
 
-def mean_by_length(suite: Suite) -> dict[int, Estimate]:
+def mean_by_length(suite: SuiteRecords) -> dict[int, Estimate]:
     """The mean of all tasks at each length at which all are complete, so that lengths compare like with like.
 
     Tasks weigh the same: of one that was asked more, the first items by id, as many as the others have.
@@ -168,7 +168,7 @@ def effective_length(means: Mapping[int, Estimate]) -> int | None:
     return max((length for length, mean in means.items() if mean.value >= EFFECTIVE), default=None)
 
 
-def retention(suite: Suite, base: str = "short") -> list[Conditional]:
+def retention(suite: SuiteRecords, base: str = "short") -> list[Conditional]:
     """P(pass | pass ``base``) of each cell with a length, item by item: what length alone takes away.
 
     Families are independent, so where all scores are 0 or 1 the interval is Wilson's. Families that lack one of the two
@@ -183,7 +183,7 @@ def retention(suite: Suite, base: str = "short") -> list[Conditional]:
     return found
 
 
-def depth_map(suite: Suite, task: str) -> dict[tuple[int, int], tuple[float, int]]:
+def depth_map(suite: SuiteRecords, task: str) -> dict[tuple[int, int], tuple[float, int]]:
     """Mean score and number of items by length and part of the document, 0 to ``DEPTHS - 1``, in which the first
     evidence lies. Items without evidence, or without length, are left out."""
     cells: dict[tuple[int, int], list[float]] = defaultdict(list)
@@ -194,7 +194,7 @@ def depth_map(suite: Suite, task: str) -> dict[tuple[int, int], tuple[float, int
     return {key: (fmean(scores), len(scores)) for key, scores in sorted(cells.items())}
 
 
-def examples(suite: Suite, task: str) -> tuple[ItemRecord | None, ItemRecord | None]:
+def examples(suite: SuiteRecords, task: str) -> tuple[ItemRecord | None, ItemRecord | None]:
     """One item of a task that is right and the one that is most wrong, each of the longest prompts that have one."""
     longest_first = [group for (name, _), group in reversed(list(suite.groups.items())) if name == task]
     ordered = [record for group in longest_first for record in group]

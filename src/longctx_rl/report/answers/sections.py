@@ -3,7 +3,7 @@
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.summary import percent
 from longctx_rl.report.answers import charts, evaluation_folder, markup
-from longctx_rl.report.answers.evaluation_folder import DEPTHS, EFFECTIVE, Suite
+from longctx_rl.report.answers.evaluation_folder import DEPTHS, EFFECTIVE, SuiteRecords
 from longctx_rl.report.answers.markup import text
 from longctx_rl.stats import Estimate
 
@@ -33,7 +33,7 @@ TOGETHER = "all tasks"
 RULER_TASKS = 13
 
 
-def section(suite: Suite) -> str:
+def section(suite: SuiteRecords) -> str:
     """Everything about one suite; for one that was not begun, that it was not."""
     name = text(suite.name)
     about = f"<p>{text(ABOUT[suite.name])}</p>\n" if suite.name in ABOUT else ""
@@ -47,7 +47,7 @@ def share(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _cells(suite: Suite) -> str:
+def _cells(suite: SuiteRecords) -> str:
     measured = {key: evaluation_folder.measures(group) for key, group in suite.groups.items() if group}
     columns = [name for name in MEASURES if any(name in found for found in measured.values())]
     rows: list[list[str]] = []
@@ -72,14 +72,14 @@ def _cells(suite: Suite) -> str:
     )
 
 
-def _variants(suite: Suite) -> dict[str, Suite]:
+def _variants(suite: SuiteRecords) -> dict[str, SuiteRecords]:
     """Scores that stand side by side."""
     if suite.name != "ruler":
         return {"score": suite}
     return {"RULER's recall": evaluation_folder.by_part(suite, "recall"), "strict": suite}
 
 
-def _effective_length(suite: Suite, means: dict[str, dict[int, Estimate]]) -> str:
+def _effective_length(suite: SuiteRecords, means: dict[str, dict[int, Estimate]]) -> str:
     rows = [
         [str(length), *(percent(one[length]) if length in one else NONE for one in means.values())]
         for length in suite.lengths
@@ -98,7 +98,7 @@ def _effective_length(suite: Suite, means: dict[str, dict[int, Estimate]]) -> st
     )
 
 
-def _retention(suite: Suite) -> str:
+def _retention(suite: SuiteRecords) -> str:
     if not suite.groups.get(("short", 0)):
         return ""
     rows = [
@@ -110,7 +110,7 @@ def _retention(suite: Suite) -> str:
     return f"<h3>Retention</h3>\n<p>{note}</p>\n{markup.table('Retention, in percent.', head, rows)}"
 
 
-def _by_length(suite: Suite) -> str:
+def _by_length(suite: SuiteRecords) -> str:
     """Curves, and of RULER the effective length that they show."""
     variants = _variants(suite)
     means = {name: evaluation_folder.mean_by_length(one) for name, one in variants.items()}
@@ -127,7 +127,7 @@ def _by_length(suite: Suite) -> str:
     return effective + markup.figures("By length", "Percent by prompt length. Bars are 95 % intervals.", drawn)
 
 
-def _curve(suite: Suite, task: str, series: dict[str, dict[int, Estimate]]) -> str:
+def _curve(suite: SuiteRecords, task: str, series: dict[str, dict[int, Estimate]]) -> str:
     references = {one: cell.score.value for (one, length), cell in suite.cells.items() if not length}
     if suite.name == "ruler":
         references["RULER's threshold"] = EFFECTIVE
@@ -149,7 +149,7 @@ def _curve(suite: Suite, task: str, series: dict[str, dict[int, Estimate]]) -> s
     return markup.figure(task, drawing, f"dashed: {dashed}" if dashed else "")
 
 
-def _maps(suite: Suite) -> str:
+def _maps(suite: SuiteRecords) -> str:
     parts = [f"{100 * part // DEPTHS}-{100 * (part + 1) // DEPTHS} %" for part in range(DEPTHS)]
     lengths, drawn = suite.lengths, []
     for task in suite.tasks:
@@ -178,7 +178,7 @@ def _maps(suite: Suite) -> str:
     return markup.figures("By length and depth", note, drawn)
 
 
-def _examples(suite: Suite) -> str:
+def _examples(suite: SuiteRecords) -> str:
     blocks = []
     for task in suite.tasks:
         right, wrong = evaluation_folder.examples(suite, task)

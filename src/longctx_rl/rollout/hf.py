@@ -26,7 +26,7 @@ from longctx_rl.policy.attention import dispatch
 from longctx_rl.policy.attention.shared_prompts import reading
 from longctx_rl.rollout import SampleRequest
 from longctx_rl.rollout.cache import DecodeCache, Prefill
-from longctx_rl.rollout.choosing import TokenDraw, HalfEnded
+from longctx_rl.rollout.choosing import HalfEnded, TokenDraw
 from longctx_rl.types import Completion
 
 

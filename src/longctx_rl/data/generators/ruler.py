@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import cycle
 
 from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE, Request, fit_units, token_counter
-from longctx_rl.data.generators.ruler_haystacks import NOISE, HaystackQuery, Haystack, Maker, haystack_of
+from longctx_rl.data.generators.ruler_haystacks import NOISE, Haystack, HaystackQuery, Maker, haystack_of
 from longctx_rl.data.generators.ruler_sources import Sources
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.types import Evidence, Example

@@ -8,8 +8,8 @@ import pytest
 from transformers import Qwen3Config
 
 from longctx_rl import doctor
-from longctx_rl.__main__ import composed
-from longctx_rl.training import parts
+from longctx_rl.config.compose import composed
+from longctx_rl.training import assembly
 
 
 @pytest.fixture
@@ -46,20 +46,20 @@ def test_the_doctor_knows_what_auto_would_take(models: list[str], capsys: pytest
     long = [*models, "context=20000", "rollout.max_new_tokens=16000", "memory=45", "devices=8"]
     long += ["algo.kd.estimator=topk", "model.scoring_chunk=64", "batch.micro_batch_tokens=1"]
     peaks = {}
-    for mode in ("packed", "scheduled", "auto"):
+    for mode in ("packed", "one_at_a_time", "auto"):
         doctor.diagnose([*long, f"batch.backward={mode}"])
         first, *_, last = capsys.readouterr().out.splitlines()
         peaks[mode] = first.rpartition("batch.backward=")[2].partition(",")[0], last
-    assert peaks["packed"][0] == "packed" and peaks["packed"][1].startswith("would fit with batch.backward=scheduled")
-    assert peaks["auto"] == peaks["scheduled"] and peaks["auto"][1].startswith("fits: ")
+    assert peaks["packed"][0] == "packed" and "would fit with batch.backward=one_at_a_time" in peaks["packed"][1]
+    assert peaks["auto"] == peaks["one_at_a_time"] and peaks["auto"][1].startswith("fits: ")
 
 
-def test_a_teacher_is_whole_on_every_rank_where_it_fits(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_teacher_is_replicated_if_it_fits(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     run = [*models, "context=8192", "devices=8", "batch.micro_batch_tokens=1"]
-    for memory, kind in ((80, "sharded"), (160, "whole")):
+    for memory, kind in ((80, "sharded"), (160, "replicated")):
         assert doctor.diagnose([*run, f"memory={memory}"])
         assert capsys.readouterr().out.splitlines()[0].endswith(f"engine.frozen_weights={kind}")
-    assert not doctor.diagnose([*run, "memory=80", "engine.frozen_weights=whole"])
+    assert not doctor.diagnose([*run, "memory=80", "engine.frozen_weights=replicated"])
     assert "engine.frozen_weights=sharded" in capsys.readouterr().out.splitlines()[-1]
 
 
@@ -70,14 +70,14 @@ def test_advice_leaves_out_what_saves_nothing(models: list[str], capsys: pytest.
     capsys.readouterr()
     assert not doctor.diagnose([*run, "devices=2"])
     advice = capsys.readouterr().out.splitlines()[-1]
-    assert "devices=4" in advice and "scheduled" not in advice
+    assert "devices=4" in advice and "one_at_a_time" not in advice
 
 
 def test_a_run_that_may_not_fit_says_so_before_it_loads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     config = composed(["+algo=dgrpo"])
-    assert "may not fit" not in parts.plan_memory(config)[1]
-    monkeypatch.setattr(parts, "device_memory", lambda _: 1e6)
-    assert "that may not fit: python -m longctx_rl.doctor" in parts.plan_memory(config)[1]
+    assert "may not fit" not in assembly.plan_memory(config)[1]
+    monkeypatch.setattr(assembly, "device_memory", lambda _: 1e6)
+    assert "that may not fit: python -m longctx_rl.doctor" in assembly.plan_memory(config)[1]
 
 
 def test_more_than_any_setting_can_save(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""``python -m longctx_rl.evaluate``: answers are kept, an interrupted one goes on, what cannot be is said."""
+"""``python -m longctx_rl.evaluate``: answers are kept, interrupted evaluations continue, and errors name the fix."""
 
 import json
 import os
@@ -12,49 +12,54 @@ from typing import Any
 import psutil
 import pytest
 
+from evals.tables import rows
 from longctx_rl import evaluate as command
-from longctx_rl.__main__ import composed_evaluate
+from longctx_rl.config.compose import composed_evaluate
 from longctx_rl.config.model import YarnConfig
-from longctx_rl.evals import asking, kl, records
+from longctx_rl.evals import answering, checkpoint_evaluation, kl, records
+from longctx_rl.evals.folder import locked
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.policy.loading import load_model, load_tokenizer
 from longctx_rl.report.answers.evaluation_folder import load
 from longctx_rl.runs.wandb import evaluation_settings
-from longctx_rl.sandbox import isolation
+from longctx_rl.sandbox import probe
 from longctx_rl.types import Example
-from sandbox.test_function_tests import HUMANEVAL
+from sandbox.function_problems import HUMANEVAL
 
-BACKEND = "rlimit" if isolation.failure("bwrap") else "bwrap"
+BACKEND = "rlimit" if probe.failure("bwrap") else "bwrap"
 SMALL = ["checkpoint=mini-student", "rollout.max_new_tokens=48", f"sandbox={BACKEND}"]
 SHORT = ["eval=heldout", "eval.suites.heldout.lengths=[256]"]
 LONG = ["eval=heldout", "eval.suites.heldout.lengths=[1024]"]
-"""Where the student errs, and so shows what positions it was given."""
+"""The student errs at this length, so its answers depend on its positions."""
 
 
 def run(out: Path, *overrides: str) -> str:
     return command.evaluate(composed_evaluate([*SMALL, f"out={out}", *overrides]))
 
 
-def test_answers_are_kept_and_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def places(table: str) -> list[tuple[str, str, str]]:
+    """Task, length and number of items of every row."""
+    return [(row["task"], row["length"], row["n"]) for row in rows(table)]
+
+
+def test_answers_are_kept_and_not_evaluated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = run(tmp_path, *SHORT, "eval.items=4")
-    assert [line.split()[:3] for line in table.splitlines()[3:-2]] == [
-        ["grounding", "256", "4"], ["longform", "256", "4"], ["multihop", "256", "4"],
-    ]  # fmt: skip
-    assert table.splitlines()[-1] == f"page: {tmp_path / 'index.html'}"
+    assert places(table) == [(task, "256", "4") for task in ("grounding", "longform", "multihop")]
+    assert f"page: {tmp_path / 'index.html'}" in table.splitlines()
     assert "Evaluation of mini-student" in (tmp_path / "index.html").read_text(encoding="utf-8")
     first = records.read(tmp_path / "evals" / "heldout.jsonl")
-    asked: list[str] = []
-    plain = asking.answer
+    evaluated: list[str] = []
+    plain = answering.answer
 
     def counting(*arguments: Any, **options: Any) -> list[ItemRecord]:
-        asked.extend(item.example.id for item in arguments[3])
+        evaluated.extend(item.example.id for item in arguments[3])
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(asking, "answer", counting)
-    assert run(tmp_path, *SHORT, "eval.items=4") == table and not asked
+    monkeypatch.setattr(answering, "answer", counting)
+    assert run(tmp_path, *SHORT, "eval.items=4") == table and not evaluated
     more = run(tmp_path, *SHORT, "eval.items=5")
-    assert len(asked) == 3 and {line.split()[2] for line in more.splitlines()[3:-2]} == {"5"}
+    assert len(evaluated) == 3 and {row["n"] for row in rows(more)} == {"5"}
     assert records.read(tmp_path / "evals" / "heldout.jsonl")[: len(first)] == first
 
 
@@ -86,27 +91,27 @@ def test_labels_that_share_the_items_of_a_length(tmp_path: Path) -> None:
     """Seven items of three labels are three of each, the same families, and the length's own row is their mean."""
     share = [*SHORT, "+eval.suites.heldout.shared_items=true"]
     table = run(tmp_path, *share, "eval.items=7")
-    rows = [line.split() for line in table.splitlines()[3:-2]]
-    assert [(*row[:3],) for row in rows] == [
+    assert places(table) == [
         ("grounding", "256", "3"), ("longform", "256", "3"), ("multihop", "256", "3"), ("all", "256", "9"),
     ]  # fmt: skip
-    assert float(rows[-1][3]) == pytest.approx(sum(float(row[3]) for row in rows[:-1]) / 3, abs=0.1)
+    *tasks, mean = (float(row["score"].split()[0]) for row in rows(table))
+    assert mean == pytest.approx(sum(tasks) / 3, abs=0.1)
     found = records.read(tmp_path / "evals" / "heldout.jsonl")
     assert {one.family_id for one in found} == {
         f"{task}-test-00000{number}" for task in ("grounding", "longform", "multihop") for number in range(3)
     }
     assert load(tmp_path).missing() == ""
-    assert {row.split()[2] for row in run(tmp_path, *SHORT, "eval.items=7").splitlines()[3:-2]} == {"7"}
+    assert {row["n"] for row in rows(run(tmp_path, *SHORT, "eval.items=7"))} == {"7"}
 
 
 def test_batches_are_small_where_prompts_are_long() -> None:
-    """What is answered and not yet written is lost with a killed process."""
+    """Answers that are not yet written are lost with a killed process."""
 
     def item(number: int, length: int) -> Item:
         text = str(number)
         return Item("x", Example(id=text, document=text, question="", answer="", task="ruler", length=length), None)
 
-    found = asking.batches([item(n, length) for length in (0, 2048, 131_072) for n in range(300)], 4 * 65_536)
+    found = answering.batches([item(n, length) for length in (0, 2048, 131_072) for n in range(300)], 4 * 65_536)
     sizes = {batch[0].example.length: len(batch) for batch in found[::-1]}
     assert sizes == {0: 128, 2048: 128, 131_072: 2}
     assert sorted(one.example.id for batch in found for one in batch) == sorted(
@@ -115,21 +120,24 @@ def test_batches_are_small_where_prompts_are_long() -> None:
     assert all(len({one.example.length for one in batch}) == 1 for batch in found)
 
 
-def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
+def test_a_killed_evaluation_continues(tmp_path: Path) -> None:
     arguments = [*SMALL, f"out={tmp_path}", *SHORT, "eval.items=64", "threads=1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "longctx_rl.evaluate", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     path = tmp_path / "evals" / "heldout.jsonl"
     deadline = time.monotonic() + 240
-    while not path.exists() or path.read_bytes().count(b"\n") < asking.BATCH:  # the first of three batches is written
+    while (
+        not path.exists() or path.read_bytes().count(b"\n") < answering.BATCH
+    ):  # the first of three batches is written
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     kept = records.read(path)
     assert 0 < len(kept) < 192
-    assert process.returncode == 130 and b"the same command goes on where it stopped" in said
+    assert process.returncode == 130 and b"the same command" in errors
+    assert b"loading mini-student (torch, transformers)\n" in errors
     with path.open("a") as file:
         file.write('{"step": 0, "id": "cut')
     run(tmp_path, *SHORT, "eval.items=64")
@@ -138,7 +146,7 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
 
 
 def started(out: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    """An evaluation by two processes, once both have answered something and before they are done."""
+    """An evaluation by two processes, after both have written answers and before they are done."""
     arguments = [*SMALL, f"out={out}", *SHORT, "threads=1", "processes=2", *overrides]
     command_line = [sys.executable, "-m", "longctx_rl.evaluate", *arguments]
     running = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -150,7 +158,7 @@ def started(out: Path, *overrides: str) -> subprocess.Popen[bytes]:
 
 
 def children_of(running: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The two processes that answer, not the tracker of their resources nor what code runs in."""
+    """The two processes that answer, without the resource tracker and the sandbox's workers."""
     return [one for one in psutil.Process(running.pid).children() if "spawn_main" in " ".join(one.cmdline())]
 
 
@@ -159,9 +167,9 @@ def test_processes_share_an_evaluation_and_any_of_them_can_be_killed(tmp_path: P
     children = children_of(running)
     assert len(children) == 2
     children[0].kill()
-    _, said = running.communicate(timeout=240)
+    _, errors = running.communicate(timeout=240)
     assert running.returncode == 2
-    assert b"ended with exit code -9 (" in said and b"the same command goes on from there" in said
+    assert b"exit code -9 (" in errors and b"the same command" in errors
     path = tmp_path / "evals" / "heldout.jsonl"
     kept = records.read(path)  # of both: the parent has merged them
     assert [one.name for one in path.parent.iterdir()] == [path.name] and 0 < len(kept) < 600
@@ -178,7 +186,7 @@ def test_processes_share_an_evaluation_and_any_of_them_can_be_killed(tmp_path: P
         file.write('{"step": 0, "id": "cut')
     assert answered and not {one.id for one in answered} & {one.id for one in kept}
 
-    # Another number of processes goes on: nothing is lost, nothing asked twice.
+    # Another number of processes continues: nothing is lost, and nothing is evaluated twice.
     table = run(tmp_path, *SHORT, "eval.items=200")
     found = records.read(path)
     assert found[: len(kept)] == kept and {one.id for one in answered} <= {one.id for one in found}
@@ -186,87 +194,97 @@ def test_processes_share_an_evaluation_and_any_of_them_can_be_killed(tmp_path: P
     assert run(tmp_path, *SHORT, "eval.items=200", "processes=2", "threads=1") == table
 
 
-def test_what_a_process_cannot_do_is_said_once(tmp_path: Path) -> None:
+def test_an_error_of_several_processes_is_reported_once(tmp_path: Path) -> None:
     run(tmp_path, *SHORT, "eval.items=2")
     path = tmp_path / "evals" / "heldout.jsonl"
     path.write_text(path.read_text().replace('"prompt_hash": "', '"prompt_hash": "x'))
-    with pytest.raises(ValueError, match=r"answers other prompts \(.*choose another out=FOLDER"):
+    with pytest.raises(ValueError, match=r"heldout\.jsonl .*: choose another out=FOLDER$"):
         run(tmp_path, *SHORT, "eval.items=2", "processes=2")
 
 
 @pytest.mark.parametrize(
-    ("overrides", "sentence"),
+    ("overrides", "key", "fix"),
     [
-        (["eval=typo"], "eval=typo: choose one of ablation, all, code, heldout, longblocks, longreason, "),
-        (["eval=none"], "eval=none asks nothing: choose eval=all, or a suite"),
-        (["eval.items=0"], "eval.items=0: set it above 0"),
-        (["processes=0"], "processes=0: set it above 0"),
-        (["eval=ruler", "eval.suites.ruler.answer_slack=-1"], "answer_slack=-1: set it to 0 or more, or null"),
-        (["eval.first=-1"], "eval.first=-1: set it to 0 or more"),
+        (["eval=typo"], "eval=typo", "ablation, all, code, heldout, longblocks, longreason, "),
+        (["eval=none"], "eval=none", "choose eval=all, or a suite"),
+        (["eval.items=0"], "eval.items=0", "above 0"),
+        (["processes=0"], "processes=0", "above 0"),
+        (["eval=ruler", "eval.suites.ruler.answer_slack=-1"], "answer_slack=-1", "0 or more, or null"),
+        (["eval.first=-1"], "eval.first=-1", "0 or more"),
         (["eval=heldout", "+eval.suites.rular={labels:[a],lengths:[1],max_new_tokens:1}"],
-         "eval.suites.rular does not exist: choose from heldout, longreason, ruler, code"),
-        (["eval=code", "eval.suites.code.labels=[buried]"], "eval.suites.code.labels=buried does not exist"),
+         "eval.suites.rular", "heldout, longreason, ruler, code"),
+        (["eval=code", "eval.suites.code.labels=[buried]"], "eval.suites.code.labels=buried", "closed, short, "),
         (["eval=heldout", "eval.suites.heldout.lengths=[8192]"],
-         "eval.suites.heldout.lengths needs 8404 tokens with the answer, but the context of mini-student is 4096: "
-         "lower it, or stretch the model, yarn='{factor: 4.0, original_context: 32768}'"),
-        (["yarn={factor: 1.0, original_context: 4096}"], "yarn.factor=1.0, original_context=4096: need a factor"),
-        (["eval=heldout", "checkpoint=nowhere"], "model nowhere not found: give a directory, a Hub id"),
-        (["eval=heldout", "eval.suites.heldout.lengths=[32]"], "raise length=32"),
-        (["itmes=3"], "unknown key itmes: "),
+         "eval.suites.heldout.lengths needs 8404 tokens", "yarn='{factor: 4.0, original_context: 32768}'"),
+        (["yarn={factor: 1.0, original_context: 4096}"], "yarn.factor=1.0, original_context=4096", "factor above 1"),
+        (["eval=heldout", "checkpoint=nowhere"], "model nowhere", "give a directory, a Hub id"),
+        (["eval=heldout", "eval.suites.heldout.lengths=[32]"], "length=32", "raise"),
+        (["eval=longreason_hub", "eval.suites.longreason_hub.path=/nowhere"], "/nowhere",
+         "eval.suites.longreason_hub.path"),
+        (["itmes=3"], "itmes", "unknown key itmes: "),
     ],
 )  # fmt: skip
-def test_what_cannot_be_evaluated(tmp_path: Path, overrides: list[str], sentence: str) -> None:
+def test_refused_configurations(tmp_path: Path, overrides: list[str], key: str, fix: str) -> None:
     with pytest.raises(ValueError) as error:
         run(tmp_path / "out", *overrides)
-    assert sentence in str(error.value)
+    assert key in str(error.value) and fix in str(error.value)
 
 
 def test_a_stretched_model_says_so_itself(tmp_path: Path) -> None:
-    """The export of a run with model.yarn is asked as it was trained; what it started from is stretched by yarn."""
+    """The export of a run with model.yarn is evaluated as it was trained; yarn stretches the model it started from."""
     yarn = YarnConfig(factor=4.0, original_context=4096)
     model, tokenizer = load_model("mini-student", yarn), load_tokenizer("mini-student")
     model.save_pretrained(tmp_path / "export")
     tokenizer.save_pretrained(tmp_path / "export")
-    asked = {
+    settings = {
         "export": [f"checkpoint={tmp_path / 'export'}"],
         "base": ["yarn={factor: 4.0, original_context: 4096}"],
         "plain": [],
     }
     outputs = {}
-    for name, overrides in asked.items():
-        run(tmp_path / "asked" / name, *LONG, "eval.items=2", *overrides)
-        outputs[name] = [one.output for one in records.read(tmp_path / "asked" / name / "evals" / "heldout.jsonl")]
+    for name, overrides in settings.items():
+        run(tmp_path / "out" / name, *LONG, "eval.items=2", *overrides)
+        outputs[name] = [one.output for one in records.read(tmp_path / "out" / name / "evals" / "heldout.jsonl")]
     assert outputs["export"] == outputs["base"] != outputs["plain"]
-    long = composed_evaluate([*asked["export"], "out=x", "eval=heldout", "eval.suites.heldout.lengths=[8192]"])
-    command.check_fit(long, load_model(long.checkpoint), tokenizer)
-    with pytest.raises(ValueError, match=r"holds answers of other positions \(mini-student, .*yarn"):
-        run(tmp_path / "asked" / "base", *LONG, "eval.items=2")
+    long = composed_evaluate([*settings["export"], "out=x", "eval=heldout", "eval.suites.heldout.lengths=[8192]"])
+    checkpoint_evaluation.check_fit(long, load_model(long.checkpoint), tokenizer)
+    with pytest.raises(ValueError, match=r"positions \(mini-student, .*yarn.*: choose another out=FOLDER"):
+        run(tmp_path / "out" / "base", *LONG, "eval.items=2")
 
 
 def test_folders_of_other_weights_and_missing_settings(tmp_path: Path) -> None:
     run(tmp_path, *SHORT, "eval.items=1")
-    with pytest.raises(ValueError, match=r"holds answers of other weights .*choose another out=FOLDER"):
+    with pytest.raises(ValueError, match=r"weights \(mini-student, .*: choose another out=FOLDER"):
         run(tmp_path, *SHORT, "eval.items=1", "checkpoint=mini-teacher")
-    with pytest.raises(ValueError, match=r"holds answers of other dtype \(mini-student, float32\)"):
+    with pytest.raises(ValueError, match=r"dtype \(mini-student, float32\): choose another out=FOLDER"):
         run(tmp_path, *SHORT, "eval.items=1", "dtype=bfloat16")
-    with pytest.raises(ValueError, match=r"another token limit: set eval\.suites\.heldout\.max_new_tokens=48, or"):
+    with pytest.raises(ValueError, match=r"set eval\.suites\.heldout\.max_new_tokens=48, or"):
         run(tmp_path, *SHORT, "eval.items=1", "rollout.max_new_tokens=49")
-    with pytest.raises(ValueError, match=r"another token limit: set eval\.suites\.heldout\.answer_slack=null, or"):
+    with pytest.raises(ValueError, match=r"set eval\.suites\.heldout\.answer_slack=null, or"):
         run(tmp_path, *SHORT, "eval.items=1", "+eval.suites.heldout.answer_slack=9")
     (tmp_path / "run" / "evals").mkdir(parents=True)
-    with pytest.raises(ValueError, match="is a training run's folder"):
+    with pytest.raises(ValueError, match=r"training run.*: choose another out=FOLDER"):
         run(tmp_path / "run", *SHORT, "eval.items=1")
-    with pytest.raises(ValueError, match="give a checkpoint: checkpoint=FOLDER"):
+    with pytest.raises(ValueError, match="checkpoint=FOLDER"):
         composed_evaluate(["out=x"])
-    with pytest.raises(ValueError, match="give a folder for the results: out=FOLDER"):
+    with pytest.raises(ValueError, match="out=FOLDER"):
         composed_evaluate(["checkpoint=mini-student"])
     path = tmp_path / "evals" / "heldout.jsonl"
     path.write_text(path.read_text().replace('"prompt_hash": "', '"prompt_hash": "x'))
-    with pytest.raises(ValueError, match=r"answers other prompts \(.*choose another out=FOLDER"):
+    with pytest.raises(ValueError, match=r"heldout\.jsonl .*: choose another out=FOLDER"):
         run(tmp_path, *SHORT, "eval.items=1")
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"cannot be written .*choose another out"):
+    with pytest.raises(ValueError, match=r"cannot be written .*: choose another out=FOLDER"):
         run(tmp_path / "file" / "below", *SHORT, "eval.items=1")
+
+
+def test_a_folder_that_another_evaluation_writes_is_refused(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        owner = rf"process {os.getpid()} on .*"
+        with pytest.raises(ValueError, match=rf"another evaluation \({owner}\).*: choose"), locked(tmp_path):
+            pass
+    with locked(tmp_path):
+        pass
 
 
 def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
@@ -275,7 +293,7 @@ def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("mini-student")
     tokenizer.add_tokens(["<one more>"])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(ValueError, match="1025 tokens and mini-student knows 1024: give the tokenizer"):
+    with pytest.raises(ValueError, match=r"1025 tokens.* 1024.*tokenizer=FOLDER"):
         run(tmp_path / "out", *SHORT, f"tokenizer={tmp_path / 'tokenizer'}")
 
 
@@ -289,25 +307,26 @@ def test_a_tokenizer_with_other_tokens_of_the_same_number(tmp_path: Path) -> Non
     (first, one), (second, two) = list(tokens.items())[300:302]
     tokens[first], tokens[second] = two, one
     path.write_text(json.dumps(described))
-    with pytest.raises(ValueError, match=r"has other tokens than mini-student's own \(2 of 1024 differ\): leave"):
+    with pytest.raises(ValueError, match=r"mini-student's own \(2 of 1024 differ\): set tokenizer=null, or"):
         run(tmp_path / "out", *SHORT, f"tokenizer={tmp_path / 'tokenizer'}")
 
 
 def test_the_distance_to_a_base_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distance = ["kl.base=mini-student", "kl.items=1", "kl.max_new_tokens=8"]
-    table = run(tmp_path, *SHORT, "eval.items=1", *distance).partition("KL to mini-student\n")[2].splitlines()[:-2]
-    assert [line.split()[0] for line in table[2:]] == ["multihop", "grounding", "longform", "original", "short", "all"]
-    assert {line.split()[3] for line in table[2:]} == {"0.0000"}
+    output = run(tmp_path, *SHORT, "eval.items=1", *distance)
+    table = rows(output.partition("KL to mini-student\n")[2])
+    assert [row["task"] for row in table] == ["multihop", "grounding", "longform", "original", "short", "all"]
+    assert {row["nats per token"].split()[0] for row in table} == {"0.0000"}
     monkeypatch.setattr(kl, "token_kl", None)
-    assert run(tmp_path, *SHORT, "eval.items=1", *distance).splitlines()[-2 - len(table) : -2] == table
+    assert run(tmp_path, *SHORT, "eval.items=1", *distance) == output
     with pytest.raises(ValueError, match=r"kl\.items=0: set it above 0"):
         run(tmp_path, *SHORT, "kl.items=0")
     with pytest.raises(ValueError, match="nowhere"):
         run(tmp_path / "other", *SHORT, "kl.base=nowhere")
-    assert not (tmp_path / "other").exists()  # said before anything is asked
+    assert not (tmp_path / "other").exists()  # refused before anything is evaluated
 
 
-def test_suites_of_files_are_asked_where_they_are_given(tmp_path: Path) -> None:
+def test_suites_of_files_are_evaluated_if_their_path_is_set(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in HUMANEVAL[:2]))
     settings = ["eval=short", "eval.items=3", "eval.suites.code.max_new_tokens=16"]
@@ -318,9 +337,8 @@ def test_suites_of_files_are_asked_where_they_are_given(tmp_path: Path) -> None:
     table = run(
         tmp_path / "out", *settings, f"eval.suites.humaneval.path={path}", "eval.suites.humaneval.max_new_tokens=8"
     )
-    assert [line.split()[:4] for line in table.partition("humaneval\n")[2].splitlines()[2:-2]] == [
-        ["python", "-", "2", "0.0"]
-    ]
+    (row,) = rows(table.partition("humaneval\n")[2])
+    assert (row["task"], row["length"], row["n"], row["score"].split()[0]) == ("python", "-", "2", "0.0")
     assert load(tmp_path / "out").missing() == ""  # the file has no third
 
 
@@ -337,22 +355,21 @@ def test_short_and_all_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_several_samples_of_an_item(tmp_path: Path) -> None:
-    """They share a prompt and differ; pass@2 is at least pass@1; the inline mode asks something else."""
+    """They share a prompt and differ; pass@2 is at least pass@1; the inline mode has another prompt."""
     code = ["eval=code", "eval.items=6", "eval.suites.code.labels=[bury]", "eval.suites.code.lengths=[768]"]
     drawn = [*code, "eval.suites.code.samples=2", "eval.suites.code.temperature=1.0"]
     table = run(tmp_path / "drawn", *drawn)
-    heading, _, row = table.splitlines()[1:4]
-    score, both = float(row.split()[3]), float(row.split()[6])
-    assert heading.split()[4] == "pass@2" and 0 < score <= both
+    (row,) = rows(table)
+    assert 0 < float(row["score"].split()[0]) <= float(row["pass@2"])
     found = records.read(tmp_path / "drawn" / "evals" / "code.jsonl")
     assert all(one.samples == 2 and one.score == (one.right or 0) / 2 for one in found)
     assert any(one.output != one.more[0] for one in found)
-    assert run(tmp_path / "again", *drawn, "eval.items=3").splitlines()[3].split()[2] == "3"
+    assert [row["n"] for row in rows(run(tmp_path / "again", *drawn, "eval.items=3"))] == ["3"]
     again = {one.id: one for one in records.read(tmp_path / "again" / "evals" / "code.jsonl")}
     assert len(again) == 3 and again.items() <= {one.id: one for one in found}.items()
-    with pytest.raises(ValueError, match=r"another number of samples: set eval\.suites\.code\.samples=2, or choose"):
+    with pytest.raises(ValueError, match=r"set eval\.suites\.code\.samples=2, or choose another out=FOLDER"):
         run(tmp_path / "drawn", *code)
-    with pytest.raises(ValueError, match=r"several samples need a temperature above 0"):
+    with pytest.raises(ValueError, match=r"eval\.suites\.code\..*temperature above 0"):
         run(tmp_path / "x", *code, "eval.suites.code.samples=2")
     run(tmp_path / "inline", *code, "eval.items=1", "eval.suites.code.mode=inline")
     (inline,) = records.read(tmp_path / "inline" / "evals" / "code.jsonl")
@@ -366,14 +383,14 @@ def test_help_shows_an_example() -> None:
     assert "python -m longctx_rl.evaluate checkpoint=mini-student" in done.stdout
 
 
-def test_results_say_whose_they_are(tmp_path: Path) -> None:
+def test_the_folder_describes_its_checkpoint(tmp_path: Path) -> None:
     run(tmp_path, *SHORT, "eval.items=1")
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["checkpoint"] == "mini-student" and len(found["weights"]) == 32
 
 
 def test_rulers_limit_leaves_room_for_the_facts_that_the_mini_models_restate(tmp_path: Path) -> None:
-    """A chain of three relations is restated in 33 tokens, the longest that mini-teacher says before an answer."""
+    """A chain of three relations takes 33 tokens, the longest text that mini-teacher writes before an answer."""
     labels = ["eval=ruler", "eval.suites.ruler.labels=[qa_2]", "eval.suites.ruler.lengths=[512]"]
     run(tmp_path, *labels, "checkpoint=mini-teacher", "eval.items=20")
     found = records.read(tmp_path / "evals" / "ruler.jsonl")

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,13 +25,13 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from longctx_rl.__main__ import config_directory
-from longctx_rl.config import schema as configuration
+from longctx_rl.config import load as configuration
+from longctx_rl.config.compose import config_directory
 from longctx_rl.config.schema import Config
 from longctx_rl.data.packing import pack
 from longctx_rl.engine.local import LocalEngine
 from longctx_rl.objective.advantages import group_advantages
-from longctx_rl.objective.divergences import Divergence
+from longctx_rl.objective.spec import Divergence
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.policy.policy import Policy
@@ -40,9 +40,11 @@ from longctx_rl.policy.shape import ModelShape
 from longctx_rl.rollout import SampleRequest, sample_seed
 from longctx_rl.rollout.cache import DecodeCache, Prefill
 from longctx_rl.rollout.hf import HFSampler
-from longctx_rl.training.parts import make_trainable
+from longctx_rl.training.anchors import FrozenAnchor
+from longctx_rl.training.assembly import make_trainable
+from longctx_rl.training.parts import Parts
 from longctx_rl.training.state import Stopwatch
-from longctx_rl.training.step import FrozenAnchor, global_count, objective_from, passes, prepare, update
+from longctx_rl.training.step import global_count, passes, prepare, update
 from longctx_rl.types import Completion, Example, HiddenSignal, RolloutGroup
 
 EXAMPLE = Example(id="bench", document="", question="", answer="", task="bench")
@@ -92,7 +94,7 @@ def settings(case: Case, variant: str) -> Config:
         "optim.lr=1e-6",
         "batch.prompts_per_step=1",
         f"batch.micro_batch_tokens={case.prompt + case.completion if variant == 'separate' else 10**9}",
-        f"batch.backward={'scheduled' if variant == 'scheduled' else 'packed'}",
+        f"batch.backward={'one_at_a_time' if variant == 'scheduled' else 'packed'}",
         f"rollout.max_new_tokens={case.completion}",
         f"algo.group_size={case.group}",
     ]
@@ -166,6 +168,16 @@ class Ours:
             eos_ids=(case.vocabulary,),
         )
 
+    def parts(self) -> Parts:
+        """What a step on given groups reads, and nothing else."""
+        read = {
+            "config": self.config,
+            "engine": self.engine,
+            "anchors": self.anchors,
+            "one_at_a_time": self.variant == "scheduled",
+        }
+        return Parts(**{field.name: read.get(field.name) for field in fields(Parts)})
+
     def sample(self, step: int) -> RolloutGroup:
         seeds = tuple(sample_seed(0, step, 0, i) for i in range(self.case.group))
         request = SampleRequest(tokens(self.case, self.case.prompt, step), seeds)
@@ -177,10 +189,10 @@ class Ours:
 
     def train(self, group: RolloutGroup, watch: Stopwatch) -> tuple[float, dict[str, float]]:
         """Teacher and update; peak memory of both in MiB."""
-        groups, one_by_one = apart(group) if self.variant == "separate" else [group], self.variant == "scheduled"
+        groups, parts = apart(group) if self.variant == "separate" else [group], self.parts()
         with Memory() as memory:
-            rows = prepare(self.config, self.engine, self.anchors, groups, watch, scheduled=one_by_one)
-            _, metrics, _ = update(self.engine, rows, objective_from(self.config), global_count(groups), 1.0, watch)
+            rows = prepare(parts, groups, watch)
+            _, metrics, _ = update(parts, rows, global_count(groups), watch)
         return memory.mib, metrics
 
 
@@ -352,10 +364,10 @@ def gradient(case: Case, variant: str) -> dict[str, Any]:
     else:
         ours = Ours(case, variant)
         groups, watch = apart(group) if variant == "separate" else [group], Stopwatch()
-        rows = prepare(ours.config, ours.engine, ours.anchors, groups, watch, scheduled=variant == "scheduled")
-        spec, total, value = objective_from(ours.config), global_count(groups), 0.0
+        parts, total, value = ours.parts(), global_count(groups), 0.0
+        rows = prepare(parts, groups, watch)
         for row in rows:
-            for _, _, output in passes(ours.engine, row, spec, total, 1.0, watch, last=row is rows[-1]):
+            for _, _, output in passes(parts, row, ours.config.algo, total, watch, last=row is rows[-1]):
                 value += output.sums["loss/total"].item()
         flat = ours.engine.gradient()
     torch.save(flat, os.environ["GRADIENT_FILE"])

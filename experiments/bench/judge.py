@@ -12,6 +12,7 @@ import time
 from datetime import date
 from pathlib import Path
 
+from longctx_rl.sandbox import probe
 from longctx_rl.sandbox.pool import Sandbox
 from longctx_rl.sandbox.submissions import Submission, grade
 
@@ -27,7 +28,7 @@ def main() -> None:
     start_seconds = {}
     for backend, found in rates.items():
         begin = time.perf_counter()
-        with Sandbox(backend, workers=2) as sandbox:
+        with Sandbox(probe.choose(backend), workers=2) as sandbox:
             start_seconds[backend] = round(time.perf_counter() - begin, 3)
             for repeat in range(options.repeats):
                 work = [

@@ -18,6 +18,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from longctx_rl.sandbox import probe
 from longctx_rl.sandbox.pool import CPU_SECONDS, GRACE, WALL_FACTOR, Outcome, Sandbox, read
 from longctx_rl.sandbox.submissions import Submission, compare
 
@@ -79,12 +80,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", default="auto")
     options = parser.parse_args()
+    backend = probe.choose(options.backend)
     draw = random.Random(options.seed)
     statuses: Counter[str] = Counter()
     candidates = replies = 0
     slowest = 0.0
     start = time.monotonic()
-    with Sandbox(options.backend, workers=2) as sandbox:
+    with Sandbox(backend, workers=2) as sandbox:
         while time.monotonic() - start < 60 * options.minutes:
             inputs = [[draw.randrange(3, 10**9)] for _ in range(5)]
             codes = [candidate(draw) for _ in range(BATCH)]
@@ -107,7 +109,6 @@ def main() -> None:
                 replies += 1
         limit = (WALL_FACTOR * CPU_SECONDS + GRACE) * (BATCH + 1)  # two workers, each candidate twice at most
         assert slowest < limit, f"a batch took {slowest:.1f} s of at most {limit:.1f}"
-        backend = sandbox.backend
     row = {
         "date": date.today().isoformat(),
         "command": f"python experiments/fuzz/judge.py --minutes {options.minutes:g} --seed {options.seed}",

@@ -21,7 +21,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import longctx_rl.shipped_models
-from longctx_rl.config import schema as configuration
+from longctx_rl.config import load as configuration
 from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.data.prompts import closed_book
 from longctx_rl.evals.evaluation import answer
@@ -33,6 +33,7 @@ from longctx_rl.policy.attention import dispatch
 from longctx_rl.rewards.execution import CodeGrader, ExactGrader
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.runs.metrics import read_metrics
+from longctx_rl.sandbox import probe
 from longctx_rl.types import UNANSWERABLE
 
 HERE = Path(__file__).parent
@@ -120,7 +121,7 @@ def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
         ("code", "open"): items_of("code", plan(CODE, FAR, items), tokenizer),
         ("longreason", "open"): items_of("longreason", plan(REASONING, FAR, items), tokenizer),
     }
-    with closing(CodeGrader("auto")) as code:
+    with closing(CodeGrader(probe.choose("auto"))) as code:
         for (suite, book), found in asked.items():
             records: list[ItemRecord] = answer(model, sampler, tokenizer, found, ExactGrader(code), step=0)
             for cell in cells(records):

@@ -15,11 +15,11 @@ from dataclasses import replace
 import torch
 
 from longctx_rl import cli
-from longctx_rl.__main__ import composed
+from longctx_rl.config.compose import composed
 from longctx_rl.config.schema import Config
 from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
 from longctx_rl.policy.memory import GIB, MARGIN, MemoryEstimate, Workload, choose, device_memory, estimate, workload
-from longctx_rl.policy.sizes import Sizes, shapes
+from longctx_rl.policy.shape import DecoderSizes, model_sizes
 
 OWN = ("context", "devices", "memory")
 
@@ -42,7 +42,7 @@ def diagnose(arguments: list[str]) -> bool:
     overrides = [one for one in arguments if one.partition("=")[0] not in OWN]
     config = composed(overrides)
     context = int(number(own, "context", None))
-    student, teacher = shapes(config)
+    student, teacher = model_sizes(config)
     completion = config.rollout.max_new_tokens
     if context <= completion:
         raise ValueError(
@@ -67,9 +67,9 @@ def diagnose(arguments: list[str]) -> bool:
     return False
 
 
-def check_context(context: int, config: Config, student: Sizes, teacher: Sizes | None) -> None:
+def check_context(context: int, config: Config, student: DecoderSizes, teacher: DecoderSizes | None) -> None:
     """Raise ValueError for more tokens than student or teacher reads: the run would be refused."""
-    models: list[tuple[str | None, Sizes | None]] = [(config.model.student, student), (config.model.teacher, teacher)]
+    models = ((config.model.student, student), (config.model.teacher, teacher))
     yarn = config.model.yarn
     for name, sizes in models:
         if sizes is None:
@@ -95,7 +95,9 @@ def number(own: dict[str, str], name: str, default: float | None) -> float:
     return value
 
 
-def changes(student: Sizes, teacher: Sizes | None, load: Workload) -> Iterator[tuple[list[str], Workload]]:
+def changes(
+    student: DecoderSizes, teacher: DecoderSizes | None, load: Workload
+) -> Iterator[tuple[list[str], Workload]]:
     """Settings to change, each kept, if it saves anything, when the next is tried: the cheapest in time first."""
     names: list[str] = []
     steps: list[tuple[str, Workload]] = []
@@ -109,15 +111,15 @@ def changes(student: Sizes, teacher: Sizes | None, load: Workload) -> Iterator[t
         steps.append(("rollout.batch_tokens=1", replace(load, batch_tokens=1)))
     if load.exact:
         steps.append(("algo.kd.estimator=topk", replace(load, exact=False)))
-    if load.whole and load.ranks > 1:  # asked for, too
-        steps.append(("engine.frozen_weights=sharded", replace(load, whole=False)))
-    if load.sampled and not load.scheduled:  # asked for: auto would have taken it
-        steps.append(("batch.backward=scheduled", replace(load, scheduled=True)))
+    if load.replicated and load.ranks > 1:  # configured: auto would have sharded them
+        steps.append(("engine.frozen_weights=sharded", replace(load, replicated=False)))
+    if load.sampled and not load.one_at_a_time:  # configured: auto would have chosen it
+        steps.append(("batch.backward=one_at_a_time", replace(load, one_at_a_time=True)))
     if load.engine == "zero3" and not load.offload and torch.cuda.is_available():
         steps.append(("engine.offload_optimizer=true", replace(load, offload=True)))
     if load.engine == "zero3":
         more = [load.ranks * factor for factor in (2, 4, 8) if load.ranks * factor <= load.prompts_per_step]
-        steps += [(f"devices={ranks}", replace(load, ranks=ranks, whole=False)) for ranks in more]
+        steps += [(f"devices={ranks}", replace(load, ranks=ranks, replicated=False)) for ranks in more]
     current = load
     for name, changed in steps:
         different = {field: getattr(changed, field) for field in load.__slots__}
@@ -135,8 +137,8 @@ def render(found: MemoryEstimate, load: Workload, config: Config, memory: float)
     lines = [
         f"{config.algo.name} on {config.model.name}: prompt {load.prompt:,} tokens, {load.group} x {load.completion:,} "
         f"completion tokens, {load.ranks} x {memory:.1f} GiB, {config.engine.name}, {config.model.dtype}, "
-        f"batch.backward={'scheduled' if load.scheduled else 'packed'}, "
-        f"engine.frozen_weights={'whole' if load.whole else 'sharded'}",
+        f"batch.backward={'one_at_a_time' if load.one_at_a_time else 'packed'}, "
+        f"engine.frozen_weights={'replicated' if load.replicated else 'sharded'}",
         "",
     ]
     for title, parts in (("always", found.always), *found.phases.items()):

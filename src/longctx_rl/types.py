@@ -11,104 +11,107 @@ Axis letters, used in shape comments everywhere:
     H  hidden width
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # generators, graders and commands use these types without torch
+    from torch import Tensor
 
 UNANSWERABLE = "unknown"
-"""Reference answer of a question that its document does not answer."""
+"""Reference answer to a question that its document does not answer."""
 
 FinishReason = Literal["stop", "length", "recorded"]
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One place in the document that the answer rests on.
+    """One sentence of the document that supports the answer.
 
     Example: ``Evidence("Records show that the mentor of TorVin is KesDal.", "the mentor of TorVin is KesDal", 0.41)``
     """
 
     text: str
-    """The sentence as it stands in the document."""
+    """The sentence, verbatim from the document."""
     statement: str
-    """The same fact in canonical words, as a response is expected to restate it."""
+    """The same fact in its canonical wording, as a response is expected to restate it."""
     depth: float
-    """Share of the document that comes before the sentence, in [0, 1]: of tokens, or of letters (code, RULER)."""
+    """Share of the document before the sentence, in [0, 1], in tokens; in characters for code and RULER."""
 
 
 @dataclass(frozen=True, slots=True)
 class CodeTask:
-    """What grading by execution needs: the function to write, what it may import, and a solution."""
+    """What execution-based grading needs: the function to write, its importable modules, and a reference solution."""
 
     entry: str
     """Name of the function."""
     parameters: tuple[str, ...]
-    """Its parameters: ``x`` and ``y`` are drawn as integers, ``values`` as lists of them."""
+    """Its parameters: test inputs are random integers for ``x`` and ``y`` and lists of integers for ``values``."""
     reference: str
-    """A solution that stands by itself. Its results are the expected values."""
+    """A self-contained solution. Its results are the expected values."""
     helpers: tuple[str, ...] = ()
-    """Functions that a solution has to call."""
+    """Functions that a solution must call."""
     modules: tuple[tuple[str, str], ...] = ()
-    """What the code can import: name and source."""
+    """Modules that the code can import: name and source."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question about one document: LongBlocks' columns, and what exact grading needs beside them.
+    """One question about one document: LongBlocks' columns, plus what exact grading needs.
 
     Example: a multi-hop item has ``question="Who is the mentor of the rival of TorVin?"``, ``answer="KesDal"``,
     ``task="multihop"`` and two evidence sentences.
     """
 
     id: str
-    """Unique within its data set."""
+    """Unique within the data set."""
     document: str
     """The long context. Empty for a closed-book item."""
     question: str
     answer: str
-    """Reference answer. Items of a list are joined by ``"; "``."""
+    """Reference answer. List items are joined by ``"; "``."""
     task: str
-    """Which grader applies and which row of the tables it counts in."""
+    """Selects the grader, and the row of the result tables."""
     response: str | None = None
-    """A worked target for imitation: reasoning steps, then the final line. None: the answer itself is the target."""
+    """Worked target for imitation: reasoning steps, then the answer line. None: the answer itself is the target."""
     language: str = "en"
     source: str = ""
     evidence: tuple[Evidence, ...] = ()
     family_id: str = ""
-    """Items that differ only in context length share it; statistics keep them together."""
+    """Shared by items that differ only in context length; statistics cluster by it."""
     length: int = 0
-    """Nominal prompt length in tokens; 0 if it was not set."""
+    """Nominal prompt length in tokens; 0 if unspecified."""
     code: CodeTask | None = None
-    """Graded by running it: the answer is code."""
+    """Set if the answer is code, which is graded by execution."""
     chat: bool = True
-    """Rendered through the chat template (True) or as plain running text (False)."""
+    """Whether the prompt is rendered through the chat template (True) or as plain text (False)."""
 
     @property
     def target(self) -> str:
-        """The text that the data-set methods learn from."""
+        """The text that methods trained on recorded data learn from."""
         return self.answer if self.response is None else self.response
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Tokens that follow a prompt: sampled from the policy, or recorded in the data set."""
+    """The tokens after a prompt: sampled from the policy, or recorded in the data set."""
 
     token_ids: tuple[int, ...]
-    """[C], the end token included when one was produced."""
+    """[C], including the end token if one was generated."""
     text: str
-    """Decoded, special tokens left out."""
+    """Decoded text without special tokens."""
     finish_reason: FinishReason
-    """``stop``: an end token; ``length``: the token limit; ``recorded``: a data-set row."""
+    """``stop``: the end token was generated; ``length``: the token limit was reached; ``recorded``: a data-set row."""
     sampler_logprobs: tuple[float, ...] | None = None
-    """[C] log-probability of each token under the distribution it was drawn from (temperature applied)."""
+    """[C] log-probability of each token under the sampling distribution (temperature applied)."""
     policy_version: int = 0
-    """Optimizer steps taken by the policy that drew it."""
+    """Number of optimizer steps taken by the policy that sampled it."""
     loss_mask: tuple[bool, ...] | None = None
-    """[C] tokens that the loss is computed on. None: all of them."""
+    """[C] marks the loss tokens. None: all of them."""
     teacher_gap: tuple[float, ...] | None = None
-    """[C] log p(student) - log p(teacher) of each token in nats, when trained on. None: no teacher, or not kept."""
+    """[C] log p(student) - log p(teacher) of each token in nats, when trained on. None: no teacher, or not recorded."""
 
     @property
     def num_loss_tokens(self) -> int:
@@ -117,7 +120,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A score and what it is made of."""
+    """A score and its components."""
 
     score: float
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -126,7 +129,7 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class RolloutGroup:
-    """Completions of one prompt. A data-set row is a group whose completions were recorded.
+    """The completions of one prompt. A data-set row is a group with recorded completions.
 
     Example: ``RolloutGroup(example, prompt_ids, completions=eight, rewards=eight, advantages=eight)``.
     """
@@ -139,17 +142,17 @@ class RolloutGroup:
     rewards: tuple[Reward, ...] = ()
     """[G], empty before grading."""
     advantages: tuple[float, ...] = ()
-    """[G], empty before they are computed; then broadcast over each completion's tokens."""
+    """[G], empty before they are computed; broadcast over each completion's tokens."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens this group takes in a packed row: the prompt once, and every completion."""
+        """Tokens of this group in a packed row: the prompt once, and every completion."""
         return len(self.prompt_ids) + sum(len(completion.token_ids) for completion in self.completions)
 
 
 @dataclass(frozen=True, slots=True)
 class GroupSpan:
-    """Where one group lies in a packed row: prompt at ``start``, completions directly behind it, in order."""
+    """Position of one group in a packed row: the prompt at ``start``, directly followed by its completions in order."""
 
     start: int
     prompt_len: int
@@ -166,13 +169,13 @@ class GroupSpan:
 
 @dataclass(frozen=True, slots=True)
 class PackedGroups:
-    """The one batch layout of all methods: groups laid end to end in one row, without padding.
+    """The batch layout of every method: groups concatenated in one row, without padding.
 
     A group is ``[prompt, completion 1 ... completion G]``. Position ids restart after the prompt, so each completion
-    continues the prompt; it attends to the prompt and to itself, never to a sibling or to another group.
+    continues the prompt; it attends to the prompt and to itself, never to a sibling or another group.
 
-    Loss tokens are listed once, flat: token t has id ``target_ids[t]`` and is predicted by the hidden state at
-    ``source_index[t]``. A completion's first token is predicted by its prompt's last position, which siblings share.
+    Loss tokens are stored as flat lists: token t has id ``target_ids[t]`` and is predicted from the hidden state at
+    ``source_index[t]``. A completion's first token is predicted at its prompt's last position, which siblings share.
     """
 
     input_ids: Tensor  # [L] int64
@@ -182,13 +185,13 @@ class PackedGroups:
     spans: tuple[GroupSpan, ...]
     source_index: Tensor  # [T] int64
     target_ids: Tensor  # [T] int64
-    sequence_ids: Tensor  # [T] int64, which completion of the row: 0 ... S-1
+    sequence_ids: Tensor  # [T] int64, index of the completion within the row: 0 ... S-1
     sequence_lens: Tensor  # [S] int64, loss tokens of each completion
     advantages: Tensor  # [T] float32, zero for data-set rows
     sampler_logprobs: Tensor | None = None  # [T] float32
-    old_logprobs: Tensor | None = None  # [T] float32, None: the policy that sampled is the policy being updated
+    old_logprobs: Tensor | None = None  # [T] float32, None: the sampling policy is the policy being updated
     score_pieces: int | None = None
-    """Calls of the head that scoring makes; all ranks make equally many. None: as many as this row needs."""
+    """Number of head calls in scoring, equal on all ranks. None: as many as this row needs."""
 
     @property
     def num_loss_tokens(self) -> int:
@@ -208,25 +211,25 @@ class Denominators:
     """Loss tokens."""
 
 
-# What modules return is a named tuple: DeepSpeed's hooks find the tensors inside.
+# Return values of modules are named tuples, so that DeepSpeed's hooks find the tensors inside.
 
 
 class HiddenSignal(NamedTuple):
-    """All that an exact divergence needs, d_model wide: the vocabulary appears only inside a chunk."""
+    """What an exact divergence needs, at hidden width: vocabulary-wide tensors exist only inside a chunk."""
 
     hidden: Tensor  # [T, H of the teacher]
     head: Tensor  # [V, H of the teacher]
 
 
 class TopKSignal(NamedTuple):
-    """The teacher's K most likely tokens. What is missing to 1 is the tail, kept as one bucket."""
+    """The teacher's K most likely tokens. The remaining probability mass is the tail, treated as one bucket."""
 
     ids: Tensor  # [T, K] int64
     logprobs: Tensor  # [T, K]
 
 
 class SampledSignal(NamedTuple):
-    """The teacher's log-probability of the token that was drawn."""
+    """The teacher's log-probability of the sampled token."""
 
     logprobs: Tensor  # [T]
 
@@ -235,11 +238,11 @@ TeacherSignal = HiddenSignal | TopKSignal | SampledSignal
 
 
 class TokenScores(NamedTuple):
-    """What the policy says about each loss token. Nothing here is vocabulary wide."""
+    """The policy's scores of each loss token. Nothing here is vocabulary-wide."""
 
     logprobs: Tensor  # [T], differentiable
     entropy: Tensor  # [T], detached
     divergences: dict[str, Tensor]
     """``kd`` and ``ref``, [T] each, differentiable."""
     diagnostics: dict[str, Tensor]
-    """[T] each, detached: ``kl_reverse``, ``kl_forward``, ``agree_top1``, ``logprob_gap`` against the teacher."""
+    """[T] each, detached, against the teacher: ``kl_reverse``, ``kl_forward``, ``agree_top1``, ``logprob_gap``."""

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from config.composing import composed
-from longctx_rl.__main__ import config_directory
+from longctx_rl.config.compose import config_directory
 from longctx_rl.config.schema import Config
 from longctx_rl.report import ablation, marks, results
 from longctx_rl.report.check import check_origin

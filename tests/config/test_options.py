@@ -1,13 +1,16 @@
 """Every file in conf/ composes and converts."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
 from config.composing import composed
-from longctx_rl.__main__ import config_directory
-from longctx_rl.config import schema
+from longctx_rl.config import convert, load
+from longctx_rl.config.compose import config_directory
+from longctx_rl.config.schema import ALGORITHMS
+from longctx_rl.objective.spec import Divergence, Weights
 
 CONF = config_directory()
 GROUPS = ("model", "task", "data", "engine", "rollout", "reward", "eval", "logging")
@@ -26,25 +29,40 @@ PAPER = {
 }
 
 
-@pytest.mark.parametrize("algo", schema.ALGORITHMS)
-def test_each_method_is_its_row_of_the_table(algo: str) -> None:
-    method = composed(f"+algo={algo}").algo
-    weights = (method.weights.ce, method.weights.pg, method.weights.kd, method.weights.ref)
-    assert (method.source, method.group_size, weights) == PAPER[algo]
-    assert method.name == algo
-    assert method.kd.direction == ("forward" if algo in ("sft", "kd") else "reverse")
-    assert (method.kd.estimator, method.kd.placement) == ("exact", "loss")
-    assert (method.clip_low, method.clip_high, method.aggregate, method.normalize_std) == (0.2, 0.2, "sequence", True)
+DIVERGENCE = {"direction": "reverse", "estimator": "exact", "placement": "loss", "top_k": 64, "js_mixture": 0.5}
+SHARED: dict[str, object] = {
+    "updates_per_rollout": 1,
+    "aggregate": "sequence",
+    "baseline": "mean",
+    "normalize_std": True,
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "importance_cap": None,
+}
 
 
-def test_all_methods_have_the_same_keys() -> None:
-    def keys(value: object) -> object:
-        return {name: keys(item) for name, item in value.items()} if isinstance(value, dict) else None
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_each_method_resolves_to_its_row_of_the_table(algo: str) -> None:
+    """Every resolved value, whichever file it comes from: runs that were made before can be compared with these."""
+    source, group_size, weights = PAPER[algo]
+    recorded = source == "dataset"
+    assert convert.plain(composed(f"+algo={algo}").algo) == {
+        "name": algo,
+        "source": source,
+        "group_size": group_size,
+        "weights": dict(zip(("ce", "pg", "kd", "ref"), weights, strict=True)),
+        "kd": DIVERGENCE | {"direction": "forward" if recorded else "reverse"},
+        "ref": DIVERGENCE | {"estimator": "exact" if recorded else "k3"},
+        **SHARED,
+    }
 
-    files = sorted((CONF / "algo").glob("*.yaml"))
-    assert [file.stem for file in files] == sorted(schema.ALGORITHMS)
-    shapes = [keys(yaml.safe_load(file.read_text())) for file in files]
-    assert all(shape == shapes[0] for shape in shapes)
+
+def test_the_shared_file_of_the_methods_lists_every_weight_and_every_part_of_a_divergence() -> None:
+    """Or a new weight could not be set from the command line."""
+    base = yaml.safe_load((CONF / "algo" / "_base.yaml").read_text())
+    assert base["weights"] == asdict(Weights())
+    assert base["kd"].keys() == base["ref"].keys() == asdict(Divergence()).keys()
+    assert sorted(path.stem for path in (CONF / "algo").glob("[!_]*.yaml")) == sorted(ALGORITHMS)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -57,7 +75,7 @@ def test_each_option_composes(option: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "algo"),
-    [(name, algo) for name in EXPERIMENTS for algo in (("sft",) if name.startswith("mini/") else schema.ALGORITHMS)],
+    [(name, algo) for name in EXPERIMENTS for algo in (("sft",) if name.startswith("mini/") else ALGORITHMS)],
 )
 def test_each_experiment_composes(name: str, algo: str) -> None:
     """Each with every method it is for: the stages of the mini models learn from recorded answers."""
@@ -73,8 +91,8 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     for algo, model in (("dgrpo", "mini"), ("sft", "mini_fresh")):
         before = composed(f"+algo={algo}", f"model={model}", "budget.until={metric: eval/heldout/mean, at_least: 0.9}")
         path = tmp_path / "config.yaml"
-        path.write_text(schema.dump(before))
-        assert schema.read(path) == before
+        path.write_text(load.dump(before))
+        assert load.read(path) == before
 
 
 def test_each_section_of_config_yaml_stands_at_its_top_level() -> None:

@@ -1,7 +1,8 @@
-"""Documents in, checked questions out: against a scripted endpoint that is good, broken, slow, or lies."""
+"""Building a data set against a scripted endpoint that is good, broken, slow or dishonest."""
 
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +15,10 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from longctx_rl.__main__ import composed_build
-from longctx_rl.data.building.checks import Rejected, check_evidence, is_repeated, parse
-from longctx_rl.data.building.documents import read_documents, read_text
-from longctx_rl.data.building.excerpts import choose_passages, split
+from longctx_rl.config.compose import composed_build
+from longctx_rl.data.building.documents import choose_passages, read_documents, read_text, split
 from longctx_rl.data.building.pipeline import balanced
+from longctx_rl.data.building.rejection import Rejected, check_evidence, is_repeated, parse
 from longctx_rl.data.building.writing import build
 from openai_server import Reply, Server, serving
 
@@ -56,7 +56,7 @@ def proposal(prompt: str) -> dict[str, Any]:
 
 
 def good(number: int, prompt: str) -> Reply:
-    """A writer that keeps to the passages, knows nothing, and says yes."""
+    """A writer that keeps to the passages, knows no answer without the document, and says yes."""
     if "Reply with one JSON object" in prompt:
         return Reply("Here it is:\n```json\n" + json.dumps(proposal(prompt)) + "\n```")
     return Reply("yes" if "Reply with one word" in prompt else "unknown")
@@ -72,13 +72,13 @@ def report(out: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_data_set_is_built_that_a_run_can_train_on(documents: Path, tmp_path: Path) -> None:
+def test_a_run_can_train_on_a_built_data_set(documents: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with serving(good) as server:
         printed = build(composed_build(overrides(documents, out, server, "price_in=1000", "price_out=2000")))
         asked = len(server.requests)
         build(composed_build(overrides(documents, out, server)))
-        assert len(server.requests) == asked  # everything is on disk
+        assert len(server.requests) == asked  # every reply is cached
     found = rows(out)
     assert len(found) == report(out)["stages"]["balanced"] >= 3 and f"{len(found)} rows in" in printed
     for row in found:
@@ -110,7 +110,7 @@ def test_a_teacher_s_responses_become_a_column(documents: Path, tmp_path: Path) 
 
 
 def answering(**changes: Any) -> Callable[[int, str], Reply]:
-    """The good writer, with parts of its proposal changed."""
+    """A good writer with parts of its proposal changed."""
 
     def script(number: int, prompt: str) -> Reply:
         if "Reply with one JSON object" not in prompt:
@@ -130,35 +130,35 @@ def closed_book(number: int, prompt: str) -> Reply:
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        (lambda n, p: Reply("I would rather not."), "the reply holds no JSON object"),
-        (lambda n, p: Reply('{"question": "Who?", '), "the reply holds no JSON object"),
-        (lambda n, p: Reply('{"question": "Who?" "answer"}'), "the reply is not JSON"),
-        (lambda n, p: Reply('{"question": "Who?"}'), "question, answer or evidence is missing"),
-        (lambda n, p: Reply(good(n, p).text, finish_reason="length"), "the reply was cut off: raise writer.max_tokens"),
-        (answering(question=" ?"), "question or answer is empty"),
-        (answering(evidence=[]), "there is no evidence"),
-        (answering(evidence=["The guild chose nobody.", FACTS[0]]), "the evidence is not in the document"),
-        (answering(evidence=[FACTS[0], FACTS[0]]), "the evidence is one place, but the task needs several"),
+        (lambda n, p: Reply("I would rather not."), "no JSON object"),
+        (lambda n, p: Reply('{"question": "Who?", '), "no JSON object"),
+        (lambda n, p: Reply('{"question": "Who?" "answer"}'), "not JSON"),
+        (lambda n, p: Reply('{"question": "Who?"}'), "missing"),
+        (lambda n, p: Reply(good(n, p).text, finish_reason="length"), r"writer\.max_tokens"),
+        (answering(question=" ?"), "empty"),
+        (answering(evidence=[]), "no evidence"),
+        (answering(evidence=["The guild chose nobody.", FACTS[0]]), "evidence.*not in the document"),
+        (answering(evidence=[FACTS[0], FACTS[0]]), "single place"),
         (
             answering(
                 question="Is it true, as everybody said at the time and for long after, that Master1 was the head?",
                 answer="Master1",
                 evidence=FACTS[:2],
             ),
-            "the question holds its answer",
+            "question contains its answer",
         ),
         (
             answering(evidence=[FACTS[0], FACTS[0].partition(" Master")[0]]),
-            "the evidence is one place, but the task needs several",
+            "single place",
         ),
-        (lambda n, p: Reply(status=400), "the endpoint refuses the request"),
+        (lambda n, p: Reply(status=400), "endpoint"),
         (
             lambda n, p: Reply("hm", finish_reason="length") if p.startswith("Answer in a few") else good(n, p),
-            "the closed-book reply was cut off: raise writer.max_tokens",
+            r"closed-book.*writer\.max_tokens",
         ),
-        (closed_book, "it is answered without the document"),
-        (lambda n, p: Reply("no") if "one word" in p else good(n, p), "the judge finds the answer not supported"),
-        (lambda n, p: Reply("well") if "one word" in p else good(n, p), "the judge said neither yes nor no"),
+        (closed_book, "answered without the document"),
+        (lambda n, p: Reply("no") if "one word" in p else good(n, p), "judge.*not supported"),
+        (lambda n, p: Reply("well") if "one word" in p else good(n, p), "judge.*neither"),
     ],
 )
 def test_each_flaw_is_rejected_by_name(
@@ -167,13 +167,14 @@ def test_each_flaw_is_rejected_by_name(
     out = tmp_path / "out"
     with serving(script) as server:
         settings = overrides(documents, out, server, "tasks.grounding=0", "tasks.longform=0", "attempts=2")
-        with pytest.raises(ValueError, match="no question withstood the checks"):
+        with pytest.raises(ValueError, match=r"rejected\.ndjson"):
             build(composed_build(settings))
-    assert report(out)["rejected"] == {reason: 4}
-    assert all(json.loads(line)["reason"] == reason for line in (out / "rejected.ndjson").read_text().splitlines())
+    ((named, count),) = report(out)["rejected"].items()
+    assert re.search(reason, named) and count == 4
+    assert all(json.loads(line)["reason"] == named for line in (out / "rejected.ndjson").read_text().splitlines())
 
 
-def test_a_build_whose_endpoint_dies_goes_on_without_asking_twice(documents: Path, tmp_path: Path) -> None:
+def test_a_build_whose_endpoint_dies_resumes_without_repeating_requests(documents: Path, tmp_path: Path) -> None:
     out, alive = tmp_path / "out", [True]
 
     def script(number: int, prompt: str) -> Reply:
@@ -182,7 +183,7 @@ def test_a_build_whose_endpoint_dies_goes_on_without_asking_twice(documents: Pat
 
     with serving(script) as server:
         settings = overrides(documents, out, server, "writer.retries=0", "writer.concurrency=1")
-        with pytest.raises(ValueError, match="All replies so far are kept: the same command goes on"):
+        with pytest.raises(ValueError, match="same command"):
             build(composed_build(settings))
     with serving(good) as server:
         settings = overrides(documents, out, server, "writer.concurrency=1")
@@ -193,7 +194,7 @@ def test_a_build_whose_endpoint_dies_goes_on_without_asking_twice(documents: Pat
         assert again == len(server.requests) - 5
 
 
-def test_passing_errors_lose_nothing(documents: Path, tmp_path: Path) -> None:
+def test_transient_errors_lose_nothing(documents: Path, tmp_path: Path) -> None:
     def script(number: int, prompt: str) -> Reply:
         return Reply(status=429) if number % 4 == 1 else good(number, prompt)
 
@@ -202,7 +203,7 @@ def test_passing_errors_lose_nothing(documents: Path, tmp_path: Path) -> None:
     assert len(rows(tmp_path / "out")) >= 3
 
 
-def test_ctrl_c_is_one_line(documents: Path, tmp_path: Path) -> None:
+def test_ctrl_c_prints_one_line_without_traceback(documents: Path, tmp_path: Path) -> None:
     with serving(lambda n, p: Reply(good(n, p).text, seconds=0.3)) as server:
         command = [sys.executable, "-m", "longctx_rl.data", "build", *overrides(documents, tmp_path / "out", server)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -210,20 +211,20 @@ def test_ctrl_c_is_one_line(documents: Path, tmp_path: Path) -> None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130 and "the same command goes on" in stderr and "Traceback" not in stderr
+    assert process.returncode == 130 and "same command" in stderr and "Traceback" not in stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "give both folders: documents=FOLDER out=FOLDER"),
-        (["documents=/nowhere", "out=OUT"], "is not a folder"),
-        (["documents=EMPTY", "out=OUT"], "holds no usable document"),
+        ([], "documents=FOLDER out=FOLDER"),
+        (["documents=/nowhere", "out=OUT"], "documents=/nowhere"),
+        (["documents=EMPTY", "out=OUT"], "documents=EMPTY"),
         (["documents=EMPTY", "out=OUT", "writer.speed=1"], "writer.speed"),
         (["documents=EMPTY", "out=OUT", "attempts=many"], "attempts=many"),
         (["documents=EMPTY", "out=OUT", "attempts=0"], "attempts=0: set it to 1 or more"),
-        (["documents=EMPTY", "out=OUT", "+tasks.code=1"], "tasks.code has no prompt"),
-        (["documents=EMPTY", "out=OUT", "prompts.response='{x}'"], "has a brace that is no field"),
+        (["documents=EMPTY", "out=OUT", "+tasks.code=1"], "add prompts.question.code"),
+        (["documents=EMPTY", "out=OUT", "prompts.response='{x}'"], "prompts: response"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
@@ -231,6 +232,7 @@ def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, tmp_path
     places = {"OUT": str(tmp_path / "out"), "EMPTY": str(tmp_path / "empty")}
     for name, place in places.items():
         arguments = [argument.replace(name, place) for argument in arguments]
+        sentence = sentence.replace(name, place)
     command = [sys.executable, "-m", "longctx_rl.data", "build", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
@@ -248,12 +250,12 @@ def test_files_become_text(tmp_path: Path) -> None:
     assert read_text(tmp_path / "a.html") == "One & two\nthree"
     documents, left_out = read_documents(tmp_path, 1)
     assert [(one.name, one.programming_language) for one in documents] == [("a.html", None), ("b.py", "Python")]
-    assert left_out["c.txt"] == "not UTF-8" and left_out["e.txt"] == "not text"
-    assert left_out["d.bin"] == "not a kind of file that is read" and "not a readable pdf" in left_out["f.pdf"]
+    assert "UTF-8" in left_out["c.txt"] and "text" in left_out["e.txt"]
+    assert "file type" in left_out["d.bin"] and "pdf" in left_out["f.pdf"]
 
 
 def test_a_pdf_becomes_text(tmp_path: Path) -> None:
-    """A page drawn by hand: one line of Helvetica."""
+    """A handwritten PDF with one line of Helvetica."""
     stream = b"BT /F1 12 Tf 20 100 Td (The bell is kept by TorVin.) Tj ET"
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -289,7 +291,7 @@ def test_passages_lie_apart_and_cover_the_text() -> None:
 def test_grounding_answers_stand_in_their_evidence() -> None:
     reply = {"question": "Who headed the guild of town 3?", "answer": "Master3", "evidence": [FACTS[3]]}
     assert check_evidence(parse(json.dumps(reply)), DOCUMENT, "grounding")
-    with pytest.raises(Rejected, match="the answer is not in its evidence"):
+    with pytest.raises(Rejected, match="not in its evidence"):
         check_evidence(parse(json.dumps(reply | {"evidence": [FACTS[4]]})), DOCUMENT, "grounding")
 
 

@@ -17,7 +17,7 @@ from longctx_rl.data.generators.names import Cast, Split, split_of
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.rewards.execution import draw_inputs
-from longctx_rl.sandbox import isolation
+from longctx_rl.sandbox import probe
 from longctx_rl.sandbox.pool import Call, Outcome, Sandbox
 from longctx_rl.types import CodeTask, Example
 
@@ -31,7 +31,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    with Sandbox("rlimit" if isolation.failure("bwrap") else "bwrap", workers=2) as found:
+    with Sandbox("rlimit" if probe.failure("bwrap") else "bwrap", workers=2) as found:
         yield found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from longctx_rl.__main__ import composed
+from longctx_rl.config.compose import composed
 from longctx_rl.data.cutting import GAP, cut
 from longctx_rl.data.longblocks_source import LongBlocksSource, overhead
 from longctx_rl.data.prompts import encode_text

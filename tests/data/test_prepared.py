@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from longctx_rl.data.preparation import Measure, prepare
 from longctx_rl.data.prompts import encode_text
 from longctx_rl.data.reading import Origin, Problems, _hub_rows
 from longctx_rl.data.store import Store
+from longctx_rl.files import lock
 from longctx_rl.policy.loading import load_tokenizer
 
 FIXTURE = Path(__file__).parent / "fixture"
@@ -159,6 +161,35 @@ def test_nothing_to_use_is_one_sentence(tmp_path: Path, content: Any, sentence: 
     file.write_text((content if isinstance(content, str) else json.dumps(content)) + "\n")
     with pytest.raises(ValueError, match=sentence):
         prepare(Origin(str(file)), TOKENIZER, tmp_path / "cache")
+
+
+def test_broken_lines_are_counted_and_the_others_read(tmp_path: Path) -> None:
+    """The file begins with a byte order mark and ends without a newline."""
+    rows = [
+        json.dumps({"id": str(n), "document": "D.", "source": "s", "language": "en", "question": "q", "answer": "D"})
+        for n in range(2)
+    ]
+    lines = [b"\xef\xbb\xbf" + rows[0].encode(), b"", b"[" * 100_000, b"9" * 5_000, b"\xff", b"oops", b"[1]"]
+    file = tmp_path / "data.jsonl"
+    file.write_bytes(b"\n".join([*lines, rows[1].encode()]))
+    problems = Problems()
+    assert [row["id"] for row in Origin(str(file)).rows(problems)] == ["0", "1"]
+    assert problems.lines == {
+        "beyond the limits of the JSON parser": 2, "not UTF-8": 1, "not JSON": 1, "not a JSON object": 1,
+    }  # fmt: skip
+
+
+def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
+    whole = prepare(ROWS, TOKENIZER, tmp_path)
+    (whole.folder / "report.json").rename(tmp_path / "report.json")
+    held = lock(whole.folder / ".lock")
+
+    def finish() -> None:
+        (tmp_path / "report.json").rename(whole.folder / "report.json")
+        held.close()
+
+    threading.Timer(0.5, finish).start()
+    assert everything(prepare(ROWS, TOKENIZER, tmp_path)) == everything(whole) and held.closed
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from longctx_rl.data.generators.ruler_haystacks import HAYSTACKS
 from longctx_rl.data.generators.solver import solve
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.policy.loading import load_tokenizer
-from longctx_rl.rewards.ruler import QUESTIONS, recall, strict
+from longctx_rl.rewards.answers import ruler_recall, ruler_strict
 from longctx_rl.types import Example
 
 
@@ -62,11 +62,11 @@ def test_right_answers_score_and_dumping_does_not(tokenizer: PreTrainedTokenizer
         one = sample(tokenizer, shape, family, length)
         wanted = answers(one)
         for said in (f"It is {', '.join(wanted)}.", f"{one.document}\nAnswer: {'; '.join(wanted)}"):
-            assert recall(said, wanted) == strict(said, wanted, one.question) == 1.0
-        assert recall("nothing", wanted) == strict("nothing", wanted, one.question) == 0.0
-        assert recall(one.document, wanted) == 1.0
-        assert strict(one.document, wanted, one.question) == 0.0, "the whole text scores"
-        assert strict(f"Answer: {one.document}", wanted, one.question) == 0.0
+            assert ruler_recall(said, wanted) == ruler_strict(said, wanted, one.question) == 1.0
+        assert ruler_recall("nothing", wanted) == ruler_strict("nothing", wanted, one.question) == 0.0
+        assert ruler_recall(one.document, wanted) == 1.0
+        assert ruler_strict(one.document, wanted, one.question) == 0.0, "the whole text scores"
+        assert ruler_strict(f"Answer: {one.document}", wanted, one.question) == 0.0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -108,7 +108,7 @@ def test_counts_are_without_ties(tokenizer: PreTrainedTokenizerBase, shape: str,
         assert most[count - 1][1] > most[count][1]
 
 
-@pytest.mark.parametrize("shape", QUESTIONS)
+@pytest.mark.parametrize("shape", ("qa_1", "qa_2"))
 def test_questions_are_answered_by_the_text(tokenizer: PreTrainedTokenizerBase, shape: str) -> None:
     for family in range(10):
         one = sample(tokenizer, shape, family)
@@ -118,16 +118,16 @@ def test_questions_are_answered_by_the_text(tokenizer: PreTrainedTokenizerBase, 
 
 def test_scores_by_hand() -> None:
     wanted = ["1234567", "7654321"]
-    assert recall("1234567", wanted) == 0.5 and recall("1234567", wanted, any_answer=True) == 1.0
-    assert strict("1234567", wanted) == 0.5 and strict("1234567, 7654321", wanted) == 1.0
-    assert strict("1234567 and 1111111", wanted) == 0.0
-    assert strict("1234567, 7654321 and 1111111", wanted) == 0.5
-    assert strict("1234567, 7654321, 1111111, 2222222, 3333333", wanted) == 0.0
-    assert strict("1111111? 2222222? Answer: 1234567; 7654321", wanted) == 1.0
-    assert strict("Answer: 1234567; 7654321. Answer: 1111111", wanted) == 0.0
-    assert strict("11234567", ["1234567"]) == 0.0 and recall("11234567", ["1234567"]) == 1.0
-    assert strict("the heir of TorVin is KesDal", ["KesDal"], "who is the heir of TorVin?") == 1.0
-    assert strict("<think>1111111</think>1234567, 7654321", wanted) == 1.0
+    assert ruler_recall("1234567", wanted) == 0.5 and ruler_recall("1234567", wanted, any_answer=True) == 1.0
+    assert ruler_strict("1234567", wanted) == 0.5 and ruler_strict("1234567, 7654321", wanted) == 1.0
+    assert ruler_strict("1234567 and 1111111", wanted) == 0.0
+    assert ruler_strict("1234567, 7654321 and 1111111", wanted) == 0.5
+    assert ruler_strict("1234567, 7654321, 1111111, 2222222, 3333333", wanted) == 0.0
+    assert ruler_strict("1111111? 2222222? Answer: 1234567; 7654321", wanted) == 1.0
+    assert ruler_strict("Answer: 1234567; 7654321. Answer: 1111111", wanted) == 0.0
+    assert ruler_strict("11234567", ["1234567"]) == 0.0 and ruler_recall("11234567", ["1234567"]) == 1.0
+    assert ruler_strict("the heir of TorVin is KesDal", ["KesDal"], "who is the heir of TorVin?") == 1.0
+    assert ruler_strict("<think>1111111</think>1234567, 7654321", wanted) == 1.0
 
 
 def test_too_short_a_length_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from config.composing import composed
 from longctx_rl.data.source import check_lengths, check_tasks, open_source, prompt_ids
 from longctx_rl.policy.loading import locate
-from longctx_rl.training.parts import code_grader
+from longctx_rl.training.assembly import code_grader
 
 TOKENIZER = AutoTokenizer.from_pretrained(locate("mini-student"))
 DOCUMENTS = 400

@@ -6,13 +6,13 @@ import pytest
 import torch
 from engine_cases import config
 
-from longctx_rl.engine import distributed
+from longctx_rl.engine import startup
 
 
 @pytest.fixture(scope="session", autouse=True)
 def process_group() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    distributed.init(config())
+    startup.init(config())
     yield
     torch.set_num_threads(threads)

@@ -11,8 +11,8 @@ from engine_cases import Policy, batch, config, policy, train, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from longctx_rl import cli, engine
-from longctx_rl.engine import Engine, checkpoint, distributed, zero3
+from longctx_rl import cli
+from longctx_rl.engine import Engine, checkpoint, distributed, startup, zero3
 
 WIDTH = 33
 """Odd, so that shards of two ranks are padded."""
@@ -20,13 +20,13 @@ WIDTH = 33
 
 def build(module: Policy | None = None, **groups: dict[str, Any]) -> Engine:
     groups["optim"] = {"lr": 1e-3, **groups.get("optim", {})}
-    return engine.build(config(**groups), module or policy(WIDTH), total_steps=10)
+    return startup.build(config(**groups), module or policy(WIDTH), total_steps=10)
 
 
 def resume(root: Path) -> None:
     """Continue each engine's checkpoint from step 3 to step 6."""
     for name in ("local", "zero3"):
-        distributed.init(config(engine={"name": name}))
+        startup.init(config(engine={"name": name}))
         trainer = build(policy(WIDTH, seed=5), engine={"name": name})
         trainer.load(root / name / "checkpoint")
         norms = train(trainer, range(3, 6))
@@ -36,7 +36,7 @@ def resume(root: Path) -> None:
 
 def ranks(root: Path) -> None:
     """Everything that is checked on two ranks. Values that the test compares go to ``facts.json``."""
-    distributed.init(config(engine={"num_processes": 2}))
+    startup.init(config(engine={"num_processes": 2}))
     facts: dict[str, Any] = {"collectives": collectives()}
     facts["norms"] = training(root)
     training_resumed(root)
@@ -131,7 +131,7 @@ class Gathers(TorchDispatchMode):
 def sharded_weights(root: Path) -> dict[str, int]:
     """As a large model runs: loaded in shards, nothing resident, a frozen scorer of another width beside it."""
     zero3.SMALL_MODEL_NUMEL = zero3.RESIDENT_NUMEL = 0
-    with engine.loading(config()):
+    with startup.loading(config()):
         student = AutoModelForCausalLM.from_pretrained(root / "student")
         teacher = Policy(AutoModelForCausalLM.from_pretrained(root / "teacher"))
     assert student.model.embed_tokens.weight.shape == (0,)

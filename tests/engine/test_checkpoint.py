@@ -11,15 +11,14 @@ import torch
 from engine_cases import batch, config, difference, policy, train, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from longctx_rl import engine
-from longctx_rl.engine import Engine, checkpoint, distributed, tensors
+from longctx_rl.engine import Engine, checkpoint, distributed, startup, tensors
 
 ENGINES = ("local", "zero3")
 
 
 def build(name: str = "local", **groups: dict[str, Any]) -> Engine:
     module = policy(seed=groups.pop("seed", 0), tied=groups.pop("tied", True))  # type: ignore[arg-type]
-    return engine.build(config(engine={"name": name}, **groups), module, total_steps=10)
+    return startup.build(config(engine={"name": name}, **groups), module, total_steps=10)
 
 
 def save(run_dir: Path, trainer: Engine, step: int, keep: int = 3) -> Path:
@@ -140,7 +139,7 @@ def test_foreign_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a checkpoint of this program"):
         trainer.load(tmp_path)
     found = save(tmp_path, trainer, 1)
-    other = engine.build(config(engine={"name": "local"}), policy(width=48), total_steps=10)
+    other = startup.build(config(engine={"name": "local"}), policy(width=48), total_steps=10)
     with pytest.raises(ValueError, match=r"belongs to another model \(model\.model\..* has shape"):
         other.load(found)
     shutil.copy(found / "manifest.json", found / "weights.safetensors")

@@ -9,15 +9,14 @@ import pytest
 import torch
 from engine_cases import VOCABULARY, Policy, batch, config, difference, policy, train, weights
 
-from longctx_rl import engine
-from longctx_rl.engine import Engine, TrainingDiverged, distributed, optimizer
-from longctx_rl.engine.schedule import learning_rate
+from longctx_rl.engine import Engine, optimizer, startup
+from longctx_rl.engine.optimizer import TrainingDiverged, learning_rate
 
 ENGINES = ("local", "zero3")
 
 
 def build(name: str, module: Policy | None = None, **groups: dict[str, object]) -> Engine:
-    return engine.build(config(engine={"name": name}, **groups), module or policy(), total_steps=10)
+    return startup.build(config(engine={"name": name}, **groups), module or policy(), total_steps=10)
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.05, 100.0], ids=["clipped", "unclipped"])
@@ -37,7 +36,7 @@ def test_zero3_equals_local(tmp_path: Path, tied: bool, max_grad_norm: float) ->
 def test_gradient_can_be_read_between_passes(name: str, offload: bool) -> None:
     """After the first pass it is that pass's; after the second the sum, which is also what the step uses."""
     settings = config(engine={"name": name, "offload_optimizer": offload}, optim={"max_grad_norm": 100.0})
-    trainer = engine.build(settings, policy(), total_steps=10)
+    trainer = startup.build(settings, policy(), total_steps=10)
     first, second = ([batch(i), batch(i + 1)] for i in (0, 2))
     read = []
     for rows in (first, second):
@@ -72,13 +71,13 @@ def test_offloaded_optimizer_equals_local(tmp_path: Path) -> None:
         module = policy(tied=False)
         groups: dict[str, dict[str, object]] = {"optim": {"lr": 1e-3}}
         settings = config(engine={"name": name, "offload_optimizer": offload}, **groups)
-        trainer = engine.build(settings, module, total_steps=10)
+        trainer = startup.build(settings, module, total_steps=10)
         train(trainer, range(2))
         trainer.backward(trainer.forward(batch(0)) * math.nan, last=True)
         assert trainer.step().skipped
         train(trainer, range(2, 4))
         stored = weights(trainer, tmp_path / name)
-        resumed = engine.build(settings, policy(tied=False, seed=4), total_steps=10)
+        resumed = startup.build(settings, policy(tied=False, seed=4), total_steps=10)
         resumed.load(tmp_path / name)
         assert train(resumed, range(4, 6)) == train(trainer, range(4, 6))
         results.append(stored)
@@ -251,7 +250,7 @@ def test_ranks_of_a_foreign_launcher_are_refused(
     for key, value in variables.items():
         monkeypatch.setenv(key, value)
     with pytest.raises(ValueError, match=r"set engine.num_processes instead of starting torchrun"):
-        distributed.init(config(engine={"name": name}))
+        startup.init(config(engine={"name": name}))
 
 
 def test_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,4 +264,4 @@ def test_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_cuda_without_a_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"set engine\.device=cpu"):
-        engine.build(config(engine={"name": "local", "device": "cuda"}), policy(), 1)
+        startup.build(config(engine={"name": "local", "device": "cuda"}), policy(), 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from evals.tables import rows
 from longctx_rl.data.generators import generate
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.evals import records, summary
@@ -56,13 +57,17 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path: Path) -> None:
     assert path.read_text() == whole
 
 
-@pytest.mark.parametrize("line", ["{", '{"step": 1}', "[1]"])
+@pytest.mark.parametrize(
+    "line",
+    ["{", '{"step": 1}', "[1]", "", "[" * 100_000, "9" * 5_000],
+    ids=["half", "fields", "list", "empty", "deep", "huge"],
+)
 def test_a_foreign_line_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "heldout.jsonl"
     path.write_text(line + "\n")
-    with pytest.raises(ValueError, match="line 1 is no evaluation record"):
+    with pytest.raises(ValueError, match="line 1 is not an evaluation record"):
         records.read(path)
-    with pytest.raises(ValueError, match="line 1 is no evaluation record"):
+    with pytest.raises(ValueError, match="line 1 is not an evaluation record"):
         records.drop_after(path, 0)
     assert path.read_text() == line + "\n"
 
@@ -87,29 +92,33 @@ def test_a_family_at_two_lengths_is_not_two_independent_items() -> None:
 
 
 def test_one_family_has_no_interval_and_the_table_says_so() -> None:
-    rows, note = summary.table([replace(record(0, 1.0), score=0.5)]).splitlines()[2:]
-    assert rows.split()[:4] == ["multihop", "256", "1", "50.0"] and "set eval.items to 2 or more" in note
+    table = summary.table([replace(record(0, 1.0), score=0.5)])
+    assert [row["score"] for row in rows(table)] == ["50.0"]
+    assert "multihop at 256" in table and "set eval.items to 2 or more" in table
 
 
 def test_pass_at_k_of_several_samples() -> None:
     """Two items, four samples each: one of them right for the first, none for the second."""
     found = [replace(record(i, 0.0), right=1 - i, more=("",) * 3, score=(1 - i) / 4) for i in range(2)]
     assert summary.pass_rates(found) == pytest.approx({"pass@2": 0.25, "pass@4": 0.5})  # 1 - C(3, 2) / C(4, 2) = 1/2
-    heading, _, row = summary.table(found).splitlines()
-    assert heading.split()[3:6] == ["score", "pass@2", "pass@4"] and row.split()[3] == "12.5"
-    assert row.split()[6:8] == ["25.0", "50.0"] and summary.pass_rates([record(0, 1.0)]) == {}
+    (row,) = rows(summary.table(found))
+    assert (row["score"].split()[0], row["pass@2"], row["pass@4"]) == ("12.5", "25.0", "50.0")
+    assert summary.pass_rates([record(0, 1.0)]) == {}
 
 
 def test_the_table_is_aligned_and_paired() -> None:
     before = [record(i, float(i % 2), length=length) for length in (256, 1024) for i in range(40)]
     after = [replace(item, step=5, score=1.0) for item in before]
-    lines = summary.comparison(before, after[::-1]).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert lines[0].split() == ["task", "length", "n", "before", "after", "difference", "findable"]
-    assert lines[2].split()[:4] == ["multihop", "256", "40", "50.0"]
-    assert lines[3].split()[:3] == ["multihop", "1024", "40"]
-    assert lines[4].split()[:3] == ["all", "all", "80"]
-    assert "+50.0 [+35.0, +65.0]" in lines[4]
+    table = summary.comparison(before, after[::-1])
+    assert "MDD: minimum detectable difference" in table
+    assert len({len(line) for line in table.splitlines() if not line.startswith("MDD:")}) == 1
+    short, long, pooled = rows(table)
+    assert [(row["task"], row["length"], row["n"]) for row in (short, long, pooled)] == [
+        ("multihop", "256", "40"), ("multihop", "1024", "40"), ("all", "all", "80"),
+    ]  # fmt: skip
+    assert short["before"].startswith("50.0 ") and pooled["difference"] == "+50.0 [+35.0, +65.0]"
+    # (z_0.975 + z_0.8) standard errors, from the interval's half width of 15 points, which is rounded.
+    assert float(pooled["MDD"]) == pytest.approx(15 * (1 + 0.8416 / 1.96), abs=0.1)
     with pytest.raises(ValueError, match="different items"):
         summary.comparison(before, after[1:])
 

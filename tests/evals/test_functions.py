@@ -1,4 +1,4 @@
-"""HumanEval's and MBPP's files as suites: asked, graded by running tests, checked before."""
+"""HumanEval's and MBPP's files as suites: evaluated, graded by running tests, and checked beforehand."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evals.test_evaluation import Engine, Parrot
+from evals.parrot import Engine, Parrot
 from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.evals import functions
 from longctx_rl.evals.evaluation import RunSuite
@@ -18,10 +18,10 @@ from longctx_rl.evals.suites import Plan, items_of
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rewards.judge import GraderUnavailable
-from longctx_rl.sandbox import isolation
-from sandbox.test_function_tests import HUMANEVAL, MBPP
+from longctx_rl.sandbox import probe
+from sandbox.function_problems import HUMANEVAL, MBPP
 
-BACKEND = "rlimit" if isolation.failure("bwrap") else "bwrap"
+BACKEND = "rlimit" if probe.failure("bwrap") else "bwrap"
 TOKENIZER = load_tokenizer("mini-student")
 PLUS: list[dict[str, Any]] = [
     {
@@ -93,7 +93,7 @@ def test_answers_of_several_forms(tmp_path: Path, code: CodeGrader) -> None:
     grade = grader_of("humaneval", config, code)
     texts = {
         "```python\ndef halves(values: List[float]) -> List[float]:\n    return [v * 0.5 for v in values]\n```": 1.0,
-        "    return [v * 0.5 for v in values]": 1.0,  # a base model goes on
+        "    return [v * 0.5 for v in values]": 1.0,  # a base model continues the prompt
         "```\nreturn [v * 0.5 for v in values]\n```": 1.0,
         "def halves(values):\n    return [v * 0.5 + 1e-9 for v in values]": 1.0,  # within the tolerance
         "def halves(values):\n    return [v * 0.5 + 1e-3 for v in values]": 0.0,
@@ -103,7 +103,7 @@ def test_answers_of_several_forms(tmp_path: Path, code: CodeGrader) -> None:
     assert [one.score for one in grade([(text, item.example) for text in texts])] == list(texts.values())
 
 
-def test_a_run_asks_and_keeps(tmp_path: Path, code: CodeGrader) -> None:
+def test_a_run_evaluates_and_keeps(tmp_path: Path, code: CodeGrader) -> None:
     sampler = Parrot()
     suite = RunSuite(
         "humaneval", settings(write(tmp_path / "a.jsonl", HUMANEVAL)), 0, TOKENIZER, sampler, tmp_path, code
@@ -115,33 +115,36 @@ def test_a_run_asks_and_keeps(tmp_path: Path, code: CodeGrader) -> None:
 
 def test_a_file_is_checked(tmp_path: Path) -> None:
     path = write(tmp_path / "good.jsonl.gz", [*HUMANEVAL, *PLUS])
-    said = functions.check(path, BACKEND)
-    assert said == f"{path}: 6 of 6 reference solutions pass, and 0 of 6 functions whose body is `pass`"
+    assert f"{path}: 6 of 6 " in functions.check(path, BACKEND)
     bad = HUMANEVAL[0] | {"task_id": "bad", "canonical_solution": "    return 7\n"}
     loose = HUMANEVAL[0] | {"task_id": "loose", "test": "def check(candidate):\n    candidate([1])\n"}
     with pytest.raises(ValueError) as error:
         functions.check(write(tmp_path / "bad.jsonl", [HUMANEVAL[0], bad, loose]), BACKEND)
-    assert str(error.value).endswith(
-        "2 of 3 reference solutions pass, and 1 of 2 functions whose body is `pass`; cannot be graded: bad "
-        "(AssertionError), loose (passes without a body). Leave them out with without=[bad,loose]"
-    )
+    for part in (
+        ": 2 of 3 ",
+        "1 of 2 ",
+        "bad (AssertionError)",
+        "loose (passes without a body)",
+        "without=[bad,loose]",
+    ):
+        assert part in str(error.value)
 
 
-def test_problems_that_cannot_be_graded_are_left_out_by_name_only(tmp_path: Path, code: CodeGrader) -> None:
+def test_problems_that_cannot_be_graded_are_excluded_by_name_only(tmp_path: Path, code: CodeGrader) -> None:
     bad = HUMANEVAL[0] | {"task_id": "bad", "canonical_solution": "    return 7\n"}
     config = settings(write(tmp_path / "a.jsonl", [HUMANEVAL[0], bad]))
     items = items_of("humaneval", Plan(config, 9), TOKENIZER)
-    with pytest.raises(GraderUnavailable, match=r"bad for one \(AssertionError\): .*humaneval\.without=\[bad\]"):
+    with pytest.raises(GraderUnavailable, match=r"bad \(AssertionError\): .*humaneval\.without=\[bad\]"):
         grader_of("humaneval", config, code)([("", one.example) for one in items])
     without = replace(config, without=("bad",))
     kept = items_of("humaneval", Plan(without, 9), TOKENIZER)
     assert [one.example.id for one in kept] == ["plain/0"]
     assert len(grader_of("humaneval", without, code)([("", kept[0].example)])) == 1
-    with pytest.raises(ValueError, match=r"humaneval\.without=other is not in"):
+    with pytest.raises(ValueError, match=r"humaneval\.without=other .*a\.jsonl"):
         items_of("humaneval", Plan(replace(config, without=("other",)), 9), TOKENIZER)
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_unusable_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read as JSON lines"):
         functions.check(tmp_path / "missing.jsonl", BACKEND)
     (tmp_path / "broken.jsonl.gz").write_bytes(b"no gzip")
@@ -152,5 +155,5 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(ValueError, match="has no row"):
         functions.check(tmp_path / "empty.jsonl", BACKEND)
-    with pytest.raises(ValueError, match=r"mbpp has 1 problems: set eval\.first below that"):
+    with pytest.raises(ValueError, match=r"mbpp has 1 .*set eval\.first below"):
         items_of("mbpp", Plan(settings(write(tmp_path / "b.jsonl", MBPP)), 5, 1), TOKENIZER)

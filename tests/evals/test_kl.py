@@ -84,9 +84,9 @@ def test_bases_that_cannot_be_compared(tmp_path: Path) -> None:
 
     other = load_tokenizer("mini-student")
     other.add_tokens(["<one more>"])
-    with pytest.raises(ValueError, match=r"kl\.base=mini-student has other tokens than the checkpoint"):
+    with pytest.raises(ValueError, match=r"kl\.base=mini-student .*or kl\.base=null"):
         kl.base_model(CONFIG, other)
-    with pytest.raises(ValueError, match="exceed the context of mini-student, 4096: lower them"):
+    with pytest.raises(ValueError, match=r"kl\.length=4096 .*mini-student, 4096: lower them"):
         kl.base_model(replace(CONFIG, length=4096), TOKENIZER)
-    with pytest.raises(ValueError, match="nowhere not found"):
+    with pytest.raises(ValueError, match="nowhere"):
         kl.base_model(replace(CONFIG, base="nowhere"), TOKENIZER)

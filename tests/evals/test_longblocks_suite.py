@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.test_evaluation import Engine, Parrot
-from longctx_rl.__main__ import composed, composed_evaluate
+from evals.parrot import Engine, Parrot
+from longctx_rl.config.compose import composed, composed_evaluate
 from longctx_rl.config.eval import EvalConfig
 from longctx_rl.data.longblocks_source import LongBlocksSource
 from longctx_rl.evals.evaluation import RunSuite
@@ -30,12 +30,12 @@ def config(cache: Path, *more: str) -> EvalConfig:
     return composed_evaluate(["checkpoint=mini-student", "out=x", *overrides(cache, *more)]).eval
 
 
-def ask(settings: EvalConfig, items: int = 500) -> list[Item]:
+def items_in(settings: EvalConfig, items: int = 500) -> list[Item]:
     return items_of("longblocks", Plan(settings.suites["longblocks"], items), TOKENIZER)
 
 
-def test_held_out_documents_are_asked_and_no_others(tmp_path: Path) -> None:
-    items = ask(config(tmp_path))
+def test_only_held_out_documents_are_evaluated(tmp_path: Path) -> None:
+    items = items_in(config(tmp_path))
     cells = {(one.label, one.example.length) for one in items}
     assert {label for label, _ in cells} == {"multihop", "grounding"} and {n for _, n in cells} == {
         512,
@@ -46,18 +46,18 @@ def test_held_out_documents_are_asked_and_no_others(tmp_path: Path) -> None:
                          "task=any", "eval=none"])  # fmt: skip
     source = LongBlocksSource(training, TOKENIZER)
     trained = {source.example("long", row).document for pool in source.order.pools for row in pool.rows}
-    asked = {one.example.document for one in items}
-    assert trained and asked and not trained & asked
+    held_out = {one.example.document for one in items}
+    assert trained and held_out and not trained & held_out
     assert len({one.example.id for one in items}) == len(items)
     assert all(one.example.question.endswith('"Answer: " and the answer alone.') for one in items)
-    few = ask(config(tmp_path), items=1)
+    few = items_in(config(tmp_path), items=1)
     assert len(few) == len(cells) and {one.example.id for one in few} <= {one.example.id for one in items}
 
 
 def test_the_rewards_graders_grade(tmp_path: Path) -> None:
     settings = config(tmp_path)
     grade = grader_of("longblocks", settings.suites["longblocks"], None)
-    items = ask(settings)
+    items = items_in(settings)
     assert [one.score for one in grade([(f"Answer: {one.example.answer}", one.example) for one in items])] == [
         1.0
     ] * len(items)
@@ -70,25 +70,25 @@ def test_the_rewards_graders_grade(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (f"{KEY}.data.longblocks.test=0", "has no held-out row of multihop"),
-        (f"{KEY}.lengths=[16]", "has no held-out row of multihop"),
+        (f"{KEY}.data.longblocks.test=0", rf"multihop .*raise {KEY}\.data\.longblocks\.test"),
+        (f"{KEY}.lengths=[16]", rf"multihop .*raise .*{KEY}\.lengths"),
         (f"{KEY}.data.longblocks.path=/nowhere", "/nowhere"),
-        (f"{KEY}.labels=[short]", "labels=short does not exist: choose from multihop, grounding, longform, code"),
-        (f"{KEY}.data.longblocks=null", r"data names no data set"),
+        (f"{KEY}.labels=[short]", "labels=short .*multihop, grounding, longform, code"),
+        (f"{KEY}.data.longblocks=null", r"longblocks\.data .*/data@.*=longblocks"),
     ],
 )
-def test_what_cannot_be_asked(tmp_path: Path, more: str, sentence: str) -> None:
+def test_refused_settings(tmp_path: Path, more: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        ask(config(tmp_path, more))
+        items_in(config(tmp_path, more))
 
 
 def test_rewards_that_cannot_grade(tmp_path: Path) -> None:
     for more, sentence in (
         (
             f"+{KEY}.reward.graders.multihop=execution",
-            "graders.multihop=execution: its rows have no tests",
+            r"graders\.multihop=execution: .*set match",
         ),
-        (f"{KEY}.reward.graders.other=judge", "judge, but reward.judge is null"),
+        (f"{KEY}.reward.graders.other=judge", r"reward\.judge is null: choose reward=judge"),
         (f"{KEY}.reward=null", r"longblocks\.reward is null"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -96,5 +96,5 @@ def test_rewards_that_cannot_grade(tmp_path: Path) -> None:
 
 
 def test_training_and_evaluation_hold_out_the_same(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give both the same, or trained documents are asked"):
+    with pytest.raises(ValueError, match="give both the same"):
         composed(["data=longblocks", f"data.longblocks.path={ROWS}", *overrides(tmp_path)])

@@ -11,7 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from evals.test_evaluation import Engine, Parrot
+from evals.parrot import Engine, Parrot
+from evals.tables import rows as rows_of
 from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.evals import summary
 from longctx_rl.evals.evaluation import RunSuite
@@ -106,13 +107,16 @@ def test_from_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("changes", "sentence"),
     [
         ({"path": None}, r"longreason_hub\.path is null: give a folder"),
-        ({"path": "/nowhere"}, "/nowhere is no folder"),
-        ({"labels": ("context",), "lengths": (4096,)}, "lengths=4096 does not exist: choose from 8192, 16384, "),
-        ({"labels": ("expanded",)}, "has no file of the split expanded: download it again, or leave expanded out"),
-        ({"labels": ("original", "context"), "lengths": (32768,)}, "32k has other questions than original"),
+        ({"path": "/nowhere"}, r"/nowhere .*set eval\.suites\.longreason_hub\.path"),
+        ({"labels": ("context",), "lengths": (4096,)}, "lengths=4096 .*8192, 16384, "),
+        (
+            {"labels": ("expanded",)},
+            r"split expanded: .*remove expanded from eval\.suites\.longreason_hub\.labels",
+        ),
+        ({"labels": ("original", "context"), "lengths": (32768,)}, "32k .*original: download it again"),
     ],
 )
-def test_what_cannot_be_asked(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+def test_refused_settings(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
     parquet(tmp_path, "original")
     parquet(tmp_path / "more", "32k", letters="AB")
     with pytest.raises(ValueError, match=sentence):
@@ -122,15 +126,19 @@ def test_what_cannot_be_asked(tmp_path: Path, changes: dict[str, Any], sentence:
 def test_files_of_something_else(tmp_path: Path) -> None:
     path, config = tmp_path / "original.jsonl", settings(tmp_path, labels=("original",))
     for row, sentence in (
-        ({"example_idx": "a", "answer": "A"}, "a row without prompt"),
-        ({"example_idx": "a", "prompt": "x", "answer": "42"}, "a has no letter as its answer"),
-        ([1], "cannot be read"),
+        ({"example_idx": "a", "answer": "A"}, r"prompt: set eval\.suites\.longreason_hub\.path"),
+        ({"example_idx": "a", "prompt": "x", "answer": "42"}, "answer of a .*download it again"),
+        ([1], r"original\.jsonl cannot be read \(line 1 is not a JSON object"),
     ):
         path.write_text(json.dumps(row) + "\n")
         with pytest.raises(ValueError, match=sentence):
             ask(config)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows("original")))
-    with pytest.raises(ValueError, match=r"has 7 questions: set eval\.first below that"):
+    for text, cause in (("", "it is empty"), ("\n[" + "[" * 100_000, "line 2 is beyond the limits of the JSON parser")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"original\.jsonl cannot be read \({cause}.*: download it again"):
+            ask(config)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows("original")) + "\n")
+    with pytest.raises(ValueError, match=r"has 7 .*set eval\.first below"):
         ask(config, first=7)
 
 
@@ -167,8 +175,8 @@ def test_a_run_reports_floor_and_unparsed_answers(tmp_path: Path) -> None:
     suite.evaluate(Engine(), 1, 500)
     found: Sequence[Any] = summary.cells(one for one in read(suite.path) if one.step == 1)
     assert [(one.unparsed, one.floor) for one in found] == [(1.0, pytest.approx(3 / 7))] * 3
-    lines = summary.table([one for one in read(suite.path) if one.step == 1]).splitlines()
-    assert lines[0].split()[-2:] == ["unparsed", "floor"] and lines[2].split()[-2:] == ["100.0", "42.9"]
+    table = rows_of(summary.table([one for one in read(suite.path) if one.step == 1]))
+    assert [(row["unparsed"], row["floor"]) for row in table] == [("100.0", "42.9")] * 3
 
 
 def test_the_generated_suite_has_a_floor_of_a_quarter() -> None:

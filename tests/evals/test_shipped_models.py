@@ -1,4 +1,4 @@
-"""The shipped weights fit the world that the generators tell of: a change of wording or tokens would show here."""
+"""The shipped weights fit the generators' world: a change of wording or of tokens would fail here."""
 
 import runpy
 from contextlib import closing
@@ -17,12 +17,12 @@ from longctx_rl.policy.attention import dispatch
 from longctx_rl.policy.loading import load_model, load_tokenizer
 from longctx_rl.rewards.execution import CodeGrader, ExactGrader
 from longctx_rl.rollout.hf import HFSampler
-from longctx_rl.sandbox import isolation
+from longctx_rl.sandbox import probe
 from longctx_rl.types import UNANSWERABLE
 
 TASKS = ("multihop", "grounding", "longform")
 ITEMS = 24
-BACKEND = "rlimit" if isolation.failure("bwrap") else "bwrap"
+BACKEND = "rlimit" if probe.failure("bwrap") else "bwrap"
 
 
 @pytest.mark.parametrize(("name", "long"), [("mini-student", (0.0, 0.45)), ("mini-teacher", (0.8, 1.0))])
@@ -57,7 +57,7 @@ def test_writes_code_whose_helpers_are_shown_and_guesses_nothing(name: str, buri
 
 
 def test_a_deepened_student_starts_as_the_student_and_learns_in_its_new_layers() -> None:
-    """What the larger teacher of table3 is trained from."""
+    """The larger teacher of table3 is trained from such a model."""
     deepen = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "mini_models" / "larger_teacher.py"))[
         "deepen"
     ]

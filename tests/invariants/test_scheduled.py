@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from config.composing import composed
 from invariants.test_micro_batches import METHODS
 from longctx_rl.data.packing import count, empty_row, pack
-from longctx_rl.engine import distributed
+from longctx_rl.engine import distributed, startup
 from longctx_rl.objective.terms import Objective
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.loading import load_model, load_tokenizer
@@ -118,7 +118,7 @@ def test_a_step_of_the_shipped_pair(settings: tuple[str, ...], tmp_path: Path) -
     # At 768 tokens student and teacher disagree, so that the gradient is far above bfloat16's rounding.
     smoke = ("+algo=dgrpo", "+experiment=smoke", "optim.lr=0", "data.lengths=[768]", f"runs_root={tmp_path}")
     config = composed(*smoke, untied(tmp_path), *settings)
-    distributed.init(config)
+    startup.init(config)
     try:
         parts, watch = build_parts(config), Stopwatch()
         groups = sampled_groups(

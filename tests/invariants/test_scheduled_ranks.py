@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 
 from config.composing import composed
 from longctx_rl import cli
-from longctx_rl.engine import distributed, zero3
+from longctx_rl.engine import distributed, startup, zero3
 from longctx_rl.training.groups import sampled_groups
 from longctx_rl.training.parts import build_parts
 from longctx_rl.training.state import Stopwatch
@@ -31,7 +31,7 @@ def work(rank: int, port: int, root: str) -> None:
         "algo.kd.estimator=topk", "model.gradient_checkpointing=true", "model.scoring_chunk=5", f"runs_root={root}",
         "data.lengths=[768]",  # where student and teacher disagree
     )  # fmt: skip
-    distributed.init(config)
+    startup.init(config)
     parts, watch = build_parts(config), Stopwatch()
     mine = [0, 1, 2][rank::2]
     groups = sampled_groups(

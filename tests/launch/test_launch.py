@@ -172,7 +172,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path, processes: int) -> None:
     wait_for(sweep, "[1/1]")
     launcher = psutil.Process(sweep.pid)
     children: list[psutil.Process] = []
-    module, count = ("longctx_rl.launch.single", 1) if processes == 1 else ("longctx_rl.training.loop", 2)
+    module, count = ("longctx_rl.launch.single", 1) if processes == 1 else ("longctx_rl.launch.rank", 2)
     while sum(runs(child, module) for child in children) < count:
         assert sweep.poll() is None
         time.sleep(0.05)

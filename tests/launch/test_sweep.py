@@ -27,7 +27,7 @@ def test_a_grid_over_several_sittings(tmp_path: Path) -> None:
     code, stdout, stderr = finish(start([*GRID, "seed=0,1,2", "sweep.jobs=2", "budget.steps=1"], tmp_path))
     lines = stdout.splitlines()
     assert code == 1
-    assert stderr == f"error: run_dir={RUN}1 holds notes.txt, which is not of a run: choose another " + (
+    assert stderr == f"error: run_dir={RUN}1 holds notes.txt, which no run wrote: choose another " + (
         "experiment_name or run_dir\n"
     )
     assert "step 1/1" not in stdout  # two at a time do not share the terminal
@@ -95,10 +95,25 @@ def test_jobs_of_a_cluster(tmp_path: Path) -> None:
 def test_launchers_that_would_run_a_run_twice_are_refused() -> None:
     settings = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "nodes": 1}
     with pytest.raises(ValueError, match=r"hydra.launcher.tasks_per_node=2: a job is one run"):
-        launcher_from(settings | {"tasks_per_node": 2}, "submitit_slurm")
+        launcher_from("submitit_slurm", settings | {"tasks_per_node": 2})
     with pytest.raises(ValueError, match="hydra/launcher=joblib is not supported: choose basic"):
-        launcher_from({"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}, "joblib")
-    assert launcher_from(settings | {"tasks_per_node": 1, "partition": "gpu"}, "submitit_slurm").cluster == "slurm"
+        launcher_from("joblib", {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"})
+    assert launcher_from("submitit_slurm", settings | {"tasks_per_node": 1, "partition": "gpu"}).cluster == "slurm"
+
+
+def test_the_latest_values_are_read_from_the_end_of_a_run_that_writes(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert costs.latest(tmp_path) == {}
+    rows = [{"step": step, "loss/total": 1.0 * step, "grad/norm": None} for step in range(3_000)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    assert len(text) > 2 * costs.TAIL_BYTES
+    path.write_text('{"step": oops}\n' + text + '{"step": 3000, "lo')  # only its end is read
+    assert costs.latest(tmp_path) == {"step": 2999, "loss/total": 2999.0}
+    path.write_text(text + '{"step": 3000}')
+    assert costs.latest(tmp_path) == {"step": 3000, "loss/total": 2999.0}
+    path.write_text('{"step": oops}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has a row that is not JSON: .* restore the file"):
+        costs.latest(tmp_path)
 
 
 def test_costs_are_those_of_finished_runs_alike_scaled_to_the_budget(tmp_path: Path) -> None:

@@ -7,23 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from longctx_rl.objective.divergences import (
-    Direction,
-    Divergence,
-    Estimator,
-    anchor_distributions,
-    categorical,
-    sampled,
-    with_tail,
-)
+from longctx_rl.objective.divergences import anchor_distributions, categorical, sampled, with_tail
+from longctx_rl.objective.spec import Direction, Divergence, Estimator
 from longctx_rl.types import HiddenSignal, SampledSignal, TopKSignal
 
 DIRECTIONS = [
-    Divergence("reverse"),
-    Divergence("forward"),
-    Divergence("js", js_mixture=0.5),
-    Divergence("js", js_mixture=0.1),
-    Divergence("js", js_mixture=0.85),
+    Divergence(direction="reverse"),
+    Divergence(direction="forward"),
+    Divergence(direction="js", js_mixture=0.5),
+    Divergence(direction="js", js_mixture=0.1),
+    Divergence(direction="js", js_mixture=0.85),
 ]
 
 
@@ -66,9 +59,9 @@ def test_categorical_gradient_equals_finite_differences(divergence: Divergence) 
 
 def test_directions_are_not_each_other() -> None:
     logp, logq = distributions(3, 4, 8)
-    reverse, forward = (categorical(logp, logq, Divergence(d)) for d in ("reverse", "forward"))
+    reverse, forward = (categorical(logp, logq, Divergence(direction=d)) for d in ("reverse", "forward"))
     assert (reverse - forward).abs().min() > 1e-3
-    torch.testing.assert_close(categorical(logq, logp, Divergence("reverse")), forward)
+    torch.testing.assert_close(categorical(logq, logp, Divergence(direction="reverse")), forward)
 
 
 @pytest.mark.parametrize("divergence", DIRECTIONS, ids=str)
@@ -208,7 +201,9 @@ def test_sampled_estimators_are_schulmans() -> None:
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_k1_and_k3_have_the_reverse_kl_as_mean(estimator: Estimator) -> None:
     logp, logq = distributions(17, 6, 7)
-    torch.testing.assert_close(expectation(logp, logq, estimator), categorical(logp, logq, Divergence("reverse")))
+    torch.testing.assert_close(
+        expectation(logp, logq, estimator), categorical(logp, logq, Divergence(direction="reverse"))
+    )
 
 
 def test_k2_is_biased_and_third_order_close() -> None:
@@ -217,7 +212,7 @@ def test_k2_is_biased_and_third_order_close() -> None:
     errors = []
     for step in (0.01, 0.005):
         logq = torch.log_softmax(z + step * direction, -1)
-        errors.append((expectation(logp, logq, "k2") - categorical(logp, logq, Divergence("reverse"))).abs())
+        errors.append((expectation(logp, logq, "k2") - categorical(logp, logq, Divergence(direction="reverse"))).abs())
     assert errors[0].min() > 0.0
     torch.testing.assert_close(errors[0] / errors[1], torch.full((4,), 8.0).double(), rtol=0.1, atol=0)
 
@@ -234,8 +229,8 @@ def test_expected_gradient_of_a_sampled_loss(estimator: Estimator, direction: Di
     """As losses, k2 follows the reverse KL's gradient and k3 the forward KL's."""
     z, logq = logits(20, 5, 8).requires_grad_(), torch.log_softmax(logits(21, 5, 8), -1)
     ours = expected_gradient(z, logq, lambda p, q: expectation(p, q, estimator))
-    exact = expected_gradient(z, logq, lambda p, q: categorical(p, q, Divergence(direction)))
-    wrong = expected_gradient(z, logq, lambda p, q: categorical(p, q, Divergence(other)))
+    exact = expected_gradient(z, logq, lambda p, q: categorical(p, q, Divergence(direction=direction)))
+    wrong = expected_gradient(z, logq, lambda p, q: categorical(p, q, Divergence(direction=other)))
     torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-13)
     assert (ours - wrong).abs().max() > 1e-2
 

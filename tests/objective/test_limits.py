@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from longctx_rl.objective.divergences import Divergence
-from longctx_rl.objective.terms import Objective, objective
+from longctx_rl.objective.spec import Divergence, Objective, Weights
+from longctx_rl.objective.terms import objective
 from longctx_rl.policy.scoring import Anchor, score_tokens
 from longctx_rl.types import (
     Denominators,
@@ -18,6 +18,7 @@ from longctx_rl.types import (
     TokenScores,
     TopKSignal,
 )
+from objective_specs import method
 from packed_builders import token_row
 
 LENS = (3, 1, 4)
@@ -38,15 +39,15 @@ OTHER_TEACHER = (normal(6, TOTAL, 5), normal(7, VOCABULARY, 5))
 STUDENT = (HIDDEN, HEAD)
 
 DIVERGENCES = [
-    Divergence("reverse", "exact"),
-    Divergence("forward", "exact"),
-    Divergence("js", "exact"),
-    Divergence("reverse", "topk", top_k=K),
-    Divergence("forward", "topk", top_k=K),
-    Divergence("js", "topk", top_k=K),
-    Divergence("reverse", "k1", placement="advantage"),
-    Divergence("reverse", "k2"),
-    Divergence("reverse", "k3"),
+    Divergence(direction="reverse", estimator="exact"),
+    Divergence(direction="forward", estimator="exact"),
+    Divergence(direction="js", estimator="exact"),
+    Divergence(direction="reverse", estimator="topk", top_k=K),
+    Divergence(direction="forward", estimator="topk", top_k=K),
+    Divergence(direction="js", estimator="topk", top_k=K),
+    Divergence(direction="reverse", estimator="k1", placement="advantage"),
+    Divergence(direction="reverse", estimator="k2"),
+    Divergence(direction="reverse", estimator="k3"),
 ]
 every_divergence = pytest.mark.parametrize(
     "divergence", DIVERGENCES, ids=lambda d: f"{d.direction}-{d.estimator}-{d.placement}"
@@ -84,8 +85,8 @@ def gradient(
 
 
 def spec_of(divergence: Divergence, name: str = "kd", weight: float = 1.0, pg: float = 0.0) -> Objective:
-    options: dict[str, Any] = {name: weight, f"{name}_in_advantage": divergence.placement == "advantage"}
-    return Objective(pg=pg, **options)
+    options: dict[str, Any] = {name: divergence}
+    return Objective(weights=Weights(pg=pg, **{name: weight}), **options)
 
 
 def anchored(model: tuple[Tensor, Tensor], divergence: Divergence, name: str = "kd") -> dict[str, Anchor]:
@@ -142,10 +143,10 @@ def test_the_expected_gradient_is_the_exact_divergences(divergence: Divergence) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_beta_zero_is_grpo_to_the_bit(dtype: torch.dtype) -> None:
     divergence = Divergence()
-    grpo = gradient(Objective(pg=1.0), dtype=dtype)
-    dgrpo = gradient(Objective(pg=1.0, kd=0.0), anchored(TEACHER, divergence), dtype=dtype)
+    grpo = gradient(method(pg=1.0), dtype=dtype)
+    dgrpo = gradient(method(pg=1.0, kd=0.0), anchored(TEACHER, divergence), dtype=dtype)
     assert torch.equal(grpo, dgrpo)
-    assert not torch.equal(grpo, gradient(Objective(pg=1.0, kd=1e-3), anchored(TEACHER, divergence), dtype=dtype))
+    assert not torch.equal(grpo, gradient(method(pg=1.0, kd=1e-3), anchored(TEACHER, divergence), dtype=dtype))
 
 
 @every_divergence
@@ -159,16 +160,16 @@ def test_equal_rewards_leave_opd_scaled_by_beta(divergence: Divergence, beta: fl
 
 def test_dgrpo_is_the_sum_of_grpo_and_beta_opd() -> None:
     divergence = Divergence()
-    dgrpo = gradient(Objective(pg=1.0, kd=0.5), anchored(TEACHER, divergence))
-    grpo, opd = gradient(Objective(pg=1.0)), gradient(Objective(kd=1.0), anchored(TEACHER, divergence))
+    dgrpo = gradient(method(pg=1.0, kd=0.5), anchored(TEACHER, divergence))
+    grpo, opd = gradient(method(pg=1.0)), gradient(method(kd=1.0), anchored(TEACHER, divergence))
     torch.testing.assert_close(dgrpo, grpo + 0.5 * opd, rtol=1e-12, atol=1e-15)
 
 
 def test_forward_kl_to_a_certain_teacher_is_cross_entropy() -> None:
     """KD on the recorded token alone is SFT."""
     certain = (300.0 * torch.nn.functional.one_hot(TARGETS, VOCABULARY).double(), torch.eye(VOCABULARY).double())
-    kd = gradient(Objective(kd=1.0), anchored(certain, Divergence("forward")))
-    torch.testing.assert_close(kd, gradient(Objective(ce=1.0)), rtol=1e-9, atol=1e-12)
+    kd = gradient(method(kd=1.0), anchored(certain, Divergence(direction="forward")))
+    torch.testing.assert_close(kd, gradient(method(ce=1.0)), rtol=1e-9, atol=1e-12)
 
 
 @every_divergence

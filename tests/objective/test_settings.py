@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from longctx_rl.config.schema import ALGORITHMS, Config, load
+from longctx_rl.config.load import load
+from longctx_rl.config.schema import ALGORITHMS, Config
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,15 +1,16 @@
 """The objective and its terms on given log-probabilities."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from longctx_rl.objective.aggregation import Aggregate, token_weights
-from longctx_rl.objective.terms import LossOutput, Objective, objective, policy_gradient
+from longctx_rl.objective.aggregation import token_weights
+from longctx_rl.objective.spec import Aggregate, Objective
+from longctx_rl.objective.terms import LossOutput, objective, policy_gradient
 from longctx_rl.types import Denominators, PackedGroups, TokenScores
+from objective_specs import method
 from packed_builders import token_row
 
 LENS = (3, 1, 5, 2)
@@ -26,11 +27,17 @@ def scored(logprobs: Tensor, **divergences: Tensor) -> TokenScores:
 
 
 def run(
-    spec: Objective, logprobs: Tensor, row: PackedGroups, denominators: Denominators = COUNTS, **divergences: Tensor
+    spec: Objective,
+    logprobs: Tensor,
+    row: PackedGroups,
+    denominators: Denominators = COUNTS,
+    *,
+    max_length: int = 1,
+    **divergences: Tensor,
 ) -> tuple[LossOutput, Tensor]:
     """Loss and the gradient in the log-probabilities."""
     leaf = logprobs.clone().requires_grad_()
-    output = objective(spec, scored(leaf, **divergences), row, denominators)
+    output = objective(spec, scored(leaf, **divergences), row, denominators, max_length=max_length)
     (gradient,) = torch.autograd.grad(output.loss, leaf)
     return output, gradient
 
@@ -54,8 +61,8 @@ def naive_sum(
 @pytest.mark.parametrize("aggregate", ["sequence", "token", "constant"])
 def test_aggregation_equals_a_naive_loop(aggregate: Aggregate) -> None:
     logprobs = values(0)
-    spec = Objective(ce=1.0, aggregate=aggregate, max_length=10)
-    output, gradient = run(spec, logprobs, token_row(LENS))
+    spec = method(ce=1.0, aggregate=aggregate)
+    output, gradient = run(spec, logprobs, token_row(LENS), max_length=10)
     assert output.loss.item() == pytest.approx(naive_sum(-logprobs, aggregate), rel=1e-6)
     assert gradient.max() < 0.0
 
@@ -63,8 +70,8 @@ def test_aggregation_equals_a_naive_loop(aggregate: Aggregate) -> None:
 @pytest.mark.parametrize("aggregate", ["sequence", "token", "constant"])
 def test_denominators_are_the_given_ones_and_not_the_rows(aggregate: Aggregate) -> None:
     logprobs = values(1)
-    spec = Objective(ce=1.0, aggregate=aggregate, max_length=10)
-    output, _ = run(spec, logprobs, token_row(LENS), Denominators(num_sequences=12, num_tokens=44))
+    spec = method(ce=1.0, aggregate=aggregate)
+    output, _ = run(spec, logprobs, token_row(LENS), Denominators(num_sequences=12, num_tokens=44), max_length=10)
     expected = naive_sum(-logprobs, aggregate, sequences=12, tokens=44)
     assert output.loss.item() == pytest.approx(expected, rel=1e-6)
 
@@ -119,7 +126,7 @@ def test_clip_higher_keeps_tokens_that_the_symmetric_clip_drops() -> None:
 def test_first_update_has_ratio_one_and_the_plain_policy_gradient() -> None:
     advantages = values(2).float()
     row = token_row(LENS, advantages=advantages)
-    output, gradient = run(Objective(pg=1.0, aggregate="token"), values(3), row)
+    output, gradient = run(method(pg=1.0, aggregate="token"), values(3), row)
     torch.testing.assert_close(gradient, -advantages.double() / TOTAL, rtol=1e-6, atol=0)
     assert output.sums["policy/ratio_mean"].item() == pytest.approx(1.0)
     assert output.maxima["policy/ratio_max"].item() == 1.0
@@ -129,7 +136,7 @@ def test_first_update_has_ratio_one_and_the_plain_policy_gradient() -> None:
 def test_later_updates_use_the_recorded_old_logprobs() -> None:
     logprobs, old, advantages = values(4, 0.3), values(5, 0.3), values(6).float()
     row = token_row(LENS, advantages=advantages, old_logprobs=old.float())
-    output, _ = run(Objective(pg=1.0, aggregate="token"), logprobs, row)
+    output, _ = run(method(pg=1.0, aggregate="token"), logprobs, row)
     ratio = (logprobs - old.float().double()).exp()
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
     assert output.loss.item() == pytest.approx(-surrogate.mean().item(), rel=1e-6)
@@ -144,7 +151,7 @@ def test_truncated_importance_weights(cap: float) -> None:
     logprobs, old, drawn, advantages = values(7, 0.1), values(8, 0.1), values(9, 1.5).float(), values(10).float()
     row = token_row(LENS, advantages=advantages, old_logprobs=old.float(), sampler_logprobs=drawn)
     plain, weighted = (
-        run(Objective(pg=1.0, importance_cap=c, aggregate="token"), logprobs, row)[1] for c in (None, cap)
+        run(method(pg=1.0, importance_cap=c, aggregate="token"), logprobs, row)[1] for c in (None, cap)
     )
     importance = (old.float().double() - drawn.double()).exp()
     assert cap > 1e8 or (importance > cap).any()
@@ -156,32 +163,32 @@ def test_importance_weights_leave_the_other_terms_alone() -> None:
     row = token_row(LENS, sampler_logprobs=values(12).float())
     kd = values(13).square().requires_grad_()
     losses = [
-        objective(Objective(pg=1.0, ce=0.3, kd=0.5, importance_cap=c), scored(logprobs, kd=kd), row, COUNTS).loss
+        objective(method(pg=1.0, ce=0.3, kd=0.5, importance_cap=c), scored(logprobs, kd=kd), row, COUNTS).loss
         for c in (None, 0.1)
     ]
     assert losses[0].item() == losses[1].item()
 
 
 def test_importance_weights_without_sampler_logprobs_are_an_error() -> None:
-    with pytest.raises(AssertionError, match="sampler's log-probs"):
-        run(Objective(pg=1.0, importance_cap=2.0), values(14), token_row(LENS))
+    with pytest.raises(AssertionError, match="sampler"):
+        run(method(pg=1.0, importance_cap=2.0), values(14), token_row(LENS))
 
 
 def test_sampler_mismatch_is_k3_of_the_sampler_and_the_policy_before_the_update() -> None:
     old, drawn = values(15, 0.2), values(16, 0.2).float()
     row = token_row(LENS, old_logprobs=old.float(), sampler_logprobs=drawn)
-    output, _ = run(Objective(pg=1.0), values(17), row)
+    output, _ = run(method(pg=1.0), values(17), row)
     gap = old.float().double() - drawn.double()
     expected = (gap.exp() - 1 - gap).mean().item()
     assert output.sums["policy/sampler_mismatch"].item() == pytest.approx(expected, rel=1e-6)
-    same, _ = run(Objective(ce=1.0), drawn.double(), replace(row, old_logprobs=None))
+    same, _ = run(method(ce=1.0), drawn.double(), replace(row, old_logprobs=None))
     assert same.sums["policy/sampler_mismatch"].item() == 0.0
 
 
 def test_terms_add_with_their_coefficients() -> None:
     logprobs, kd, ref = values(18), values(19).square(), values(20).square()
     row = token_row(LENS, advantages=values(21).float())
-    total, _ = run(Objective(ce=0.7, pg=1.3, kd=0.5, ref=0.04), logprobs, row, kd=kd, ref=ref)
+    total, _ = run(method(ce=0.7, pg=1.3, kd=0.5, ref=0.04), logprobs, row, kd=kd, ref=ref)
     parts = {
         "ce": (0.7, -logprobs),
         "kd": (0.5, kd),
@@ -199,8 +206,7 @@ def test_terms_add_with_their_coefficients() -> None:
 def test_divergence_in_the_advantage_is_subtracted_and_not_differentiated(anchor: str) -> None:
     logprobs, gap = values(22), values(23)
     row = token_row(LENS, advantages=values(24).float())
-    options: dict[str, Any] = {anchor: 0.5, f"{anchor}_in_advantage": True}
-    spec = Objective(pg=1.0, aggregate="token", **options)
+    spec = method(pg=1.0, aggregate="token", in_advantage=anchor, **{anchor: 0.5})
     leaf = gap.clone().requires_grad_()
     output = objective(spec, scored(logprobs.clone().requires_grad_(), **{anchor: leaf}), row, COUNTS)
     assert torch.autograd.grad(output.loss, leaf, allow_unused=True)[0] is None
@@ -214,8 +220,7 @@ def test_divergence_in_the_advantage_is_that_of_the_policy_that_drew_the_tokens(
     """On later updates k1 stays log old - log anchor, and is not clipped away by what was learned since."""
     logprobs, old, anchored = values(25, 0.05), values(26, 0.05), values(27)
     row = token_row(LENS, advantages=values(28).float(), old_logprobs=old.float())
-    options: dict[str, Any] = {anchor: 0.5, f"{anchor}_in_advantage": True}
-    spec = Objective(pg=2.0, aggregate="token", **options)
+    spec = method(pg=2.0, aggregate="token", in_advantage=anchor, **{anchor: 0.5})
     _, gradient = run(spec, logprobs, row, COUNTS, **{anchor: logprobs - anchored})
     drawn = old.float().double()
     ratio, advantages = (logprobs - drawn).exp(), 2.0 * row.advantages.double() - 0.5 * (drawn - anchored)
@@ -226,12 +231,12 @@ def test_divergence_in_the_advantage_is_that_of_the_policy_that_drew_the_tokens(
 @pytest.mark.parametrize(
     "spec",
     [
-        Objective(ce=1.0),
-        Objective(pg=1.0, kd=0.5, importance_cap=2.0),
-        Objective(kd=1.0, kd_in_advantage=True),
-        Objective(pg=1.0, ref=0.1, aggregate="constant"),
-        Objective(kd=1.0, aggregate="token"),
-        Objective(),
+        method(ce=1.0),
+        method(pg=1.0, kd=0.5, importance_cap=2.0),
+        method(kd=1.0, in_advantage="kd"),
+        method(pg=1.0, ref=0.1, aggregate="constant"),
+        method(kd=1.0, aggregate="token"),
+        method(),
     ],
     ids=str,
 )

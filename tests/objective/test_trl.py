@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from longctx_rl.objective.advantages import group_advantages
-from longctx_rl.objective.aggregation import Aggregate
-from longctx_rl.objective.divergences import Divergence, categorical, sampled
-from longctx_rl.objective.terms import Objective, objective
+from longctx_rl.objective.divergences import categorical, sampled
+from longctx_rl.objective.spec import Aggregate, Divergence, Objective
+from longctx_rl.objective.terms import objective
 from longctx_rl.policy.scoring import Anchor, score_tokens
 from longctx_rl.types import Denominators, HiddenSignal, TokenScores
+from objective_specs import method
 from packed_builders import token_row
 
 LENS = (4, 1, 6, 3)
@@ -162,7 +163,8 @@ class Case:
             sampler_logprobs=self.drawn[flat],
             old_logprobs=None if first_update else self.old[flat],
         )
-        output = objective(spec, TokenScores(leaf, torch.zeros_like(leaf), {"ref": ref}, {}), row, COUNTS)
+        scores = TokenScores(leaf, torch.zeros_like(leaf), {"ref": ref}, {})
+        output = objective(spec, scores, row, COUNTS, max_length=MAX_LENGTH)
         (gradient,) = torch.autograd.grad(output.loss, leaf)
         return output.loss.detach(), gradient, output.sums
 
@@ -183,7 +185,7 @@ def test_loss_and_gradient_equal_trls(
     importance = None if cap is None else (before - case.drawn).exp().clamp(max=cap)
     settings = {"loss_type": loss_type, "beta": beta, "epsilon_high": high}
     loss, gradient = case.trl(first_update=first_update, importance=importance, **settings)
-    spec = Objective(pg=1.0, ref=beta, aggregate=aggregate, clip_high=high, importance_cap=cap, max_length=MAX_LENGTH)
+    spec = method(pg=1.0, ref=beta, aggregate=aggregate, clip_high=high, importance_cap=cap)
     our_loss, our_gradient, _ = case.ours(spec, first_update=first_update)
     torch.testing.assert_close(our_loss, loss, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(our_gradient, gradient, rtol=1e-6, atol=1e-9)
@@ -203,7 +205,7 @@ def test_clipped_fraction_equals_trls() -> None:
     }
     trainer._compute_loss(trainer.model, inputs)  # type: ignore[no-untyped-call]
     (expected,) = trainer._metrics["train"]["clip_ratio/region_mean"]
-    sums = case.ours(Objective(pg=1.0, clip_high=0.28), first_update=False)[2]
+    sums = case.ours(method(pg=1.0, clip_high=0.28), first_update=False)[2]
     assert 0.0 < expected < 1.0
     assert sums["policy/clip_frac"].item() == pytest.approx(expected, rel=1e-6)
 
@@ -260,7 +262,7 @@ def test_truncated_importance_weights_equal_trls(cap: float, monkeypatch: pytest
     )
     expected = output["importance_sampling_ratio"][MASK.bool()]
     plain, weighted = (
-        case.ours(Objective(pg=1.0, importance_cap=c, aggregate="token"), first_update=False)[1] for c in (None, cap)
+        case.ours(method(pg=1.0, importance_cap=c, aggregate="token"), first_update=False)[1] for c in (None, cap)
     )
     learning = plain != 0.0
     torch.testing.assert_close(
@@ -273,10 +275,10 @@ def test_truncated_importance_weights_equal_trls(cap: float, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("divergence", "beta"),
     [
-        (Divergence("forward"), 0.0),
-        (Divergence("reverse"), 1.0),
-        (Divergence("js", js_mixture=0.5), 0.5),
-        (Divergence("js", js_mixture=0.1), 0.1),
+        (Divergence(direction="forward"), 0.0),
+        (Divergence(direction="reverse"), 1.0),
+        (Divergence(direction="js", js_mixture=0.5), 0.5),
+        (Divergence(direction="js", js_mixture=0.1), 0.1),
     ],
     ids=str,
 )
@@ -302,7 +304,11 @@ def test_divergences_equal_trls_generalised_jsd(divergence: Divergence, beta: fl
 
 @pytest.mark.parametrize(
     ("divergence", "beta"),
-    [(Divergence("forward"), 0.0), (Divergence("reverse"), 1.0), (Divergence("js", js_mixture=0.3), 0.3)],
+    [
+        (Divergence(direction="forward"), 0.0),
+        (Divergence(direction="reverse"), 1.0),
+        (Divergence(direction="js", js_mixture=0.3), 0.3),
+    ],
     ids=str,
 )
 def test_chunked_distillation_equals_trls(divergence: Divergence, beta: float) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from longctx_rl.config.model import YarnConfig
-from longctx_rl.policy.loading import SHIPPED, load_model, load_tokenizer
-from longctx_rl.policy.sizes import KNOWN
+from longctx_rl.policy.loading import load_model, load_tokenizer
+from longctx_rl.policy.shape import KNOWN
+from longctx_rl.policy.weights import SHIPPED
 
-ADVICE = r"give a folder with config.json, tokenizer.json and whole .safetensors weights"
+ADVICE = r"give a folder with config\.json, tokenizer\.json and complete \.safetensors weights"
 
 
 @pytest.fixture
@@ -54,8 +55,8 @@ def test_missing_tokenizer(folder: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_stretched_model_turns_slow_positions_slower(folder: Path, tmp_path: Path) -> None:
-    """YaRN (arXiv 2309.00071): fast rotations stay, slow ones take ``factor`` times as long, logits are sharpened."""
+def test_yarn_slows_the_slow_rotations(folder: Path, tmp_path: Path) -> None:
+    """YaRN (arXiv 2309.00071): fast rotations stay, slow ones become ``factor`` times slower, logits are sharpened."""
     yarn = YarnConfig(factor=4.0, original_context=4096)
     plain, long = load_model(str(folder)), load_model(str(folder), yarn)
     before, after = (model.base_model.rotary_emb for model in (plain, long))
@@ -66,9 +67,9 @@ def test_a_stretched_model_turns_slow_positions_slower(folder: Path, tmp_path: P
     long.save_pretrained(tmp_path / "export")
     for again in (load_model(str(tmp_path / "export")), load_model(str(tmp_path / "export"), yarn)):
         assert torch.equal(again.base_model.rotary_emb.inv_freq, after.inv_freq)
-    with pytest.raises(ValueError, match=r"positions of type yarn, which model\.yarn cannot stretch"):
+    with pytest.raises(ValueError, match=r"rope_type=yarn.*set model\.yarn=null"):
         load_model(str(tmp_path / "export"), YarnConfig(factor=2.0, original_context=4096))
-    with pytest.raises(ValueError, match=r"reads 4096 tokens without model\.yarn, with it 2048"):
+    with pytest.raises(ValueError, match=r"4096.*2048: set model\.yarn=null"):
         load_model(str(folder), YarnConfig(factor=2.0, original_context=1024))
 
 

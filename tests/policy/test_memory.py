@@ -1,4 +1,4 @@
-"""The estimate of memory against measured peaks, and what it says of sizes that no test could load."""
+"""The estimate of memory against measured peaks, and for sizes that no test could load."""
 
 import json
 import os
@@ -12,19 +12,19 @@ from transformers import Qwen3Config
 
 from longctx_rl.policy.loading import load_model
 from longctx_rl.policy.memory import GIB, Workload, estimate, sampling, update
-from longctx_rl.policy.sizes import Sizes
+from longctx_rl.policy.shape import DecoderSizes
 
 CASES = Path(__file__).parents[2] / "experiments" / "bench" / "group_cases.py"
 
 LOAD = Workload(
     prompt=2048, completion=64, group=8, prompts_per_step=1, batch_tokens=10**9, row_tokens=10**9, chunk=1024, ranks=1,
-    engine="local", bytes=4, checkpointing=False, scheduled=False, sampled=True, reference=False, exact=True,
-    resident=0, whole=True, gather=True, offload=False,
+    engine="local", bytes=4, checkpointing=False, one_at_a_time=False, sampled=True, reference=False, exact=True,
+    resident=0, replicated=True, gather=True, offload=False,
 )  # fmt: skip
 
 
 def peak(command: list[str], column: str) -> float:
-    """Bytes that a measurement found, with an allocator that keeps nothing that was freed."""
+    """Measured bytes, with an allocator that returns freed memory to the system."""
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
@@ -38,16 +38,16 @@ def peak(command: list[str], column: str) -> float:
         ({}, 128, 4, 4096),
         ({"prompt": 512, "completion": 256}, 128, 4, 1024),
         ({"prompt": 512, "completion": 32}, 64, 3, 40_000),
-        ({"scheduled": True, "group": 16}, 128, 4, 4096),
+        ({"one_at_a_time": True, "group": 16}, 128, 4, 4096),
     ],
-    ids=["long prompt", "long completions", "large vocabulary", "scheduled"],
+    ids=["long prompt", "long completions", "large vocabulary", "one at a time"],
 )
 def test_the_update_peaks_where_the_estimate_says(
     changes: dict[str, int], width: int, layers: int, vocabulary: int
 ) -> None:
     load = replace(LOAD, **changes)  # type: ignore[arg-type]
-    sizes = Sizes(layers, width, 3 * width, width, width, vocabulary, tied=True, context=4096)
-    variant = "scheduled" if load.scheduled else "packed"
+    sizes = DecoderSizes(layers, width, 3 * width, width, width, vocabulary, tied=True, context=4096)
+    variant = "scheduled" if load.one_at_a_time else "packed"
     command = [sys.executable, str(CASES), "update", variant, "--threads", "1"]
     for name, value in (
         ("prompt", load.prompt), ("completion", load.completion), ("group", load.group),
@@ -55,18 +55,19 @@ def test_the_update_peaks_where_the_estimate_says(
     ):  # fmt: skip
         command += [f"--{name}", str(value)]
     measured = peak(command, "update_mib")
-    # The measured part begins before the gradients exist.
+    # The measurement starts before the gradients are allocated.
     expected = sum(update(sizes, sizes, load).values()) + 4 * sizes.parameters
     assert measured == pytest.approx(expected, rel=0.2)
 
 
 def test_sampling_peaks_where_the_estimate_says() -> None:
-    load, sizes = replace(LOAD, prompt=4096, group=16), Sizes(4, 128, 384, 128, 128, 4096, tied=True, context=8192)
+    load = replace(LOAD, prompt=4096, group=16)
+    sizes = DecoderSizes(4, 128, 384, 128, 128, 4096, tied=True, context=8192)
     command = [sys.executable, str(CASES), "decode", "shared", "--threads", "1", "--prompt", "4096", "--group", "16"]
     assert peak(command, "decode_mib") == pytest.approx(sum(sampling(sizes, load).values()), rel=0.2)
 
 
-def test_scoring_holds_one_chunk_even_where_no_loss_reads_the_drawn_tokens() -> None:
+def test_scoring_holds_one_chunk_even_if_no_loss_reads_the_sampled_tokens() -> None:
     tokens, entries, chunk = 4096, 20_000, 64
     command = [sys.executable, str(CASES), "vocabulary", str(chunk), "--threads", "1", "--prompt", "1"]
     command += ["--completion", str(tokens // 8), "--width", "64", "--vocabulary", str(entries)]
@@ -77,7 +78,7 @@ def test_scoring_holds_one_chunk_even_where_no_loss_reads_the_drawn_tokens() -> 
 def test_parameters_are_counted(name: str) -> None:
     model = load_model(name)
     matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)
-    assert Sizes.of(model.config).parameters == matrices
+    assert DecoderSizes.of(model.config).parameters == matrices
 
 
 def test_sizes_of_a_large_model() -> None:
@@ -86,31 +87,31 @@ def test_sizes_of_a_large_model() -> None:
         vocab_size=151_936, hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16,
         num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
     )  # fmt: skip
-    sizes = Sizes.of(config)
+    sizes = DecoderSizes.of(config)
     assert sizes.parameters == pytest.approx(1.72e9, rel=0.01)
     load = replace(LOAD, prompt=32_768, completion=2048, engine="zero3", bytes=2, ranks=8, checkpointing=True)
     one, eight = (estimate(sizes, sizes, replace(load, ranks=ranks)) for ranks in (1, 8))
-    # Weights and gradients, float32 masters and two moments: 18 bytes for each parameter, over the ranks.
+    # Weights and gradients, float32 masters and two moments: 18 bytes per parameter, sharded over the ranks.
     states = ("policy weights", "gradients", "master weights", "optimizer")
     assert sum(one.always[name] for name in states) == pytest.approx(18 * sizes.parameters)
     assert sum(eight.always[name] for name in states) == pytest.approx(18 * sizes.parameters / 8)
     assert "gathered weights" in eight.phases["sampling"] and "gathered weights" not in one.phases["sampling"]
-    # Of 49,152 tokens checkpointing keeps the inputs of 28 layers, 2,048 values of 2 bytes, and one layer made again.
+    # For 49,152 tokens checkpointing keeps the inputs of 28 layers, 2,048 values of 2 bytes, and one recomputed layer.
     kept = 28 * 2048 * 2 * (32_768 + 8 * 2048)
     assert kept < eight.phases["update"]["activations"] < 2 * kept
 
 
 def test_what_saves_memory_saves_it() -> None:
-    sizes = Sizes(28, 2048, 6144, 2048, 1024, 151_936, tied=True, context=40_960)
+    sizes = DecoderSizes(28, 2048, 6144, 2048, 1024, 151_936, tied=True, context=40_960)
     load = replace(LOAD, prompt=16_384, completion=1024, engine="zero3", bytes=2, ranks=2)
     base = estimate(sizes, sizes, load)
     for changed in (
-        replace(load, checkpointing=True), replace(load, scheduled=True), replace(load, chunk=128),
-        replace(load, offload=True), replace(load, ranks=4), replace(load, whole=False),
+        replace(load, checkpointing=True), replace(load, one_at_a_time=True), replace(load, chunk=128),
+        replace(load, offload=True), replace(load, ranks=4), replace(load, replicated=False),
     ):  # fmt: skip
         assert estimate(sizes, sizes, changed).peak < base.peak - 0.1 * GIB
-    sharded = replace(load, whole=False)  # a whole teacher has its head already
+    sharded = replace(load, replicated=False)  # a replicated teacher's head is on every rank anyway
     assert estimate(sizes, sizes, replace(sharded, exact=False)).peak < estimate(sizes, sizes, sharded).peak - 0.1 * GIB
     # One completion at a time: G does not matter to the update.
-    few, many = (update(sizes, None, replace(load, scheduled=True, group=group)) for group in (2, 64))
+    few, many = (update(sizes, None, replace(load, one_at_a_time=True, group=group)) for group in (2, 64))
     assert few == many

@@ -29,26 +29,26 @@ SMALL: dict[str, Any] = {**SHAPE, "pad_token_id": 0, "bos_token_id": 1, "eos_tok
 
 def test_sliding_window_layers() -> None:
     model = tiny_model(use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    with pytest.raises(ValueError, match=r"Qwen3ForCausalLM uses sliding-window attention.*model with full attention"):
+    with pytest.raises(ValueError, match=r"Qwen3ForCausalLM.*sliding-window.*choose a model with full attention"):
         Policy(model, chunk=4)
 
 
 def test_windows_that_only_the_layer_types_name() -> None:
     model = tiny_model()
     model.config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(ValueError, match="uses sliding-window attention"):
+    with pytest.raises(ValueError, match=r"sliding-window.*choose a model with full attention"):
         Policy(model, chunk=4)
 
 
 def test_a_window_on_every_layer() -> None:
-    with pytest.raises(ValueError, match=r"MistralForCausalLM uses sliding-window attention"):
+    with pytest.raises(ValueError, match=r"MistralForCausalLM.*sliding-window"):
         Policy(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)), chunk=4)
     assert Policy(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None)), chunk=4)
 
 
 def test_recurrent_layers() -> None:
     model = Lfm2ForCausalLM(Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]))
-    with pytest.raises(ValueError, match=r"has conv layers, through which siblings would see each other"):
+    with pytest.raises(ValueError, match=r"has conv layers.*choose a model with full attention in every layer"):
         Policy(model, chunk=4)
 
 
@@ -57,7 +57,7 @@ def test_a_model_without_attention_backend() -> None:
         _supports_attention_backend = False
 
     model = Closed(GPT2Config(vocab_size=37, n_embd=16, n_layer=1, n_head=2, n_positions=64))
-    with pytest.raises(ValueError, match=r"Closed does not let its attention be replaced.*such as Qwen3 or Llama"):
+    with pytest.raises(ValueError, match=r"Closed.*choose a model.*such as Qwen3 or Llama"):
         Policy(model, chunk=4)
 
 
@@ -70,7 +70,7 @@ def test_a_model_without_attention_backend() -> None:
     ids=["granite", "cohere"],
 )
 def test_logits_that_are_changed_after_the_head(model: PreTrainedModel, key: str) -> None:
-    with pytest.raises(ValueError, match=rf"changes its logits after the head \({key}\)"):
+    with pytest.raises(ValueError, match=rf"{key}.*choose a model"):
         Policy(model, chunk=4)
 
 
@@ -80,7 +80,7 @@ def test_exact_divergence_from_a_head_with_bias() -> None:
     model.set_output_embeddings(head)
     scorer = FrozenScorer(model, chunk=4).freeze()
     row = pack([group(4, [3, 2], 1)], CPU)
-    with pytest.raises(ValueError, match=r"has a bias, which estimator=exact would leave out: set estimator=topk"):
+    with pytest.raises(ValueError, match=r"bias.*estimator=exact.*set estimator=topk"):
         scorer(row, estimator="exact", temperature=1.0, top_k=4, head=head.weight)
     top = scorer(row, estimator="topk", temperature=1.0, top_k=37, head=None)
     expected = torch.log_softmax(head(scorer.hidden(row)), -1)

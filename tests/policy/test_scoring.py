@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from longctx_rl.data.packing import pack
-from longctx_rl.objective.divergences import Divergence, anchor_distributions, categorical, sampled
+from longctx_rl.objective.divergences import anchor_distributions, categorical, sampled
+from longctx_rl.objective.spec import Divergence
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.scoring import Anchor
@@ -21,15 +22,15 @@ TEMPERATURE = 1.3
 ROW = pack([group(9, [4, 7, 2], 1), group(3, [5], 2)], CPU)
 
 DIVERGENCES = [
-    Divergence("reverse", "exact"),
-    Divergence("forward", "exact"),
-    Divergence("js", "exact", js_mixture=0.3),
-    Divergence("reverse", "topk", top_k=6),
-    Divergence("forward", "topk", top_k=6),
-    Divergence("js", "topk", top_k=6),
-    Divergence("reverse", "k1", placement="advantage"),
-    Divergence("reverse", "k2"),
-    Divergence("reverse", "k3"),
+    Divergence(direction="reverse", estimator="exact"),
+    Divergence(direction="forward", estimator="exact"),
+    Divergence(direction="js", estimator="exact", js_mixture=0.3),
+    Divergence(direction="reverse", estimator="topk", top_k=6),
+    Divergence(direction="forward", estimator="topk", top_k=6),
+    Divergence(direction="js", estimator="topk", top_k=6),
+    Divergence(direction="reverse", estimator="k1", placement="advantage"),
+    Divergence(direction="reverse", estimator="k2"),
+    Divergence(direction="reverse", estimator="k3"),
 ]
 every_divergence = pytest.mark.parametrize(
     "divergence", DIVERGENCES, ids=lambda d: f"{d.direction}-{d.estimator}-{d.placement}"
@@ -102,7 +103,7 @@ def test_the_reference_alone_has_no_diagnostics() -> None:
 @every_divergence
 def test_diagnostics_of_the_teacher(divergence: Divergence) -> None:
     signal = teacher_signal(divergence, ROW)
-    teacher = teacher_signal(Divergence("reverse", "topk", top_k=VOCABULARY), ROW)
+    teacher = teacher_signal(Divergence(direction="reverse", estimator="topk", top_k=VOCABULARY), ROW)
     policy = Policy(tiny_model(), chunk=5)
     with torch.no_grad():
         other = Anchor(divergence, teacher_signal(divergence, ROW, 8))

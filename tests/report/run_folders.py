@@ -7,7 +7,7 @@ from typing import Any
 
 import longctx_rl
 from config.composing import composed
-from longctx_rl.config import schema as configuration
+from longctx_rl.config import load as configuration
 from longctx_rl.config.schema import Config
 from longctx_rl.evals import records
 from longctx_rl.evals.records import ItemRecord

@@ -8,7 +8,7 @@ from typing import Any
 
 import longctx_rl
 from config.composing import composed
-from longctx_rl.config import schema as configuration
+from longctx_rl.config import load as configuration
 
 METHODS = ("sft", "kd", "grpo", "opd", "dgrpo")
 TASKS = ("multihop", "grounding", "longform")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from longctx_rl.__main__ import composed
+from longctx_rl.config.compose import composed
 from longctx_rl.report import outputs, prose, results
 from longctx_rl.report.check import check_files, check_origin, same
 from longctx_rl.report.experiment import Experiment, open_experiment

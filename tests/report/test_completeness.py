@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import longctx_rl
-from longctx_rl.__main__ import composed, composed_grids
+from longctx_rl.config.compose import composed, composed_grids
 from longctx_rl.config.schema import Config
 from longctx_rl.launch import costs
-from longctx_rl.policy.weights import fingerprint
+from longctx_rl.policy.weights import weights_hash
 from longctx_rl.report import results
 from longctx_rl.report.check import check, check_origin
 from longctx_rl.report.collect import collect
@@ -82,7 +82,7 @@ def test_rows_that_answered_less_or_are_another_model(experiment: Experiment, fo
 
 def test_models_that_were_replaced(experiment: Experiment, found: list[Result]) -> None:
     run, base = next(one for one in found if one.trained), next(one for one in found if one.name == "base")
-    assert run.origin["student"] == fingerprint(SHIPPED / "mini-student") and run.origin.get("teacher") is None
+    assert run.origin["student"] == weights_hash(SHIPPED / "mini-student") and run.origin.get("teacher") is None
     old = replace(run, origin=run.origin | {"student": "ab" * 16, "teacher": "cd" * 16})
     asked = replace(base, origin=base.origin | {"dtype": "float32"})
     assert check_complete(experiment, [old, asked], {}) == [

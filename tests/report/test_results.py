@@ -131,6 +131,12 @@ def test_no_runs_and_broken_results_are_one_sentence(tmp_path: Path, experiment:
         results.read_all(experiment.results)
 
 
+def test_any_text_comes_back(tmp_path: Path) -> None:
+    result = results.Result(name="a", algo="sft", seed=0, origin={"command": "né \u2028 \x85 b"})
+    results.write(tmp_path, result)
+    assert results.read(tmp_path / "a.jsonl").origin == result.origin
+
+
 def test_an_item_answered_twice_counts_once(tmp_path: Path, experiment: Experiment) -> None:
     folder = tmp_path / "table1" / "base"
     write_evaluation(folder, {("code", "short", 0): [0.0, 0.0]})

@@ -50,6 +50,16 @@ def test_what_is_cut_off_is_left_out_and_named(folder: Path) -> None:
     assert len(read_evals(run.path)["heldout"][0]) == 2
 
 
+def test_lines_that_no_parser_takes_are_left_out_and_counted(folder: Path) -> None:
+    with (folder / "metrics.jsonl").open("ab") as metrics:
+        metrics.write(b"[" * 100_000 + b"\n" + b"9" * 5_000 + b'\n{"a": "\xff"}\n[1]\n\n')
+    run = only_run(folder.parent)
+    assert run.metrics == ROWS
+    assert [problem.split("metrics.jsonl ")[1] for problem in run.problems] == [
+        "has 5 lines that are not JSON objects, left out"
+    ]
+
+
 def test_a_run_of_another_version_is_named(folder: Path) -> None:
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("experiment_name:", "name_of_experiment:"))

@@ -1,4 +1,4 @@
-"""Code as an answer: what the grader says of right, wrong, lazy and invented code, and that inputs cannot be known."""
+"""Grading answers that are code: right, wrong, lazy and hallucinated code, and inputs that cannot be known."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,11 +12,11 @@ from longctx_rl.rewards import execution as code_module
 from longctx_rl.rewards.composed import Answered, Rewarder
 from longctx_rl.rewards.execution import INPUTS, CodeGrader, ExactGrader, draw_inputs, used_names
 from longctx_rl.rewards.judge import GraderUnavailable
-from longctx_rl.sandbox import isolation
+from longctx_rl.sandbox import probe
 from longctx_rl.sandbox.pool import Call
 from longctx_rl.types import CodeTask, Example
 
-BACKEND = "rlimit" if isolation.failure("bwrap") else "bwrap"
+BACKEND = "rlimit" if probe.failure("bwrap") else "bwrap"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_right_wrong_and_invented(grader: CodeGrader, example: Example) -> None:
 def test_inputs_are_the_same_within_a_call_and_new_in_the_next(
     grader: CodeGrader, example: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer that knows the right values of one call's inputs is right there, and nowhere else."""
+    """An answer with hard-coded results for one call's inputs fails in the next call."""
     task = example.code
     assert task is not None
     drawn = []
@@ -61,15 +61,15 @@ def test_inputs_are_the_same_within_a_call_and_new_in_the_next(
 
     monkeypatch.setattr(code_module, "draw_inputs", noting)
     grader([("a", example), ("b", example), ("c", replace(example, id="another"))])
-    assert len(drawn) == 2 and drawn[0] != drawn[1]  # one for each item, whatever its completions
+    assert len(drawn) == 2 and drawn[0] != drawn[1]  # one draw per item, whatever its completions
     (outcome,) = grader.sandbox.run([Call(task.reference, task.entry, drawn[0])])
     known = {arguments[0]: result.value for arguments, result in zip(drawn[0], outcome.results, strict=True)}
     (found,) = grader([(f"KNOWN = {known}\ndef solve(x):\n    return KNOWN.get(x)", example)])
-    assert found.score == 0.0 and 0 < found.parts["passed"] < 1  # the edge cases are always asked
+    assert found.score == 0.0 and 0 < found.parts["passed"] < 1  # the edge cases are in every draw
     assert plain(task, "a") == plain(task, "a") != plain(task, "b") and len(plain(task, "a")) == INPUTS
 
 
-def test_edge_cases_are_always_asked() -> None:
+def test_edge_cases_are_in_every_draw() -> None:
     task = CodeTask("solve", ("values",), "")
     for seed in range(20):
         assert [[]] in draw_inputs(task, str(seed))
@@ -79,9 +79,9 @@ def test_edge_cases_are_always_asked() -> None:
 def test_a_solution_that_does_not_run_is_no_zero(grader: CodeGrader, example: Example) -> None:
     assert example.code is not None
     broken = replace(example, code=replace(example.code, reference="def solve(x):\n    return 1 // 0"))
-    with pytest.raises(GraderUnavailable, match=r"does not run \(ZeroDivisionError\): leave the item out"):
+    with pytest.raises(GraderUnavailable, match="ZeroDivisionError"):
         grader([(example.answer, broken)])
-    with pytest.raises(ValueError, match="has no solution to run"):
+    with pytest.raises(ValueError, match="match, rouge_l or judge"):
         grader([("x", replace(example, code=None))])
 
 

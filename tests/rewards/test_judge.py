@@ -1,4 +1,4 @@
-"""The judge against a real HTTP endpoint that is good, slow, broken or gone."""
+"""The judge against a real HTTP endpoint that is good, slow, broken or unreachable."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from longctx_rl.__main__ import config_directory
+from longctx_rl.config.compose import config_directory
 from longctx_rl.config.convert import convert
 from longctx_rl.config.reward import JudgeConfig
 from longctx_rl.rewards.judge import GraderUnavailable, Judge, JudgeQuestion, by_rule, parse_verdict
@@ -19,25 +19,25 @@ ASKED = [JudgeQuestion(f"Who keeps bell {i}?", "TorVin the elder", f"TorVin, num
 
 @pytest.fixture
 def settings(tmp_path: Path) -> JudgeConfig:
-    """The shipped configuration, with a cache of its own and little patience."""
+    """The shipped configuration, with its own cache and short retries."""
     plain = yaml.safe_load((config_directory() / "reward" / "judge.yaml").read_text(encoding="utf-8"))["judge"]
     config = convert(JudgeConfig, plain)
     return replace(config, cache=str(tmp_path / "judge.sqlite"), retries=2, timeout=60.0, concurrency=3)
 
 
 def by_number(_: int, prompt: str) -> Reply:
-    """Yes to even numbers."""
+    """Say yes to even numbers."""
     number = int(prompt.split("TorVin, number ")[1].split()[0])
     return Reply("Yes." if number % 2 == 0 else "no")
 
 
-def test_verdicts_come_back_in_order_and_are_asked_for_once(settings: JudgeConfig) -> None:
+def test_verdicts_come_back_in_order_and_are_queried_once(settings: JudgeConfig) -> None:
     with serving(by_number) as server:
         settings = replace(settings, base_url=server.url)
         assert Judge(settings).scores(ASKED) == [1, 0, 1, 0, 1, 0]
         assert len(server.requests) == 6
         assert Judge(settings).scores(ASKED[::-1]) == [0, 1, 0, 1, 0, 1]
-        assert len(server.requests) == 6  # kept on disk
+        assert len(server.requests) == 6  # cached
         request = server.requests[0]
     assert request["model"] == "Qwen/Qwen3-4B" and request["temperature"] == 0
     assert request["chat_template_kwargs"] == {"enable_thinking": False}
@@ -59,7 +59,7 @@ def test_verdicts_come_back_in_order_and_are_asked_for_once(settings: JudgeConfi
         ("TorVin's elder brother", None),
     ],
 )
-def test_rules_come_first_and_master_keys_are_not_asked(answer: str, score: float | None) -> None:
+def test_rules_come_first_and_master_keys_are_not_queried(answer: str, score: float | None) -> None:
     assert by_rule(JudgeQuestion("Who?", "TorVin the elder", answer)) == score
 
 
@@ -77,7 +77,7 @@ def test_verdicts(reply: str, verdict: bool | None) -> None:
 
 
 def failing(*replies: Reply) -> Callable[[int, str], Reply]:
-    """These replies first, then the right ones."""
+    """Give these replies first, then the right ones."""
     return lambda number, prompt: replies[number] if number < len(replies) else by_number(number, prompt)
 
 
@@ -86,7 +86,7 @@ def failing(*replies: Reply) -> Callable[[int, str], Reply]:
     [Reply(status=429), Reply(status=500), Reply(status=503), Reply(cut=True)],
     ids=["rate limited", "error", "unavailable", "cut off"],
 )
-def test_errors_that_pass_are_asked_again(settings: JudgeConfig, reply: Reply) -> None:
+def test_transient_errors_are_retried(settings: JudgeConfig, reply: Reply) -> None:
     with serving(failing(reply)) as server:
         judge = Judge(replace(settings, base_url=server.url, concurrency=1))
         assert judge.scores(ASKED[:2]) == [1, 0]
@@ -96,12 +96,12 @@ def test_errors_that_pass_are_asked_again(settings: JudgeConfig, reply: Reply) -
 @pytest.mark.parametrize(
     ("script", "changes", "sentence"),
     [
-        (lambda n, p: Reply(status=401), {}, "refuses the key: set the environment variable OPENAI_API_KEY"),
-        (lambda n, p: Reply(status=404), {}, "is not served there: set reward.judge.model"),
-        (lambda n, p: Reply(status=429), {"retries": 0}, "lower reward.judge.concurrency"),
-        (lambda n, p: Reply(status=500), {"retries": 0}, "failed"),
-        (lambda n, p: Reply(seconds=2.0), {"retries": 0, "timeout": 0.2}, "did not answer within 0.2 s"),
-        (lambda n, p: Reply("perhaps"), {}, "neither yes nor no to 6 of 6"),
+        (lambda n, p: Reply(status=401), {}, "OPENAI_API_KEY"),
+        (lambda n, p: Reply(status=404), {}, r"Qwen/Qwen3-4B .*set reward\.judge\.model"),
+        (lambda n, p: Reply(status=429), {"retries": 0}, r"lower reward\.judge\.concurrency"),
+        (lambda n, p: Reply(status=500), {"retries": 0}, "Qwen/Qwen3-4B at http"),
+        (lambda n, p: Reply(seconds=2.0), {"retries": 0, "timeout": 0.2}, r"0\.2 s.*reward\.judge\.timeout"),
+        (lambda n, p: Reply("perhaps"), {}, r"6 of 6.*reward\.judge\.prompt"),
     ],
     ids=["key", "model", "rate", "error", "slow", "unclear"],
 )
@@ -114,13 +114,13 @@ def test_a_judge_that_fails_gives_no_score(
             judge.scores(ASKED)
 
 
-def test_nobody_listens(settings: JudgeConfig) -> None:
+def test_an_unreachable_judge(settings: JudgeConfig) -> None:
     judge = Judge(replace(settings, base_url="http://127.0.0.1:9/v1", retries=0))
-    with pytest.raises(GraderUnavailable, match=r"cannot be reached: start it, or set reward\.judge\.base_url"):
+    with pytest.raises(GraderUnavailable, match=r"set reward\.judge\.base_url"):
         judge.scores(ASKED)
 
 
-def test_an_unclear_verdict_is_asked_for_again_and_not_kept(settings: JudgeConfig) -> None:
+def test_an_unclear_verdict_is_requested_again_and_not_cached(settings: JudgeConfig) -> None:
     with serving(failing(Reply("hm"), Reply("hm"))) as server:
         settings = replace(settings, base_url=server.url, concurrency=1)
         assert Judge(settings).scores(ASKED) == [None, 0, 1, 0, 1, 0]

@@ -1,4 +1,4 @@
-"""Graders: exact answers, partial credit only where it is due, and nothing for cheats."""
+"""Exact graders: right answers, partial credit only where it is due, and zero for answers that game the grader."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ NAMES = ["KesDal", "BelMar", "RisNus", "TorVin", "GevDov"]
 
 
 def weighed(text: str, example: Example, evidence_weight: float) -> Reward:
-    """Graded with credit for evidence."""
+    """Grade a completion with credit for evidence."""
     graders = {"multihop": "exact", "grounding": "exact", "longform": "ordered_list"}
     weights = {"answer": 1.0, "evidence": evidence_weight}
     config = RewardConfig(
@@ -140,7 +140,7 @@ def test_evidence_in_the_final_line_does_not_count() -> None:
         ("garbage", 0),
     ],
 )
-def test_where_nothing_answers_that_has_to_be_said(text: str, evidence: float) -> None:
+def test_unanswerable_questions_need_that_statement_as_evidence(text: str, evidence: float) -> None:
     target = "the mentor of TorVin is not stated.\nAnswer: unknown"
     example = Example(id="3", document="", question="", answer=UNANSWERABLE, task="grounding", response=target)
     assert weighed(text, example, evidence_weight=1).parts["evidence"] == pytest.approx(evidence)
@@ -171,5 +171,5 @@ def test_running_text_counts_until_its_first_wrong_letter() -> None:
 
 
 def test_bad_arguments_say_what_to_do() -> None:
-    with pytest.raises(ValueError, match="choose one of multihop"):
+    with pytest.raises(ValueError, match=r"poetry.*choose one of multihop"):
         grade("", Example(id="", document="", question="", answer="", task="poetry"))

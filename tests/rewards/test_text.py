@@ -1,4 +1,4 @@
-"""Rules on free text: what counts as the same, and the cheats that must score nothing."""
+"""Rules on free text: what counts as equal, and the gaming attempts that must score zero."""
 
 import pytest
 from hypothesis import given, settings
@@ -139,7 +139,7 @@ def test_mathematical(predicted: str, reference: str, score: float) -> None:
 
 
 def test_rouge_l_counts_the_longest_common_subsequence() -> None:
-    # LCS "police the gunman" without the article: police, gunman; of 3 and 3 tokens.
+    # Without articles the longest common subsequence is "police gunman": 2 of 3 and 3 tokens.
     assert rouge_l("police kill the gunman", "police killed the gunman") == pytest.approx(2 * 2 / 6)
     assert rouge_l("gunman the kill police", "police kill the gunman") == pytest.approx(1 / 3)
     assert rouge_l("", "police") == 0
@@ -157,7 +157,7 @@ def test_longest_common_subsequence_equals_the_table(left: list[str], right: lis
 
 @settings(max_examples=300)
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_scores_are_bounded_and_nothing_is_never_right(predicted: str, reference: str) -> None:
+def test_scores_are_bounded_and_an_empty_answer_is_never_right(predicted: str, reference: str) -> None:
     for rule in (match, token_f1, set_f1, choice, rouge_l):
         assert 0 <= rule(predicted, reference) <= 1
         if rule in (token_f1, set_f1, rouge_l) and not words(predicted):

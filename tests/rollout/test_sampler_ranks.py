@@ -1,4 +1,4 @@
-"""Ranks that hold parts of each other's weights: different requests, equally many forward passes, the same results."""
+"""Ranks with sharded weights: different requests, equally many forward passes, the same results."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def request(number: int, length: int, prefix_len: int = 0) -> SampleRequest:
 
 
 REQUESTS: tuple[tuple[list[SampleRequest], ...], ...] = (
-    # One rank with many prompts, one with none; then prefixes against single tokens; then nobody has any.
+    # One rank with many prompts, one with none; then prefixes against single tokens; then no rank has any.
     ([request(i, 5 + i) for i in range(5)], []),
     ([request(5, 1)], [request(i, 12, prefix_len=8) for i in range(6, 9)]),
     ([], []),
@@ -31,7 +31,7 @@ REQUESTS: tuple[tuple[list[SampleRequest], ...], ...] = (
 
 
 def draw(rank: int, synced: bool) -> tuple[list[Groups], int]:
-    """What a rank samples in each call, and its number of forward passes."""
+    """Return a rank's completions in each call, and its number of forward passes."""
     torch.set_num_threads(1)
     model = tiny_model(dtype=torch.float32, vocab_size=64).eval()
     sampler = HFSampler(
@@ -64,7 +64,7 @@ def test_two_ranks_in_step(tmp_path: Path) -> None:
     for rank in range(2):
         groups, count = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         alone, fewer = draw(rank, synced=False)
-        # A peer's idle passes change no token. Alone, ended sequences leave the batch, which moves the last bits.
+        # A peer's idle passes change no token. Alone, ended rows leave the batch, which changes the last bits.
         for ours, theirs in zip(completions(groups), completions(alone), strict=True):
             assert ours.token_ids == theirs.token_ids
             assert ours.sampler_logprobs == pytest.approx(theirs.sampler_logprobs, abs=1e-5)

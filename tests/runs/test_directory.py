@@ -14,7 +14,8 @@ import pytest
 
 from config.composing import composed
 from longctx_rl import cli
-from longctx_rl.config.schema import Config, read
+from longctx_rl.config.load import read
+from longctx_rl.config.schema import Config
 from longctx_rl.runs import directory
 from longctx_rl.runs.directory import check, discard_untrained, opened, resume_command, trained
 
@@ -32,8 +33,11 @@ def test_a_run_goes_on_with_the_weights_it_began_with(tmp_path: Path) -> None:
     directory.record_parts(tmp_path, {}, {}, began)
     directory.record_parts(tmp_path, {}, {}, {"student": "a"})  # the teacher's answers are cached by now
     assert json.loads((tmp_path / "environment.json").read_text())["weights"] == began
-    with pytest.raises(ValueError, match=r"^the student of .* has other weights than when the run began: restore them"):
+    with pytest.raises(ValueError, match=r"^the student of .*: restore them"):
         directory.record_parts(tmp_path, {}, {}, {"student": "b"})
+    directory.record_parts(tmp_path, {}, {}, {"student": "a", "teacher": "c"})  # unknown before, noted from here on
+    with pytest.raises(ValueError, match=r"^the teacher of .*: restore them"):
+        directory.record_parts(tmp_path, {}, {}, {"student": "a", "teacher": "d"})
 
 
 def train_a_step(path: Path, step: int = 1) -> None:
@@ -158,7 +162,7 @@ def test_other_peoples_files_are_left_alone(config: Config, files: list[str]) ->
     for name in files:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text("precious")
-    with pytest.raises(ValueError, match="which is not of a run: choose another experiment_name"), opened(config):
+    with pytest.raises(ValueError, match="which no run wrote: choose another experiment_name"), opened(config):
         pass
     (path / ".lock").touch()
     discard_untrained(config)
@@ -183,8 +187,9 @@ def test_a_file_in_the_way(config: Config) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from longctx_rl import config, run_directory
-with run_directory.opened(config.read(Path(sys.argv[1]))) as path:
+from longctx_rl.config import load
+from longctx_rl.runs import directory
+with directory.opened(load.read(Path(sys.argv[1]))) as path:
     (path / "metrics.jsonl").write_text('{"step": 1, "loss/total": 1.0}\\n')
     print("held", flush=True)
     time.sleep(60)

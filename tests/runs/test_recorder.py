@@ -68,7 +68,10 @@ def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
     assert read_metrics(path) == [{"step": 1}, {"step": 2}]
     path.write_text('{"step": 1\n{"step": 2}\n')
-    with pytest.raises(ValueError, match="line 1 is not JSON"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is not JSON: .* restore the file"):
+        read_metrics(path)
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "l\xff": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not UTF-8: .* restore the file"):
         read_metrics(path)
 
 
@@ -198,7 +201,7 @@ def test_a_mirror_that_hangs_does_not_hold_the_run(
     record(offline, tmp_path, range(1, 6))
     forever.set()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 5
-    assert capsys.readouterr().err.count("warning: the wandb mirror stopped (it does not keep up)") == 1
+    assert capsys.readouterr().err.count("warning: the wandb mirror stopped (it cannot keep up)") == 1
 
 
 def test_how_a_run_appears_in_the_mirror(offline: Config, tmp_path: Path) -> None:
@@ -233,6 +236,8 @@ def test_a_resumed_run_is_mirrored_whole(offline: Config, tmp_path: Path, monkey
         recorder.log(step, STEP | {"progress/step": step})
         recorder.save_rollouts(step, [GROUP], spelled)
     recorder.close()
+    saved = run_dir / "rollouts" / "step-000001.jsonl"
+    saved.write_text(saved.read_text().replace("KesDal", "Kes\u2028Dal"))  # a line to str.splitlines, text to JSON
     piece = run_dir / "wandb" / "offline-run-1"
     piece.mkdir(parents=True)
     record(offline, run_dir, range(3, 5), resume_step=2)

@@ -1,5 +1,6 @@
-"""Problems whose tests are code: references pass, their bodies replaced by ``pass`` fail, and so do exploits."""
+"""Problems whose tests are code: references pass; exploits and functions whose body is ``pass`` fail."""
 
+import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,60 +9,11 @@ from typing import Any
 
 import pytest
 
-from longctx_rl.sandbox import isolation
+from longctx_rl.sandbox import probe
 from longctx_rl.sandbox.function_tests import FunctionProblem, grade_functions, read_humaneval, read_mbpp, usable
 from longctx_rl.sandbox.pool import Sandbox
 from sandbox.exploits import EXPLOITS, HONEST
-
-HUMANEVAL = [
-    {
-        "task_id": "plain/0",
-        "prompt": 'def add_all(values):\n    """The sum of the values."""\n',
-        "entry_point": "add_all",
-        "canonical_solution": "    return sum(values)\n",
-        "test": "def check(candidate):\n    assert candidate([1, 2]) == 3\n    assert candidate([]) == 0\n",
-    },
-    {
-        "task_id": "helper of the prompt/1",
-        "prompt": 'def shift(s):\n    return s[1:] + s[:1]\n\n\ndef unshift(s):\n    """Undo shift."""\n',
-        "entry_point": "unshift",
-        "canonical_solution": "    return s[-1:] + s[:-1]\n",
-        "test": "from random import choice\n\ndef check(candidate):\n    for _ in range(20):\n"
-        "        s = ''.join(choice('abc') for _ in range(5))\n        assert candidate(shift(s)) == s\n",
-    },
-    {
-        "task_id": "several solutions/2",
-        "prompt": 'def root(square):\n    """A number whose square it is."""\n',
-        "entry_point": "root",
-        "canonical_solution": "    return square ** 0.5\n",
-        "test": "def check(candidate):\n    for x in (1, 4, 9.5):\n        assert abs(candidate(x) ** 2 - x) < 1e-6\n",
-    },
-    {
-        "task_id": "changes its input/3",
-        "prompt": 'def reverse(values):\n    """The values in reverse, in place, and returned."""\n',
-        "entry_point": "reverse",
-        "canonical_solution": "    values.reverse()\n    return values\n",
-        "test": "def check(candidate):\n    assert candidate([1, 2, 3]) == [3, 2, 1]\n    assert candidate([]) == []\n",
-    },
-    {
-        "task_id": "raises/4",
-        "prompt": 'def positive(x):\n    """x, or a ValueError."""\n',
-        "entry_point": "positive",
-        "canonical_solution": "    if x <= 0:\n        raise ValueError(x)\n    return x\n",
-        "test": "def check(candidate):\n    assert candidate(3) == 3\n    try:\n        candidate(-1)\n"
-        "    except Exception:\n        pass\n    else:\n        raise AssertionError\n",
-    },
-]
-MBPP = [
-    {
-        "task_id": 7,
-        "text": "Find the largest of three numbers.",
-        "code": "def helper(a, b):\n    return a if a > b else b\n\n"
-        "def largest(a, b, c=0):\n    return helper(helper(a, b), c)",
-        "test_list": ["assert largest(1, 2, 3) == 3", "assert largest(5, 2) == 5"],
-        "test_setup_code": "",
-    }
-]
+from sandbox.function_problems import HUMANEVAL, MBPP
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -71,8 +23,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    with Sandbox("rlimit" if isolation.failure("bwrap") else "bwrap", workers=2) as found:
-        yield found
+    with Sandbox("rlimit" if probe.failure("bwrap") else "bwrap", workers=2) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +61,7 @@ def test_an_error_is_played_back_as_itself(sandbox: Sandbox, problems: list[Func
 
 
 def test_a_result_counts_for_its_own_input_only(sandbox: Sandbox) -> None:
-    """The second call is of the first one's result: what was noted for the reference's must not serve another's."""
+    """The second call takes the first call's result: its recorded input fits the reference but no wrong answer."""
     twice = FunctionProblem(
         "twice", "", "flip", "def flip(x):\n    return -x", "def _test(f):\n    assert f(f(3)) == 3\n"
     )
@@ -132,7 +84,7 @@ def test_exploits_fail_here_too(sandbox: Sandbox, name: str) -> None:
     [
         ({"reference": "def double(x):\n    return 7"}, "AssertionError"),
         ({"reference": "def double(x"}, "SyntaxError"),
-        ({"test": "def _test(f):\n    pass\n"}, "its test calls nothing"),
+        ({"test": "def _test(f):\n    pass\n"}, "never calls"),
         ({"test": "def _test(f):\n    assert f(x=3) == 6\n"}, "TypeError"),
         (
             {
@@ -145,8 +97,8 @@ def test_exploits_fail_here_too(sandbox: Sandbox, name: str) -> None:
 )
 def test_problems_that_cannot_be_graded_are_named(sandbox: Sandbox, change: dict[str, str], why: str) -> None:
     inputs, unusable = usable(sandbox, [replace(DOUBLING, id="bad", **change), DOUBLING])
-    assert unusable == {"bad": why} and list(inputs) == ["doubling"]
-    with pytest.raises(ValueError, match="two problems have one id"):
+    assert list(unusable) == ["bad"] and why in unusable["bad"] and list(inputs) == ["doubling"]
+    with pytest.raises(ValueError, match=r"same id.*own id"):
         usable(sandbox, [DOUBLING, DOUBLING])
 
 
@@ -156,7 +108,7 @@ def test_mbpp_names_the_function_and_shows_no_test(problems: list[FunctionProble
 
 @pytest.mark.parametrize("quotes", ['"""', "'''"])
 def test_mbpp_plus_shows_the_text_alone(tmp_path: Path, quotes: str) -> None:
-    """Its prompts are doc strings in either quotes, with an assertion at their end."""
+    """Its prompts are docstrings in either kind of quotes, with an assertion at the end."""
     row = {
         "task_id": "Mbpp/1",
         "prompt": f"{quotes}\nDouble a number.\nassert double(1) == 2\n{quotes}\n",
@@ -170,9 +122,18 @@ def test_mbpp_plus_shows_the_text_alone(tmp_path: Path, quotes: str) -> None:
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read as JSON lines"):
+    with pytest.raises(ValueError, match=r"missing\.jsonl"):
         read_humaneval(tmp_path / "missing.jsonl")
-    with pytest.raises(ValueError, match="row 1 has no column test"):
+    with pytest.raises(ValueError, match=r"row 1 .*column test or base_input"):
         read_humaneval(write(tmp_path / "a.jsonl", [{k: v for k, v in HUMANEVAL[0].items() if k != "test"}]))
-    with pytest.raises(ValueError, match="row 7 has no text, or its tests call no function"):
+    with pytest.raises(ValueError, match=r"row 7 .*text or prompt"):
         read_mbpp(write(tmp_path / "b.jsonl", [MBPP[0] | {"test_list": ["assert True"]}]))
+    whole = json.dumps(MBPP[0]).encode()
+    for broken in (b"oops", b"\xff", b"[" * 100_000, b"9" * 5_000):
+        for name, content in (("c.jsonl", whole + b"\n\n" + broken), ("c.jsonl.gz", gzip.compress(broken))):
+            (tmp_path / name).write_bytes(content)
+            number = 1 if name.endswith("gz") else 3
+            with pytest.raises(ValueError, match=rf"{name} cannot be read as JSON lines: line {number} is "):
+                read_mbpp(tmp_path / name)
+    (tmp_path / "d.jsonl").write_bytes(b"\xef\xbb\xbf\n" + whole)
+    assert [problem.id for problem in read_mbpp(tmp_path / "d.jsonl")] == ["7"]

@@ -1,4 +1,4 @@
-"""Exploits score nothing, honest code scores, on every backend of this machine; and what the judge says of bad code."""
+"""Exploits score zero and honest code scores, on every backend of this machine; bad code gets the right status."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from longctx_rl.sandbox import isolation
-from longctx_rl.sandbox.pool import Call, Outcome, Sandbox, SandboxFailed, read
+from longctx_rl.sandbox import isolation, probe
+from longctx_rl.sandbox.pool import Call, Outcome, Sandbox, SandboxFailed, Worker, read
 from longctx_rl.sandbox.submissions import Submission, extract_code, grade, suspicious
 from longctx_rl.sandbox.values import NotPlain, decode, encode, parse, same
 from longctx_rl.sandbox.worker import MAX_PROCESSES, descendants
@@ -24,8 +24,8 @@ from sandbox.exploits import EXPLOITS, HONEST, OWN, PUBLISHED
 
 
 def works(name: isolation.Backend) -> pytest.MarkDecorator:
-    """Skips, with the reason, where a backend does not work."""
-    why = isolation.failure(name)
+    """Skip, with the reason, where a backend does not work."""
+    why = probe.failure(name)
     return pytest.mark.skipif(bool(why), reason=f"{name}: {why}")
 
 
@@ -49,12 +49,12 @@ def test_the_list_is_long_enough() -> None:
 
 
 NUMBERS = st.lists(st.integers().filter(lambda x: abs(x) > 2), min_size=1, max_size=8)
-"""Numbers whose double is nothing that is returned by chance: 2 * 0 is 0 and 2 * 1 is 1 + 1."""
+"""Numbers whose double no exploit returns by chance: 2 * 0 is 0, and 2 * 1 is 1 + 1."""
 
 
 @pytest.mark.parametrize("name", EXPLOITS)
 def test_no_exploit_passes_and_honest_code_after_it_does(sandbox: Sandbox, name: str) -> None:
-    @settings(max_examples=1 if name == "stops its worker" else 3)  # which takes 20 s to be noticed
+    @settings(max_examples=1 if name == "stops its worker" else 3)  # it takes 20 s to detect
     @given(values=NUMBERS)
     def attacked_and_honest(values: list[int]) -> None:
         inputs, expected = [[x] for x in values], [2 * x for x in values]
@@ -69,7 +69,7 @@ def test_no_exploit_passes_and_honest_code_after_it_does(sandbox: Sandbox, name:
 
 @works("bwrap")
 def test_kill_of_everything_ends_nothing_else() -> None:
-    """Only in a process namespace of its own: elsewhere it would end this user's processes."""
+    """Only in a separate process namespace: elsewhere it would kill this user's processes."""
     with Sandbox("bwrap", workers=1) as sandbox:
         code = "import os, signal\ndef double(x):\n    os.kill(-1, signal.SIGKILL)\n    return 2 * x"
         attacked, honest = grade(sandbox, [submission(code), submission(HONEST)])
@@ -117,7 +117,7 @@ def test_bubblewrap_hides(what: str, code: str) -> None:
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def single(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    """One worker: whoever comes next comes after."""
+    """A pool of one worker, so that candidates run one after the other."""
     with Sandbox(request.param, workers=1) as found:
         yield found
 
@@ -133,9 +133,9 @@ def test_nothing_is_left_for_the_next_candidate(single: Sandbox) -> None:
 
 @works("rlimit")
 def test_what_others_returned_is_in_no_memory() -> None:
-    """Neither a reference's results nor a sibling's are in a later candidate's address space.
+    """A later candidate's address space holds neither a reference's results nor another candidate's.
 
-    Bubblewrap shows no /proc, so there a candidate would have to guess addresses; its process is the same.
+    Bubblewrap shows no /proc, so a candidate there would have to guess addresses; its process is the same.
     """
     secret = 123456789123
     with Sandbox("rlimit", workers=1) as single:
@@ -145,11 +145,11 @@ def test_what_others_returned_is_in_no_memory() -> None:
 
 
 def found_in_memory(single: Sandbox, secret: int) -> Outcome:
-    """What a candidate finds of a value that the one before it returned."""
+    """Search a candidate's memory for a value that the candidate before it returned."""
     single.run([Call(f"def double(x): return {secret} + x", "double", [[0]] * 200)])
     scan = f"""
 def double(x):
-    # Built so that this text does not hold what it looks for.
+    # Composed so that this source does not itself contain the text.
     wanted = str({secret // 1000}).encode() + str({secret % 1000:03d}).encode()
     found = 0
     memory = open("/proc/self/mem", "rb", 0)
@@ -244,7 +244,7 @@ def test_part_of_the_inputs_right_is_not_right(sandbox: Sandbox) -> None:
 
 
 def test_a_lost_worker_is_replaced_and_its_candidate_run_again(sandbox: Sandbox) -> None:
-    """Somebody ends the workers from outside."""
+    """Another process kills the workers."""
     held = [sandbox._idle.get() for _ in range(2)]
     for one in held:
         os.killpg(one.process.pid, signal.SIGKILL)
@@ -259,19 +259,41 @@ def test_no_worker_can_be_had_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
         os.killpg(one.process.pid, signal.SIGKILL)
         one.process.wait()
         sandbox._idle.put(one)
-        with pytest.raises(SandboxFailed, match="cannot be started"):
+        with pytest.raises(SandboxFailed):
             sandbox.run([Call(HONEST, "double", [[1]])])
 
 
-def test_without_isolation_it_refuses_unless_asked_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolation.shutil, "which", lambda name: None)
-    isolation.failure.cache_clear()
+def test_without_isolation_it_refuses_unless_rlimit_is_requested_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe.shutil, "which", lambda name: None)
+    probe.failure.cache_clear()
     try:
-        with pytest.raises(ValueError, match=r"without isolation: bubblewrap is not installed.*sandbox=rlimit"):
-            isolation.choose("auto")
-        assert isolation.choose("rlimit") == "rlimit"
+        for wanted in ("auto", "bwrap"):
+            with pytest.raises(ValueError, match=r"apt install bubblewrap.*sandbox=rlimit"):
+                probe.choose(wanted)
+        assert probe.choose("rlimit") == "rlimit"
     finally:
-        isolation.failure.cache_clear()
+        probe.failure.cache_clear()
+
+
+def test_a_backend_is_probed_only_when_it_is_chosen_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool of an explicit backend starts its own workers and no trial candidate."""
+    started: list[str] = []
+
+    class Recorded(Worker):
+        def __init__(self, backend: isolation.Backend) -> None:
+            started.append(backend)
+            super().__init__(backend)
+
+    monkeypatch.setattr(probe, "Worker", Recorded)
+    probe.failure.cache_clear()
+    try:
+        with Sandbox("rlimit", workers=1):
+            assert started == []
+        for _ in range(2):
+            probe.choose("rlimit")
+        assert started == ["rlimit"]
+    finally:
+        probe.failure.cache_clear()
 
 
 def test_workers_end_with_the_process_that_started_them() -> None:
@@ -311,7 +333,7 @@ def test_values_survive_the_way_there_and_back(value: Any) -> None:
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.lists(PLAIN, min_size=1, max_size=5))
 def test_every_plain_value_passes(sandbox: Sandbox, values: list[Any]) -> None:
-    """The identity passes for every value, and what answers something else does not."""
+    """The identity passes for every value, and fails where another value is expected."""
     inputs = [[value] for value in values]
     marked = [["expected", value] for value in values]
     submissions = [Submission("def double(x): return x", "double", inputs, wanted) for wanted in (values, marked)]

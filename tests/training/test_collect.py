@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from longctx_rl.__main__ import composed
+from longctx_rl.config.compose import composed
 from longctx_rl.objective.advantages import STD_FLOOR
 from longctx_rl.training.groups import with_advantages
 from longctx_rl.types import Completion, Example, Reward, RolloutGroup

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from config.composing import composed
 from longctx_rl import cli, doctor
 from longctx_rl.config.schema import Config
-from longctx_rl.policy import sizes
+from longctx_rl.policy import loading
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.runs.metrics import read_metrics
 from longctx_rl.training import loop
@@ -101,7 +101,7 @@ def test_what_is_known_of_the_paper_is_configured() -> None:
 def test_the_doctor_says_without_a_network_that_it_fits(
     stage: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sizes, "load_config", None)
+    monkeypatch.setattr(loading, "load_config", None)
     assert doctor.diagnose([*stage, "context=131072", "memory=80"])
     assert capsys.readouterr().out.splitlines()[-1].endswith("on each of 8")
     with pytest.raises(ValueError, match=r"Qwen3-1\.7B reads 40960 tokens: shorten it, or stretch"):

@@ -17,15 +17,15 @@ from longctx_rl import cli
 from longctx_rl.config.model import ArchitectureConfig
 from longctx_rl.data.packing import pack
 from longctx_rl.data.source import recorded_group
-from longctx_rl.engine import distributed
-from longctx_rl.evaluate import weights_hash
-from longctx_rl.policy.loading import fresh_model, load_model, load_tokenizer
+from longctx_rl.engine import distributed, startup
+from longctx_rl.policy.loading import fresh_model, load_tokenizer
+from longctx_rl.policy.weights import weights_hash
 from longctx_rl.report import length_costs
 from longctx_rl.report.collect import of_run
 from longctx_rl.report.runs import read_run
 from longctx_rl.runs.metrics import read_metrics
 from longctx_rl.training import loop
-from longctx_rl.training.parts import build_parts
+from longctx_rl.training.assembly import build_parts
 
 SHAPE = {
     "intermediate_size": 64,
@@ -86,7 +86,7 @@ def test_every_method_trains_two_steps(algo: str, models: tuple[str, ...], tmp_p
     result = of_run(read_run(run))
     used = ["student", "teacher"] if algo in ("kd", "opd", "dgrpo") else ["student"]
     folders = {role: Path(setting.partition("=")[2]) for role, setting in zip(used, models, strict=False)}
-    weights = {role: weights_hash(load_model(str(folder))) for role, folder in folders.items()}
+    weights = {role: weights_hash(folder) for role, folder in folders.items()}
     assert [result.origin[role] for role in ("student", "teacher")] == [weights["student"], weights.get("teacher")]
     spent, computed = result.costs[2], length_costs.cost_at(result, 192)  # all of its prompts are about as long
     assert computed is not None and computed.prompt == pytest.approx(spent["flops"] / spent["prompts"], rel=0.1)
@@ -143,7 +143,7 @@ def test_activations_are_recomputed_if_asked_for(models: tuple[str, ...], tmp_pa
     for checkpointing in (False, True):
         setting = f"model.gradient_checkpointing={checkpointing}".lower()
         config = composed("+algo=sft", *smoke(models, tmp_path, "eval=none", setting), "engine=local")
-        distributed.init(config)
+        startup.init(config)
         try:
             parts = build_parts(config)
             group = recorded_group(parts.tokenizer, parts.source.document(0))

@@ -1,6 +1,7 @@
 """KD from a cache is KD with the teacher, to the bit; a cache of anything else is refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
-from longctx_rl.__main__ import composed
+from longctx_rl.config.compose import composed
 from longctx_rl.data.packing import pack
 from longctx_rl.data.source import open_source
-from longctx_rl.policy.loading import load_tokenizer, locate
-from longctx_rl.policy.teacher_cache import CachedScorer, TeacherCache, group_key, weights_fingerprint
+from longctx_rl.files import lock
+from longctx_rl.policy.loading import load_tokenizer
+from longctx_rl.policy.teacher_cache import CachedScorer, TeacherCache, group_key
+from longctx_rl.policy.weights import locate
 from longctx_rl.training import cached_teacher
 from longctx_rl.training.groups import recorded_groups
 from longctx_rl.types import TeacherSignal
@@ -105,7 +107,7 @@ def test_a_prompt_that_was_not_asked_about_is_refused(tmp_path: Path) -> None:
     scorer = CachedScorer(TeacherCache(folder), "COMMAND")
     source = open_source(composed([*SETTINGS, "seed=1"]), tokenizer)
     row = pack(recorded_groups(source, tokenizer, [0]), torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"does not hold a prompt of this run .* build it with COMMAND"):
+    with pytest.raises(ValueError, match=r"build it with COMMAND"):
         scorer(row, estimator="exact", temperature=1.0, top_k=1, head=torch.zeros(1, 1))
 
 
@@ -132,7 +134,8 @@ def test_a_run_needs_no_teacher_at_hand(tmp_path: Path) -> None:
 
 def test_two_builds_do_not_mix(tmp_path: Path) -> None:
     folder = build(tmp_path)
-    with FileLock(folder / ".lock"), pytest.raises(ValueError, match="is being written by another build"):
+    busy = rf"is being written by another build \(process {os.getpid()} on .*\): wait for it"
+    with lock(folder / ".lock"), pytest.raises(ValueError, match=busy):
         build(tmp_path)
 
 
@@ -145,15 +148,28 @@ def test_signals_that_were_lost_are_asked_for_again(tmp_path: Path) -> None:
     assert (folder / "signals.bin").read_bytes() == whole
 
 
-def test_the_fingerprint_is_of_the_weights(tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(locate("mini-teacher"), copy)
-    assert weights_fingerprint(str(copy)) == weights_fingerprint("mini-teacher")
-    (weights,) = copy.glob("*.safetensors")
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
+def test_a_teacher_that_was_changed_since_is_refused(tmp_path: Path) -> None:
+    """Its weights, or in config.json what the same weights compute with."""
+    teacher = tmp_path / "teacher"
+    shutil.copytree(locate("mini-teacher"), teacher)
+    build(tmp_path / "cache", f"model.teacher={teacher}")
+    tokenizer = load_tokenizer("mini-student")
+
+    def opened(name: object) -> None:
+        config = composed([*SETTINGS, f"model.teacher_cache={tmp_path / 'cache'}", f"model.teacher={name}"])
+        cached_teacher.cached_anchor(config, tokenizer, None)
+
+    opened("mini-teacher")  # the same model under another name
+    weights = teacher / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"has another teacher\)"):
+        opened(teacher)
     weights.write_bytes(content)
-    assert weights_fingerprint(str(copy)) != weights_fingerprint("mini-teacher")
+    settings = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1e-5}))
+    with pytest.raises(ValueError, match=r"has another config\)"):
+        opened(teacher)
 
 
 @pytest.mark.parametrize(

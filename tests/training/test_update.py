@@ -7,14 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from config.composing import composed
-from longctx_rl.engine import distributed
-from longctx_rl.objective.terms import Objective, objective
+from longctx_rl.engine import distributed, startup
+from longctx_rl.objective.spec import Objective
+from longctx_rl.objective.terms import objective
 from longctx_rl.policy.loading import load_model
+from longctx_rl.training.assembly import build_parts
 from longctx_rl.training.groups import sampled_groups, with_teacher_gaps
-from longctx_rl.training.parts import Parts, build_parts
+from longctx_rl.training.parts import Parts
 from longctx_rl.training.state import Stopwatch
-from longctx_rl.training.step import PreparedRow, global_count, objective_from, prepare, update
+from longctx_rl.training.step import PreparedRow, global_count, prepare, update
 from longctx_rl.types import Denominators, RolloutGroup
+from objective_specs import method
 
 
 def gradient_of(parts: Parts, rows: list[PreparedRow], spec: Objective, denominators: Denominators) -> Tensor:
@@ -58,24 +61,21 @@ def test_cosine_of_policy_gradient_and_teacher(ce: float, tmp_path: Path) -> Non
         f"algo.weights.ce={ce}",
         f"runs_root={tmp_path}",
     )
-    distributed.init(config)
+    startup.init(config)
     try:
         parts, watch = build_parts(config), Stopwatch()
-        groups = sampled_groups(
-            config, parts.engine, parts.sampler, parts.source, parts.tokenizer, parts.rewarder, [0, 1], 0, watch
-        )
-        spec, denominators = objective_from(config), global_count(groups)
-        rows = prepare(config, parts.engine, parts.anchors, groups, watch)
+        groups = sampled_groups(parts, [0, 1], 0, watch)
+        denominators = global_count(groups)
+        rows = prepare(parts, groups, watch)
         assert len(rows) == 2
         apart = gaps_one_by_one(groups)
-        pg = gradient_of(parts, rows, Objective(pg=1.0), denominators)
-        kd = gradient_of(parts, rows, Objective(kd=0.5), denominators)
+        pg = gradient_of(parts, rows, method(pg=1.0), denominators)
+        kd = gradient_of(parts, rows, method(kd=0.5), denominators)
         expected = nn.functional.cosine_similarity(pg, kd, dim=0).item()
         assert pg.norm() > 0 and abs(expected) < 0.99
-        whole = gradient_of(parts, rows, spec, denominators)
+        whole = gradient_of(parts, rows, config.algo, denominators)
         (measured, metrics, gaps), (_, plain, plain_gaps) = (
-            update(parts.engine, rows, spec, denominators, 1.0, watch, compare_terms=compare)
-            for compare in (True, False)
+            update(parts, rows, denominators, watch, compare_terms=compare) for compare in (True, False)
         )
     finally:
         distributed.shutdown()

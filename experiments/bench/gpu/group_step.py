@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from longctx_rl.data.packing import count, pack
-from longctx_rl.objective.divergences import Divergence
-from longctx_rl.objective.terms import Objective, objective
+from longctx_rl.objective.spec import Divergence, Objective, Weights
+from longctx_rl.objective.terms import objective
 from longctx_rl.policy.attention.group import group_attention
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.policy import Policy
@@ -187,7 +187,9 @@ class Bench:
             for row in rows:
                 anchors = {"kd": Anchor(Divergence(), scorer(row, **options))}
                 scores = policy(row, temperature=1.0, anchors=anchors)
-                torch.autograd.backward(objective(Objective(pg=1.0, kd=0.5), scores, row, count([group])).loss)
+                torch.autograd.backward(
+                    objective(Objective(weights=Weights(pg=1.0, kd=0.5)), scores, row, count([group])).loss
+                )
             policy.zero_grad()
 
         self.compare("teacher and update", where, {

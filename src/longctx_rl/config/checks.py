@@ -1,25 +1,25 @@
 """Combinations that cannot work, each refused with one sentence that names the key, the value and the fix."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import asdict, astuple
 
-if TYPE_CHECKING:
-    from longctx_rl.config.data import GeneratedShortConfig
-    from longctx_rl.config.eval import EvalConfig, EvaluateConfig, KLConfig
-    from longctx_rl.config.model import ModelConfig, YarnConfig
-    from longctx_rl.config.schema import AlgoConfig, Config, DivergenceConfig
+from longctx_rl.config.data import GeneratedShortConfig
+from longctx_rl.config.eval import EvalConfig, EvaluateConfig, KLConfig
+from longctx_rl.config.model import ModelConfig, YarnConfig
+from longctx_rl.config.schema import AlgoConfig, Config
+from longctx_rl.objective.spec import ANCHORS, Divergence
 
 SHIPPED = ("mini-student", "mini-teacher")
 SAMPLED_ESTIMATORS = ("k1", "k2", "k3")
 
 
-def check(config: "Config") -> None:
+def check(config: Config) -> None:
     """Raise ValueError for the first impossible combination."""
     for problem in _problems(config):
         raise ValueError(problem)
 
 
-def check_evaluate(config: "EvaluateConfig") -> None:
+def check_evaluate(config: EvaluateConfig) -> None:
     """Raise ValueError for the first thing that cannot be evaluated."""
     if not config.eval.suites or config.eval.name == "none":
         raise ValueError(f"eval={config.eval.name} asks nothing: choose eval=all, or a suite")
@@ -35,7 +35,7 @@ def check_evaluate(config: "EvaluateConfig") -> None:
         raise ValueError(problem)
 
 
-def _problems(c: "Config") -> Iterator[str]:
+def _problems(c: Config) -> Iterator[str]:
     yield from _algo(c.algo)
     if c.algo.weights.kd and c.model.teacher is None:
         yield f"algo.weights.kd={c.algo.weights.kd} needs a teacher: set model.teacher=<directory or Hub id>"
@@ -50,9 +50,9 @@ def _problems(c: "Config") -> Iterator[str]:
             f"data.questions_per_document={c.data.questions_per_document} is for recorded answers: "
             "set data.questions_per_document=1 when the policy writes the tokens"
         )
-    if c.algo.source == "dataset" and c.batch.backward == "scheduled":
+    if c.algo.source == "dataset" and c.batch.backward == "one_at_a_time":
         yield (
-            "batch.backward=scheduled takes the completions of a group one at a time, and a recorded answer has no "
+            "batch.backward=one_at_a_time takes the completions of a group one at a time, and a recorded answer has no "
             "siblings: set batch.backward=packed"
         )
     if c.engine.name == "local" and c.world_size > 1:
@@ -95,7 +95,7 @@ def _problems(c: "Config") -> Iterator[str]:
     yield from _suites(c.eval)
 
 
-def _model(m: "ModelConfig") -> Iterator[str]:
+def _model(m: ModelConfig) -> Iterator[str]:
     if m.architecture is not None and m.student not in SHIPPED:
         yield (
             f"model.architecture starts from random weights, so model.student={m.student} would be left out: "
@@ -106,7 +106,7 @@ def _model(m: "ModelConfig") -> Iterator[str]:
     yield from _yarn("model.yarn", m.yarn)
 
 
-def _yarn(key: str, yarn: "YarnConfig | None") -> Iterator[str]:
+def _yarn(key: str, yarn: YarnConfig | None) -> Iterator[str]:
     if yarn is not None and not (yarn.factor > 1 and yarn.original_context > 0):
         yield (
             f"{key}.factor={yarn.factor}, original_context={yarn.original_context}: need a factor above 1, "
@@ -114,10 +114,10 @@ def _yarn(key: str, yarn: "YarnConfig | None") -> Iterator[str]:
         )
 
 
-def _algo(a: "AlgoConfig") -> Iterator[str]:
+def _algo(a: AlgoConfig) -> Iterator[str]:
     weights = a.weights
-    if min(weights.ce, weights.pg, weights.kd, weights.ref) < 0:
-        yield "algo.weights must not be negative"
+    if min(astuple(weights)) < 0:
+        yield f"algo.weights={asdict(weights)}: set every weight to 0 or more"
     if not (weights.ce or weights.pg or weights.kd):
         yield "algo.weights are all zero, so nothing is learned: give ce, pg or kd a weight above 0"
     if weights.pg and a.source == "dataset":
@@ -142,12 +142,12 @@ def _algo(a: "AlgoConfig") -> Iterator[str]:
         yield f"algo.clip_low={a.clip_low}, algo.clip_high={a.clip_high}: need 0 < clip_low < 1 and clip_high > 0"
     if a.importance_cap is not None and a.importance_cap <= 0:
         yield f"algo.importance_cap={a.importance_cap} would silence the policy gradient: set it above 0, or null"
-    for path, weight, divergence in (("algo.kd", weights.kd, a.kd), ("algo.ref", weights.ref, a.ref)):
-        if weight:
-            yield from _divergence(path, divergence, a.source)
+    for anchor in ANCHORS:
+        if a.weight(anchor):
+            yield from _divergence(f"algo.{anchor}", a.divergence(anchor), a.source)
 
 
-def _divergence(path: str, d: "DivergenceConfig", source: str) -> Iterator[str]:
+def _divergence(path: str, d: Divergence, source: str) -> Iterator[str]:
     if d.placement == "advantage" and d.estimator != "k1":
         yield f"{path}.placement=advantage works with {path}.estimator=k1 only, not {d.estimator}"
     if d.estimator == "k1" and d.placement == "loss":
@@ -168,7 +168,7 @@ def _divergence(path: str, d: "DivergenceConfig", source: str) -> Iterator[str]:
         yield f"{path}.js_mixture={d.js_mixture}: set it strictly between 0 and 1"
 
 
-def _short(s: "GeneratedShortConfig") -> Iterator[str]:
+def _short(s: GeneratedShortConfig) -> Iterator[str]:
     if not 0.0 < s.share < 1.0:
         yield f"data.short.share={s.share}: set it between 0 and 1, or data.short=null for none"
     if not s.lengths or min(s.lengths) < 0:
@@ -177,7 +177,7 @@ def _short(s: "GeneratedShortConfig") -> Iterator[str]:
         yield f"data.short.mixture={dict(s.mixture)} leaves nothing to train on: give at least one task a share above 0"
 
 
-def _longblocks(c: "Config") -> Iterator[str]:
+def _longblocks(c: Config) -> Iterator[str]:
     rows = c.data.longblocks
     assert rows is not None
     if not 0 <= rows.min_tokens < rows.max_tokens:
@@ -208,13 +208,13 @@ def _longblocks(c: "Config") -> Iterator[str]:
         yield "data.questions_per_document is for generated data: set it to 1 with data=longblocks"
 
 
-def _kl(k: "KLConfig") -> Iterator[str]:
+def _kl(k: KLConfig) -> Iterator[str]:
     for key in ("items", "length", "max_new_tokens", "chunk"):
         if getattr(k, key) < 1:
             yield f"kl.{key}={getattr(k, key)}: set it above 0"
 
 
-def _suites(config: "EvalConfig") -> Iterator[str]:
+def _suites(config: EvalConfig) -> Iterator[str]:
     if config.first < 0:
         yield f"eval.first={config.first}: set it to 0 or more"
     for name, suite in config.suites.items():
@@ -238,7 +238,7 @@ def _suites(config: "EvalConfig") -> Iterator[str]:
             yield f"{key}.level={suite.level}: choose 0, 1 or 2"
 
 
-def _positive(c: "Config") -> Iterator[str]:
+def _positive(c: Config) -> Iterator[str]:
     values = {
         "engine.num_processes": c.engine.num_processes,
         "engine.num_nodes": c.engine.num_nodes,

@@ -1,8 +1,8 @@
 """LongBlocks' rows without a document, joined with a local copy of Institutional Books by barcode.
 
-More than half of LongBlocks' rows come from institutional/institutional-books-1.0, a gated data set whose text may not
-be handed on: their ``document`` is null and their ``id`` is the book's barcode. With the books' Parquet files in a
-local folder their text is put back: of the two recognised texts the one with the better score, page after page.
+More than half of LongBlocks' rows come from institutional/institutional-books-1.0, a gated data set whose text must not
+be redistributed: their ``document`` is null and their ``id`` is the book's barcode. Given the books' Parquet files in a
+local folder, the text is restored: all pages of whichever of the two OCR texts has the better score.
 """
 
 import sqlite3
@@ -15,17 +15,17 @@ import pyarrow.parquet
 SOURCE = "Institutional-Books-1.0"
 COLUMNS = ("barcode_src", "text_by_page_src", "text_by_page_gen", "ocr_score_src", "ocr_score_gen")
 HOW_TO_RESTORE = (
-    "ask for access to institutional/institutional-books-1.0 on the Hub, download its Parquet files, "
+    "request access to institutional/institutional-books-1.0 on the Hub, download its Parquet files, "
     "and set data.longblocks.books=FOLDER"
 )
 
 
 class Books:
-    """Texts of the wanted books, copied once into one SQLite file beside the prepared rows.
+    """Texts of the requested books, copied once into a SQLite file beside the prepared rows.
 
     Args:
         folder: the books' Parquet files.
-        store: the SQLite file; files that were searched are remembered there, so a stopped search goes on.
+        store: the SQLite file; it records which files were searched, so that an interrupted search can resume.
     """
 
     def __init__(self, folder: Path, store: Path) -> None:
@@ -37,7 +37,7 @@ class Books:
         self._texts.execute("CREATE TABLE IF NOT EXISTS searched (file TEXT PRIMARY KEY)")
 
     def collect(self, wanted: Iterable[str]) -> None:
-        """Search all files for the wanted barcodes, reading the text of those alone."""
+        """Search all files for the given barcodes; only matching rows' texts are read."""
         barcodes = set(wanted)
         searched = {name for (name,) in self._texts.execute("SELECT file FROM searched")}
         for file in self.files:
@@ -57,7 +57,7 @@ class Books:
             self._texts.commit()
 
     def text(self, barcode: str) -> str | None:
-        """The text of a book; None if no file had it."""
+        """Return the text of a book; None if no file contains it."""
         found = self._texts.execute("SELECT text FROM texts WHERE barcode = ?", (barcode,)).fetchone()
         return found[0] if found else None
 
@@ -66,7 +66,7 @@ class Books:
 
 
 def book_text(row: dict[str, object]) -> str:
-    """Pages of the text with the better score of recognition; the library's own where both are equal or unknown."""
+    """Return the pages with the better OCR score; the library's own text if the scores are equal or unknown."""
     scores = [row["ocr_score_src"], row["ocr_score_gen"]]
     source, generated = (float(score) if isinstance(score, int | float) else -1.0 for score in scores)
     pages = row["text_by_page_gen"] if generated > source else row["text_by_page_src"]

@@ -1,32 +1,36 @@
-"""Documents that are too long for the context: their ends are kept, and on request the place of the answer."""
+"""Truncation of documents that exceed the context: both ends are kept and, optionally, the part with the answer."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from longctx_rl.data.tasks import place_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 GAP = "\n[...]\n"
-"""Stands where text was cut out."""
+"""Marks a gap in the text."""
 MIDDLE_SHARE = 0.25
-"""Of the tokens that are kept, those around the answer, if it would be cut out."""
+"""Share of the kept tokens that surround the answer, if it would otherwise be cut."""
 
 
 def cut(document: str, tokens: int, tokenizer: PreTrainedTokenizerBase, *, answer: str | None = None) -> str:
-    """At most ``tokens`` tokens of the document: its beginning and its end.
+    """Return at most ``tokens`` tokens of the document: its beginning and its end.
 
     Args:
-        answer: if it stands in the document word for word, its surroundings are kept too.
+        answer: if the document contains it verbatim, its surroundings are kept too.
 
     Raises:
-        ValueError: no room.
+        ValueError: ``tokens`` is not positive.
     """
     if tokens <= 0:
         raise ValueError("data.longblocks.max_tokens leaves no room for a document beside its question: set it higher")
     wanted, kept = tokens, document
     while True:
         kept = _once(document, wanted, tokenizer, answer)
-        excess = _count(kept, tokenizer) - tokens  # a cut text can have other tokens at its seams
+        excess = _count(kept, tokenizer) - tokens  # a truncated text can tokenise differently at its seams
         if excess <= 0:
             return kept
         wanted -= excess

@@ -1,4 +1,4 @@
-"""What is in a data set, and what a configuration leaves of it, as text."""
+"""A text report on a data set, and on the rows that a configuration selects from it."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -8,20 +8,21 @@ from longctx_rl.data.books import HOW_TO_RESTORE, SOURCE
 from longctx_rl.data.longblocks_source import LONG, LongBlocksSource, overhead
 from longctx_rl.data.selection import select, split_of, task_at
 from longctx_rl.data.store import Store
-from longctx_rl.policy.loading import load_tokenizer
 
 BAR = 40
 """Characters of the longest bar."""
 
 
 def inspect(config: Config) -> str:
-    """Tables of every data set that the configuration reads, and of what training takes from it.
+    """Return tables about every data set that the configuration reads, and about the rows used for training.
 
     Raises:
         ValueError: the data are generated, or cannot be read.
     """
     if config.data.longblocks is None:
-        raise ValueError(f"data={config.data.name} is generated as it is needed: choose data=longblocks")
+        raise ValueError(f"data={config.data.name} is generated on the fly: choose data=longblocks")
+    from longctx_rl.policy.loading import load_tokenizer  # imports transformers, so after every check
+
     source = LongBlocksSource(config, load_tokenizer(config.model.tokenizer or config.model.student))
     lines: list[str] = []
     for kind, store in source.stores.items():
@@ -35,7 +36,7 @@ def inspect(config: Config) -> str:
 
 
 def described(store: Store) -> Iterator[str]:
-    """What was read, dropped and kept."""
+    """Report what was read, dropped and kept."""
     counts = store.counts
     yield f"{counts.read:,} rows read, {len(store):,} usable; prepared in {store.folder}"
     for name, cause in store.report["files"].items():
@@ -58,22 +59,22 @@ def described(store: Store) -> Iterator[str]:
 
 
 def training(source: LongBlocksSource, store: Store, config: Config) -> Iterator[str]:
-    """What the configuration leaves of a store, and why."""
+    """Report which rows of a store are used for training, and why others are not."""
     rows, tasks = source.settings, tuple(task for task, share in config.task.mixture.items() if share)
     chosen = select(store, rows, "train", overhead=overhead(source.tokenizer, rows.instruction), tasks=tasks)
-    yield from table("left out of training", chosen.left_out)
+    yield from table("excluded from training", chosen.excluded)
     splits = (split_of(each, validation=rows.validation, test=rows.test) for each in store.columns["document_hash"])
     yield from table("by split", Counter(splits))
 
 
 def histogram(lengths: list[int]) -> dict[str, int]:
-    """Rows by powers of two: ``< 1,024`` counts those of 512 to 1,023 tokens."""
+    """Count rows by powers of two: ``< 1,024`` stands for 512 to 1,023 tokens."""
     found = Counter(length.bit_length() for length in lengths)
     return {f"< {2**bits:,}": found[bits] for bits in range(min(found), max(found) + 1)} if found else {}
 
 
 def table(title: str, counts: Mapping[str, int]) -> Iterator[str]:
-    """Names, counts and bars; the largest first, unless the names are lengths."""
+    """Yield lines of names, counts and bars; largest first, unless the names are lengths."""
     if not counts:
         return
     ordered = list(counts.items())

@@ -1,4 +1,4 @@
-"""Rows in LongBlocks' columns, and the columns that exact grading needs beside them."""
+"""Conversion between examples and rows in LongBlocks' columns, extended by the columns of exact grading."""
 
 import json
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from longctx_rl.types import Evidence, Example
 
 RESPONSE_PREFIX = "response_"
 SOLVER_RESPONSE = f"{RESPONSE_PREFIX}solver"
-"""Column of the generated worked responses; on the Hub each teacher has a column of its own."""
+"""Column of the generated worked responses; on the Hub, each teacher model has its own column."""
 
 
 def to_row(example: Example) -> dict[str, Any]:
-    """The example as one flat row, ready for JSON lines or Parquet."""
+    """Return the example as a flat row for JSON Lines or Parquet."""
     return {
         "id": example.id,
         "document": example.document,
@@ -33,15 +33,15 @@ def to_row(example: Example) -> dict[str, Any]:
 def from_row(
     row: Mapping[str, Any], *, response_column: str = SOLVER_RESPONSE, default_task: str = "longblocks"
 ) -> Example:
-    """The example of a row: of ours, or of the Hub's, which has no evidence, family or task.
+    """Return the example of a row that this package wrote, or of a Hub row, which has no evidence, family or task.
 
     Args:
-        row: column names to values.
-        response_column: which response is the target of imitation; absent or null: the answer is.
-        default_task: task of rows that name none.
+        row: maps column names to values.
+        response_column: the response used as the imitation target; if absent or null, the answer is the target.
+        default_task: task of rows without one.
 
     Raises:
-        ValueError: a column that every row needs is absent or null.
+        ValueError: a required column is missing or null.
     """
     for column in ("id", "document", "question", "answer"):
         if row.get(column) is None:

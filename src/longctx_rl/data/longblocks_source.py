@@ -1,12 +1,12 @@
-"""The training stream over LongBlocks' rows, and short prompts among them."""
+"""The training stream over LongBlocks' rows, optionally mixed with short prompts."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from longctx_rl.config.data import LongBlocksConfig, ShortConfig
 from longctx_rl.config.schema import Config
@@ -20,14 +20,17 @@ from longctx_rl.data.selection import Selection, select, task_at
 from longctx_rl.data.store import Store, digest
 from longctx_rl.types import Example
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 LONG, SHORT = "long", "short"
 
 
 class LongBlocksSource:
-    """Rows of a data set as an indexed stream. See ``TrainingSource``.
+    """An indexed stream over the rows of a data set. See ``TrainingSource``.
 
     Raises:
-        ValueError: a data set that cannot be read, or of which nothing is left for a task.
+        ValueError: a data set cannot be read, or has no row for a task.
     """
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -59,7 +62,7 @@ class LongBlocksSource:
             return [(Fraction(1), _pool("any", LONG, chosen, chosen.rows))]
         if missing := [task for task in shares if task not in chosen.rows]:
             raise ValueError(
-                f"no row of {rows.path} is left for task {missing[0]}: leave it out with ~task.mixture.{missing[0]}, "
+                f"no row of {rows.path} is left for task {missing[0]}: remove it with ~task.mixture.{missing[0]}, "
                 "or choose task=any"
             )
         return [(share, _pool(task, LONG, chosen, [task])) for task, share in shares.items()]
@@ -85,21 +88,21 @@ class LongBlocksSource:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks of all rows that are trained on."""
+        """Tasks of all rows used for training."""
         found = {task_at(self.stores[pool.store], row) for pool in self.order.pools for row in pool.rows}
         return tuple(sorted(found))
 
     def document(self, index: int) -> tuple[Example, ...]:
-        """The example at a place of the stream, alone."""
+        """Return the one example at a position of the stream."""
         pool, row = self.order.at(index)
         return (self.example(pool.store, row),)
 
     def example(self, kind: str, index: int) -> Example:
-        """A row of a store as it is trained on: instructed, and cut to fit."""
+        """Return a row of a store in its training form: with the instruction, and truncated to fit."""
         return rendered(self.stores[kind], index, self.settings, self.tokenizer, long=kind == LONG)
 
     def describe(self) -> dict[str, Any]:
-        """Data sets, rows and the content hash, for environment.json."""
+        """Return data sets, row counts and the content hash, for environment.json."""
         stores = {
             kind: {"folder": str(store.folder), **store.report["origin"], "tokenizer": store.report["tokenizer"]}
             for kind, store in self.stores.items()
@@ -108,7 +111,7 @@ class LongBlocksSource:
         return {"stores": stores, "rows": rows, "content_hash": self.content_hash()}
 
     def content_hash(self) -> str:
-        """Of all rows that are trained on, and of how they become prompts: equal hashes, equal data."""
+        """Hash all rows used for training and the settings that render them: equal hashes mean equal data."""
         how = replace(self.settings, path="", revision=None, cache="", books=None, streaming=False, short=None)
         texts = [repr(how), str(self.tokenizer.chat_template)]
         texts += [store.report["tokenizer"] for store in self.stores.values()]
@@ -119,7 +122,7 @@ class LongBlocksSource:
 
 
 def open_store(path: str, revision: str | None, split: str, streaming: bool, source: LongBlocksSource) -> Store:
-    """The prepared rows of a data set; prepared now if they are not yet."""
+    """Open the prepared rows of a data set, preparing them first if necessary."""
     settings = source.settings
     books = Path(settings.books) if settings.books is not None and path == settings.path else None
     origin = Origin(path, revision, split, streaming)
@@ -129,13 +132,13 @@ def open_store(path: str, revision: str | None, split: str, streaming: bool, sou
 def rendered(
     store: Store, index: int, rows: LongBlocksConfig, tokenizer: PreTrainedTokenizerBase, *, long: bool = True
 ) -> Example:
-    """A row of a store as an example: instructed, and cut to fit. ``long``: of the long data set, not the short one."""
+    """Return a row as an example with the instruction, truncated to fit. ``long``: it is from the long data set."""
     row = store.row(index)
     target = rows.target if long else "answer"
     example = from_row(row | row["responses"] | {"task": task_at(store, index)}, response_column=target)
     if long and rows.instruction:
         example = replace(example, question=f"{example.question}\n\n{rows.instruction}")
-    if long and rows.target == "answer":  # what is imitated keeps to the form that is asked for
+    if long and rows.target == "answer":  # the imitation target follows the requested answer format
         example = replace(example, response=rows.answer_form.format(answer=example.answer))
     example = replace(example, family_id=example.family_id or row["document_hash"])
     head, tail = encode_prompt(tokenizer, replace(example, document=""))
@@ -148,14 +151,14 @@ def rendered(
 
 
 def overhead(tokenizer: PreTrainedTokenizerBase, instruction: str) -> int:
-    """Tokens of a prompt beside document and question: the template's, and the instruction's."""
+    """Return the prompt tokens other than document and question: those of the template and of the instruction."""
     head, tail = encode_prompt(tokenizer, Example(id="", document="", question="", answer="", task=""))
     template = len(head) + len(tail) - len(encode_text(tokenizer, "\n\n"))
     return template + (len(encode_text(tokenizer, f"\n\n{instruction}")) if instruction else 0)
 
 
 def _pool(name: str, store: str, chosen: Selection, tasks: Iterable[str]) -> Pool:
-    """The rows of some tasks, in the order of the store."""
+    """Return the pool of the rows of some tasks, in the order of the store."""
     pairs = sorted(pair for task in tasks for pair in zip(chosen.rows[task], chosen.lengths[task], strict=True))
     rows, lengths = zip(*pairs, strict=True)
     return Pool(name, store, rows, lengths)
@@ -163,5 +166,5 @@ def _pool(name: str, store: str, chosen: Selection, tasks: Iterable[str]) -> Poo
 
 def _check_not_empty(chosen: Selection, path: str, fix: str) -> None:
     if not len(chosen):
-        reasons: Sequence[str] = [f"{count} {why}" for why, count in chosen.left_out.most_common()]
+        reasons: Sequence[str] = [f"{count} {why}" for why, count in chosen.excluded.most_common()]
         raise ValueError(f"no row of {path} is left to train on ({', '.join(reasons)}): {fix}")

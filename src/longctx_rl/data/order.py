@@ -1,6 +1,6 @@
-"""Which row stands at which place of the endless training stream: a function of the seed and the place alone.
+"""The order of rows in the endless training stream: a function of the seed and the position only.
 
-So a cursor is all that a resumed or re-sharded run needs to continue at the right row of every pool.
+A cursor is therefore all that a resumed or re-sharded run needs to continue at the right row of every pool.
 """
 
 import math
@@ -11,17 +11,17 @@ from fractions import Fraction
 from functools import lru_cache
 
 FINEST = 1000
-"""Longest cycle of an interleaving; shares that need a longer one are rounded to thousandths."""
+"""Maximum cycle length of an interleaving; shares that need a longer cycle are rounded to thousandths."""
 
 
 class Interleaving:
-    """Pools in exact shares: after each cycle their counts are the shares to the row, and close to them within it.
+    """Interleaves pools in exact shares: after each cycle the counts match the shares exactly, and closely within it.
 
     Args:
-        shares: of each pool, above 0; relative to their sum.
+        shares: positive share of each pool, relative to their sum.
 
     Raises:
-        ValueError: a share below half a thousandth of all.
+        ValueError: a share is below half a thousandth of the sum.
     """
 
     def __init__(self, shares: Sequence[float | Fraction]) -> None:
@@ -30,7 +30,7 @@ class Interleaving:
         cycle = math.lcm(*(part.denominator for part in parts))
         self._counts = [round(part * min(cycle, FINEST)) for part in parts]
         if min(self._counts) < 1:
-            raise ValueError(f"a share of {float(min(parts)):.2g} is too small to be drawn: leave it out")
+            raise ValueError(f"a share of {float(min(parts)):.2g} is too small to be drawn: remove it")
         common = math.gcd(*self._counts)
         self._counts = [count // common for count in self._counts]
         total = sum(self._counts)
@@ -42,7 +42,7 @@ class Interleaving:
             given[pool] += 1
 
     def at(self, place: int) -> tuple[int, int]:
-        """The pool of a place, and how many of that pool came before."""
+        """Return the pool at a position, and how often that pool occurred before."""
         cycle, slot = divmod(place, len(self._slots))
         pool, before = self._slots[slot]
         return pool, cycle * self._counts[pool] + before
@@ -50,7 +50,7 @@ class Interleaving:
 
 @lru_cache(maxsize=32)
 def permutation(seed: str, size: int) -> tuple[int, ...]:
-    """A shuffled ``range(size)``."""
+    """Return a shuffled ``range(size)``."""
     order = list(range(size))
     random.Random(seed).shuffle(order)
     return tuple(order)
@@ -58,25 +58,25 @@ def permutation(seed: str, size: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Rows that are drawn without replacement, epoch after epoch."""
+    """Rows that are drawn without replacement in every epoch."""
 
     name: str
     store: str
-    """Which store the rows are in."""
+    """Name of the store that holds the rows."""
     rows: tuple[int, ...]
-    """Indices into it."""
+    """Row indices in the store."""
     lengths: tuple[int, ...]
-    """Prompt tokens of each."""
+    """Prompt tokens of each row."""
 
 
 class TrainingOrder:
-    """The stream over several pools.
+    """The training stream over several pools.
 
     Args:
-        pools: with their shares.
-        bucket: places that are sorted by length together, so that a step's prompts are of similar length; cut into
-            batches of ``batch``, which are then shuffled. 0: no sorting.
-        batch: prompts of a step.
+        pools: pairs of share and pool.
+        bucket: number of positions that are sorted by length together, so that the prompts of a step have similar
+            lengths; the sorted bucket is split into batches of ``batch``, which are then shuffled. 0: no sorting.
+        batch: prompts per step.
     """
 
     def __init__(self, pools: Sequence[tuple[float | Fraction, Pool]], *, seed: int, bucket: int, batch: int) -> None:
@@ -87,7 +87,7 @@ class TrainingOrder:
         self._block: tuple[int, list[tuple[Pool, int]]] = (-1, [])
 
     def at(self, place: int) -> tuple[Pool, int]:
-        """The pool and the store's row at a place of the stream."""
+        """Return the pool and the row index at a position of the stream."""
         if not self._bucket:
             pool, within = self._position(place)
             return pool, pool.rows[within]

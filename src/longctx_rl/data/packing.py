@@ -1,4 +1,4 @@
-"""From groups to packed rows: the one batch layout of all methods."""
+"""Packing of groups into rows, the batch layout of every method."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,16 +10,16 @@ from longctx_rl.types import Completion, Denominators, GroupSpan, PackedGroups, 
 
 
 def count(groups: Sequence[RolloutGroup]) -> Denominators:
-    """Sequences and loss tokens of this rank's groups; add over ranks before use."""
+    """Count the sequences and loss tokens of this rank's groups; sum over ranks before use."""
     lens = [completion.num_loss_tokens for group in groups for completion in group.completions]
     return Denominators(num_sequences=len(lens), num_tokens=sum(lens))
 
 
 def plan_rows(groups: Sequence[RolloutGroup], budget: int) -> list[list[int]]:
-    """Which groups share a row, in order: a row is closed before it would exceed ``budget`` tokens.
+    """Return the group indices of each row, in order: a row is closed before it would exceed ``budget`` tokens.
 
-    A single group larger than the budget gets a row of its own. Long and short groups are not mixed on purpose:
-    order, and with it the result, stays independent of the budget.
+    A single group larger than the budget gets its own row. Groups are deliberately not reordered by length: their
+    order, and hence the result, does not depend on the budget.
     """
     rows: list[list[int]] = []
     used = 0
@@ -33,10 +33,10 @@ def plan_rows(groups: Sequence[RolloutGroup], budget: int) -> list[list[int]]:
 
 
 def pack(groups: Sequence[RolloutGroup], device: torch.device) -> PackedGroups:
-    """Lay groups end to end in one row. See ``PackedGroups`` for the layout.
+    """Concatenate groups in one row. See ``PackedGroups`` for the layout.
 
     Raises:
-        ValueError: a completion whose first token is trained on has no prompt token before it.
+        ValueError: the first token of a completion is a loss token, but there is no prompt token before it.
     """
     row = _Row()
     for group in groups:
@@ -66,7 +66,7 @@ def pack(groups: Sequence[RolloutGroup], device: torch.device) -> PackedGroups:
 
 @dataclass(slots=True)
 class _Row:
-    """The lists that a packed row is made of, in the order of ``PackedGroups``."""
+    """The fields of a packed row as lists, in the order of ``PackedGroups``."""
 
     input_ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
@@ -81,7 +81,7 @@ class _Row:
     sampler_logprobs: list[float] = field(default_factory=list)
 
     def add(self, group: RolloutGroup) -> None:
-        """The prompt, then every completion behind it."""
+        """Append the prompt, then every completion."""
         start, prompt_len = len(self.input_ids), len(group.prompt_ids)
         self.spans.append(GroupSpan(start, prompt_len, tuple(len(c.token_ids) for c in group.completions)))
         self.input_ids += group.prompt_ids
@@ -100,7 +100,7 @@ class _Row:
     def _add_loss_tokens(
         self, completion: Completion, start: int, prompt_len: int, advantage: float, example_id: str
     ) -> None:
-        """List the completion's loss tokens; it starts at the row's present end. Siblings share the prompt's last."""
+        """Append the loss tokens of a completion that starts at the current end of the row."""
         first = len(self.input_ids)
         for offset, token in enumerate(completion.token_ids):
             if completion.loss_mask is not None and not completion.loss_mask[offset]:
@@ -116,7 +116,7 @@ class _Row:
 
 
 def empty_row(device: torch.device) -> PackedGroups:
-    """A row without loss tokens: what a rank runs when it has fewer rows than another, so that collectives match."""
+    """Return a row without loss tokens, which a rank with fewer rows than others runs so that collectives match."""
     span = GroupSpan(0, 1, ())
     one, none = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(0, dtype=torch.int64, device=device)
     return PackedGroups(

@@ -1,19 +1,20 @@
-"""From a data set's messy rows to a store: cleaned, measured, each dropped row counted under its reason.
+"""Preparation of a data set as a store: rows are cleaned and measured, and every dropped row is counted by reason.
 
-Work goes part by part: an interrupted preparation keeps its parts, and the same command goes on behind them. Memory
-does not grow with the data set but for a hash of each row, which finds duplicates.
+Rows are processed in parts: an interrupted preparation keeps its finished parts, and the same command resumes after
+them. Memory grows with the data set only by one hash per row, for the detection of duplicates.
 """
+
+from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow
-from filelock import FileLock
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.data import books as institutional
 from longctx_rl.data.books import Books
@@ -21,29 +22,32 @@ from longctx_rl.data.longblocks import RESPONSE_PREFIX
 from longctx_rl.data.reading import CHAT, REQUIRED, Origin, Problems, Row
 from longctx_rl.data.store import REPORT, Counts, Store, digest, part_counts, parts, write_part
 from longctx_rl.data.tasks import place_of
-from longctx_rl.runs.directory import write_text
+from longctx_rl.files import lock, write_text
 from longctx_rl.types import Evidence
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 VERSION = 2
-"""Of the rules in this file and ``tasks``: part of a store's name."""
+"""Version of the rules in this file and in ``tasks``: part of a store's name."""
 PART_CHARACTERS = 2**26
-"""Text of one part."""
+"""Characters of text in one part."""
 BATCH_CHARACTERS = 2**22
-"""Text that is tokenised together, on all cores."""
+"""Characters of text that are tokenised together, on all cores."""
 ANSWER_END = "</think>"
-"""What stands before it, in a chat data set's replies, is reasoning."""
+"""In the replies of a chat data set, the text before this marker is reasoning."""
 
 
 def prepare(origin: Origin, tokenizer: PreTrainedTokenizerBase, root: Path, books: Path | None = None) -> Store:
-    """The store of a data set, made now if it is not there or not whole.
+    """Open the store of a data set, which is created now if it is missing or incomplete.
 
     Args:
         root: folder of all stores.
         books: local copy of Institutional Books, for rows without a document.
 
     Raises:
-        ValueError: nothing to read, a missing column, no usable row, a full disk.
-        KeyboardInterrupt: parts are kept.
+        ValueError: there is nothing to read, a column is missing, no row is usable, or the disk is full.
+        KeyboardInterrupt: finished parts are kept.
     """
     origin = origin.pinned()
     name = "-".join(part for part in Path(origin.path).parts[-2:] if part not in "./~")
@@ -52,22 +56,22 @@ def prepare(origin: Origin, tokenizer: PreTrainedTokenizerBase, root: Path, book
     folder = root.expanduser() / f"{name}-{key}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # other processes of this machine wait, and find it whole
+        with lock(folder / ".lock", math.inf):  # other processes on this machine wait and find it complete
             if not (folder / REPORT).exists():
                 _write(folder, origin, tokenizer, books)
     except OSError as error:
         cause = error.strerror or str(error)
-        raise ValueError(f"{folder} cannot be written ({cause}): free space there, or set a cache elsewhere") from error
+        raise ValueError(f"{folder} cannot be written ({cause}): free space there, or set another cache") from error
     return Store(folder)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what decides how text becomes tokens."""
+    """Hash everything that determines how the tokenizer splits text."""
     return digest(tokenizer.backend_tokenizer.to_str())
 
 
 def _state(path: Path) -> str:
-    """Names, sizes and times of local files, so that a changed folder is prepared again; empty for the Hub."""
+    """List names, sizes and times of local files, so that a changed folder is prepared again; empty for the Hub."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     found = [(str(file), file.stat()) for file in files if file.exists()]
     return json.dumps([[name, status.st_size, status.st_mtime_ns] for name, status in found])
@@ -116,9 +120,9 @@ def _hashes(path: Path) -> list[str]:
 
 
 def _part(
-    rows: Iterator[Row], counts: Counts, seen: set[str], measure: "Measure", shelf: Books | None, bar: Any
+    rows: Iterator[Row], counts: Counts, seen: set[str], measure: Measure, shelf: Books | None, bar: Any
 ) -> Iterator[Row]:
-    """Usable rows until their text fills a part, measured batch by batch."""
+    """Yield usable rows, measured batch by batch, until their text fills a part."""
     batch: list[Row] = []
     in_batch = in_part = 0
     for raw in rows:
@@ -143,7 +147,7 @@ def _part(
 
 
 def clean(raw: Row, shelf: Books | None) -> tuple[Row, str]:
-    """A row in the store's columns, and why it cannot be used: empty if it can."""
+    """Return a row in the store's columns, and the reason to drop it; empty if it is usable."""
     chat = CHAT in raw
     row: Row = from_chat(raw) if chat else {name: raw.get(name) for name in REQUIRED}
     if row["document"] is None and shelf is not None:
@@ -175,7 +179,7 @@ def clean(raw: Row, shelf: Books | None) -> tuple[Row, str]:
 
 
 def _malformed(row: Row) -> str:
-    """What would break later: columns of another type, text that no encoding has, evidence of another form."""
+    """Return why a row would fail later: a column of the wrong type, text that is not Unicode, malformed evidence."""
     for name in ("named_task", "evidence", "family_id"):
         if not isinstance(row[name], str):
             return f"{name.removeprefix('named_')} is not text"
@@ -183,18 +187,18 @@ def _malformed(row: Row) -> str:
         for text in (*(value for value in row.values() if isinstance(value, str)), *row["responses"].values()):
             text.encode("utf-8")
     except UnicodeEncodeError:
-        return "text with half a character"
+        return "text with an unpaired surrogate"
     try:
         [Evidence(**item) for item in json.loads(row["evidence"])]
     except (TypeError, ValueError):
-        return "evidence of another form"
+        return "malformed evidence"
     return ""
 
 
 def from_chat(raw: Row) -> Row:
-    """A chat data set's row in LongBlocks' columns: first request and first reply, the system's text before it.
+    """Convert a chat row to LongBlocks' columns: the first user turn, after the system message, and the first reply.
 
-    What is not of that form is left null.
+    Turns that are missing or malformed are left null.
     """
     system, request, reply = "", None, None
     turns = raw[CHAT] if isinstance(raw[CHAT], list) else []
@@ -222,7 +226,7 @@ def from_chat(raw: Row) -> Row:
 
 
 class Measure:
-    """Counts tokens on all cores. Text never becomes a special token, even where it spells one."""
+    """Counts tokens on all cores. Data never become special tokens, even where the text spells one out."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
@@ -233,11 +237,11 @@ class Measure:
         self._special = sorted({str(token) for token in tokenizer.all_special_tokens} - {""})
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text."""
+        """Return the number of tokens of each text."""
         return [len(found) for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def __call__(self, rows: Sequence[Row], counts: Counts) -> list[Row]:
-        """The rows with their measured columns."""
+        """Return the rows with their measured columns."""
         texts = [
             text
             for row in rows

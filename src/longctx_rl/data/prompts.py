@@ -1,35 +1,38 @@
-"""From an example to token ids: prompt in two parts, and target.
+"""Tokenisation of an example: the prompt in two parts, and the target.
 
-The document part and the question part are tokenised separately, so several questions can share one document's tokens
-exactly. Text from a data set never becomes a special token, even where it spells one; only the chat template's own
-text does.
+Document and question are tokenised separately, so that several questions share exactly the same document tokens. Text
+from a data set never becomes a special token, even where it spells one out; only text of the chat template does.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from longctx_rl.types import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TokenIds = tuple[int, ...]
 
 UTF8_BYTES = 4
-"""Bytes, and so tokens, that the longest letter can take."""
+"""Maximum bytes, and therefore tokens, of a character."""
 
 _MARK = "\u241eMESSAGE\u241e"
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[TokenIds, TokenIds]:
-    """Token ids of the document part and of the question part; the prompt is one after the other.
+    """Return the token ids of the document part and of the question part; the prompt is their concatenation.
 
     A chat example is rendered through the tokenizer's chat template as the user message ``{document}\\n\\n{question}``,
     up to and including the start of the assistant's turn. The first part is the template's head and the document, the
     second is the blank line, the question and the template's tail. A plain example is its document, then its question.
 
     Raises:
-        ValueError: a chat example, and the tokenizer has no chat template or one that rewrites the message.
+        ValueError: for a chat example, if the tokenizer has no chat template or one that rewrites the message.
     """
     if not example.chat:
         return encode_text(tokenizer, example.document), encode_text(tokenizer, example.question)
@@ -39,10 +42,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple
 
 
 def encode_target(tokenizer: PreTrainedTokenizerBase, example: Example) -> TokenIds:
-    """Token ids of the text that the data-set methods learn from, [C]; a chat example's ends with the end token.
+    """Return the token ids of the recorded target, [C]; a chat example's end with the end token.
 
     Raises:
-        ValueError: a chat example, and the tokenizer has no end token.
+        ValueError: for a chat example, if the tokenizer has no end token.
     """
     ids = encode_text(tokenizer, example.target)
     if not example.chat:
@@ -53,21 +56,21 @@ def encode_target(tokenizer: PreTrainedTokenizerBase, example: Example) -> Token
 
 
 def closed_book(example: Example) -> Example:
-    """The same question without its document: what can be guessed."""
+    """Return the same question without its document, which measures what can be guessed."""
     return replace(example, document="")
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenIds:
-    """Token ids of text that is not trusted: a spelled-out special token becomes ordinary tokens."""
+    """Return the token ids of untrusted text: a spelled-out special token becomes ordinary tokens."""
     if not text:
         return ()
     return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
-    """The text that each token adds, special tokens spelled out, [C].
+    """Return the text that each token adds, with special tokens spelled out, [C].
 
-    A letter that several tokens share comes with the last of them; those before it add nothing.
+    A character that spans several tokens is attributed to the last of them; the others add nothing.
     """
     texts, held = [], []
     for token_id in token_ids:
@@ -81,9 +84,9 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) ->
 
 @lru_cache(maxsize=8)
 def _template_ids(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> tuple[TokenIds, TokenIds]:
-    """What the chat template writes before and after the user's text. The template is part of the cache's key."""
+    """Return the template's tokens before and after the user's text. The template is an argument to key the cache."""
     if chat_template is None:
-        raise ValueError("the tokenizer has no chat template: use one that has, or plain examples (chat=False)")
+        raise ValueError("the tokenizer has no chat template: use one that has one, or plain examples (chat=False)")
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True, enable_thinking=False
     )

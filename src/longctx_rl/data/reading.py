@@ -1,10 +1,9 @@
-"""Rows of a data set, one after another in a fixed order, from the Hub or from local files in the same columns.
+"""Reading the rows of a data set in a fixed order, from the Hub or from local files with the same columns.
 
-What cannot be read among what can is skipped and counted: a broken file, a line that is not UTF-8 or not JSON. Columns
-that are missing altogether are an error.
+Unreadable parts are skipped and counted: a damaged file, or a line that is not UTF-8 or not JSON. A missing column is an
+error.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,40 +13,42 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from longctx_rl.files import json_lines
+
 Row = dict[str, Any]
 
 REQUIRED = ("id", "document", "source", "language", "question", "answer")
-"""Columns of LongBlocks that every row is read from; a value may still be null."""
+"""LongBlocks columns that must exist; values may still be null."""
 CHAT = "messages"
 """Column of a chat data set: turns of ``{"role": ..., "content": ...}``."""
 READ_ROWS = 64
-"""Rows of a Parquet file in memory at one time."""
+"""Rows of a Parquet file that are in memory at a time."""
 
 
 @dataclass(slots=True)
 class Problems:
-    """What was skipped on the way."""
+    """What was skipped during reading."""
 
     files: dict[str, str] = field(default_factory=dict)
-    """Name of a file, and why it could not be read to its end."""
+    """Maps the name of a file to the reason why it could not be read completely."""
     lines: Counter[str] = field(default_factory=Counter)
-    """Why lines were skipped, and how many."""
+    """Number of skipped lines by reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A data set: a folder or file, or a Hub id with a revision."""
+    """The location of a data set: a folder or file, or a Hub id with a revision."""
 
     path: str
     revision: str | None = None
     split: str = "train"
     streaming: bool = False
-    """Hub only: read row by row over the network instead of downloading first."""
+    """Hub only: stream rows over the network instead of downloading the data set first."""
 
     def pinned(self) -> "Origin":
-        """With the commit that the revision stands for, so that rows of two commits never mix; as it is if local.
+        """Return the origin with its revision resolved to a commit, so that rows of two commits never mix.
 
-        Where the Hub is away, the revision stays as it is.
+        A local origin is returned unchanged, as is any origin if the Hub is not reachable.
         """
         if Path(self.path).expanduser().exists():
             return self
@@ -60,10 +61,10 @@ class Origin:
             return self
 
     def rows(self, problems: Problems) -> Iterator[Row]:
-        """All rows, in an order that never changes.
+        """Yield all rows, always in the same order.
 
         Raises:
-            ValueError: nothing there, not reachable, nothing readable, or a column is missing.
+            ValueError: the data set does not exist, is not reachable, has no readable row, or lacks a column.
         """
         local = Path(self.path).expanduser()
         return _local_rows(local, problems) if local.exists() else _hub_rows(self)
@@ -83,8 +84,8 @@ def _local_rows(path: Path, problems: Problems) -> Iterator[Row]:
                 yield row
                 count += 1
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the file
-                raise ValueError(f"{file} cannot be read ({error.strerror}): the same command goes on") from error
+            if isinstance(error, OSError) and error.errno is not None:  # the disk failed, not the file
+                raise ValueError(f"{file} cannot be read ({error.strerror}): repeat the command to resume") from error
             cause = (str(error).strip() or type(error).__name__).splitlines()[0]
             problems.files[name] = f"after {count} rows: {cause}" if count else cause
         read += count
@@ -104,34 +105,25 @@ def _parquet_rows(file: Path, problems: Problems) -> Iterator[Row]:
 
 def _json_rows(file: Path, problems: Problems) -> Iterator[Row]:
     first = True
-    with file.open("rb") as lines:
-        for line in lines:
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError:
-                problems.lines["not UTF-8"] += 1
-                continue
-            except json.JSONDecodeError:
-                problems.lines["not JSON"] += 1
-                continue
-            if not isinstance(row, dict):
-                problems.lines["not a JSON object"] += 1
-                continue
-            if first:
-                check_columns(row, file.name)
-                first = False
-            yield row
+    for line in json_lines(file):
+        if line.blank:
+            continue
+        if line.problem or not isinstance(line.value, dict):
+            problems.lines[line.problem or "not a JSON object"] += 1
+            continue
+        if first:
+            check_columns(line.value, file.name)
+            first = False
+        yield line.value
 
 
 def check_columns(columns: Mapping[str, Any] | list[str], name: str) -> None:
-    """Refuse rows that are neither LongBlocks' nor chat's, naming the column."""
+    """Raise ValueError, naming the column, if rows have neither LongBlocks' columns nor those of a chat data set."""
     if CHAT in columns:
         return
     if missing := [column for column in REQUIRED if column not in columns]:
         raise ValueError(
-            f"{name} has no column {missing[0]!r}: rows need {', '.join(REQUIRED)}, or {CHAT!r} of a chat data set"
+            f"{name} has no column {missing[0]!r}: rows need {', '.join(REQUIRED)}, or {CHAT!r} in a chat data set"
         )
 
 
@@ -148,7 +140,7 @@ def _hub_rows(origin: Origin) -> Iterator[Row]:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         revision = f" --revision {origin.revision}" if origin.revision else ""
         raise ValueError(
-            f"data set {origin.path} is neither a folder nor could it be loaded from the Hub ({cause}): "
+            f"data set {origin.path} is not a local folder and cannot be loaded from the Hub ({cause}): "
             f"hf download --repo-type dataset {origin.path}{revision} --local-dir FOLDER, then give the folder"
         ) from error
     if names is not None:
@@ -157,4 +149,4 @@ def _hub_rows(origin: Origin) -> Iterator[Row]:
         yield from found
     except (OSError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"reading {origin.path} from the Hub broke off ({cause}): the same command goes on") from error
+        raise ValueError(f"reading {origin.path} from the Hub failed ({cause}): repeat the command to resume") from error

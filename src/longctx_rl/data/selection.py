@@ -1,4 +1,4 @@
-"""Which rows of a store a configuration trains on, and why it leaves out the others."""
+"""Selection of a store's rows by a configuration, with the reasons why rows are excluded."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ Split = Literal["train", "validation", "test"]
 
 @dataclass(slots=True)
 class Selection:
-    """Rows of one split."""
+    """The selected rows of one split."""
 
     rows: dict[str, list[int]] = field(default_factory=dict)
-    """Task to indices into the store."""
+    """Maps a task to row indices in the store."""
     lengths: dict[str, list[int]] = field(default_factory=dict)
-    """Prompt tokens of each."""
-    left_out: Counter[str] = field(default_factory=Counter)
-    """Why, and how many."""
+    """Prompt tokens of each row."""
+    excluded: Counter[str] = field(default_factory=Counter)
+    """Number of excluded rows by reason."""
 
     def __len__(self) -> int:
         return sum(map(len, self.rows.values()))
 
 
 def split_of(document_hash: str, *, validation: float, test: float) -> Split:
-    """The split that a document and all its questions are in, from the document's hash alone."""
+    """Return the split of a document and all its questions, a function of the document's hash only."""
     place = int(document_hash[:12], 16) / 16**12
     if place < test:
         return "test"
@@ -37,7 +37,7 @@ def split_of(document_hash: str, *, validation: float, test: float) -> Split:
 
 
 def task_at(store: Store, index: int) -> str:
-    """The task of a row of a store."""
+    """Return the task of a row of a store."""
     row = {name: values[index] for name, values in store.columns.items()}
     return task_of(
         row["named_task"],
@@ -57,12 +57,12 @@ def select(
     tasks: Sequence[str],
     longest_target: int | None = None,
 ) -> Selection:
-    """Apply filters to a store.
+    """Apply the configured filters to a store.
 
     Args:
-        overhead: tokens of a prompt beside document and question.
-        tasks: that are trained on; none: all.
-        longest_target: tokens of what is imitated, if anything is.
+        overhead: prompt tokens other than document and question.
+        tasks: tasks to select; empty: all.
+        longest_target: maximum tokens of an imitation target; None: no limit.
     """
     selection, columns = Selection(), store.columns
     for index in range(len(store)):
@@ -71,7 +71,7 @@ def select(
         task = task_at(store, index)
         reason = _reason(row, settings, split, task, tasks) or _length_reason(row, settings, beside, longest_target)
         if reason:
-            selection.left_out[reason] += 1
+            selection.excluded[reason] += 1
             continue
         selection.rows.setdefault(task, []).append(index)
         selection.lengths.setdefault(task, []).append(min(row["document_tokens"] + beside, settings.max_tokens))
@@ -79,15 +79,15 @@ def select(
 
 
 def _reason(row: dict[str, Any], settings: LongBlocksConfig, split: Split, task: str, tasks: Sequence[str]) -> str:
-    """Why a row is left out, whatever its length; empty if it is not."""
+    """Return why a row is excluded regardless of its length; empty if it is not."""
     if split_of(row["document_hash"], validation=settings.validation, test=settings.test) != split:
         return "document of another split"
     if settings.sources is not None and row["source"] not in settings.sources:
-        return "source not asked for"
+        return "source not selected"
     if settings.languages is not None and row["language"] not in settings.languages:
-        return "language not asked for"
+        return "language not selected"
     if tasks and task not in tasks:
-        return "task not asked for"
+        return "task not selected"
     if settings.target.startswith(RESPONSE_PREFIX) and settings.target not in row["targets"]:
         return f"no {settings.target}"
     return ""

@@ -1,50 +1,56 @@
-"""Where training examples come from, and how recorded answers become groups."""
+"""Sources of training examples, and conversion of recorded answers to groups."""
+
+from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, Protocol
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Protocol
 
 from longctx_rl.config.schema import Config
 from longctx_rl.data.generators import GENERATORS, generate
-from longctx_rl.data.longblocks_source import LongBlocksSource
 from longctx_rl.data.prompts import encode_prompt, encode_target
 from longctx_rl.data.tasks import TASKS
 from longctx_rl.types import Completion, Example, RolloutGroup
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class TrainingSource(Protocol):
-    """An indexed stream without end: document i is a function of the configuration and i alone.
+    """An endless indexed stream: document i is a function of the configuration and i only.
 
     A cursor is therefore all that a resumed or re-sharded run needs to continue on the same documents.
     """
 
     def document(self, index: int) -> tuple[Example, ...]:
-        """The questions of document ``index``: one, or ``data.questions_per_document``."""
+        """Return the questions about document ``index``: one, or ``data.questions_per_document``."""
 
     def describe(self) -> dict[str, Any]:
-        """What the stream is made of, for the run's record."""
+        """Describe the stream's contents, for environment.json."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks that its examples have."""
+        """Tasks of the examples."""
 
 
 def open_source(config: Config, tokenizer: PreTrainedTokenizerBase) -> TrainingSource:
-    """The stream that the configuration asks for. Raises ValueError if it cannot be read or is empty."""
-    return MiniSource(config, tokenizer) if config.data.longblocks is None else LongBlocksSource(config, tokenizer)
+    """Open the configured stream. Raises ValueError if it cannot be read or is empty."""
+    if config.data.longblocks is None:
+        return MiniSource(config, tokenizer)
+    from longctx_rl.data.longblocks_source import LongBlocksSource  # pyarrow
+
+    return LongBlocksSource(config, tokenizer)
 
 
 class MiniSource:
-    """LongBlocks-mini: generated as needed. See ``TrainingSource``."""
+    """LongBlocks-mini, generated on the fly. See ``TrainingSource``."""
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         self.seed = config.seed
         self.mixture = config.task.mixture
         self.lengths = config.data.lengths
         self.short = config.data.short
-        self.tasks = tuple({**self.mixture, **(self.short.mixture if self.short else {})})
+        self.tasks = generated_tasks(config)
         self.families = config.data.families
         self.questions = config.data.questions_per_document
         self.tokenizer = tokenizer
@@ -67,13 +73,13 @@ class MiniSource:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[int, ...]:
-    """All tokens of the prompt, [P]."""
+    """Return all tokens of the prompt, [P]."""
     document, question = encode_prompt(tokenizer, example)
     return document + question
 
 
 def recorded_group(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> RolloutGroup:
-    """Recorded answers as a group. Several questions about one document share it; only answers are trained on."""
+    """Return recorded answers as a group. Questions about one document share its tokens; only answers have loss."""
     parts = [encode_prompt(tokenizer, example) for example in examples]
     targets = [encode_target(tokenizer, example) for example in examples]
     shared, questions = parts[0][0], [question for _, question in parts]
@@ -91,8 +97,14 @@ def recorded_group(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Exampl
     return RolloutGroup(examples[0], shared, completions)
 
 
+def generated_tasks(config: Config) -> tuple[str, ...]:
+    """Return the tasks of generated training data."""
+    short = config.data.short.mixture if config.data.short else {}
+    return tuple({**config.task.mixture, **short})
+
+
 def check_tasks(config: Config) -> None:
-    """Refuse tasks that no generator makes, and no row of a data set counts as."""
+    """Raise ValueError for a task that neither a generator nor a row of a data set can have."""
     known = GENERATORS if config.data.longblocks is None else TASKS
     named = {"task.mixture": config.task.mixture}
     if config.data.short is not None and config.data.longblocks is None:
@@ -104,7 +116,7 @@ def check_tasks(config: Config) -> None:
 
 
 def check_lengths(config: Config, context: int) -> None:
-    """Refuse prompts that do not fit the model's context of ``context`` tokens."""
+    """Raise ValueError if prompts do not fit the model's context of ``context`` tokens."""
     training = "data.lengths" if config.data.longblocks is None else "data.longblocks.max_tokens"
     needs = {training: config.data.longest + config.rollout.max_new_tokens}
     if config.data.short is not None and config.data.longblocks is None:
@@ -115,6 +127,6 @@ def check_lengths(config: Config, context: int) -> None:
     for key, need in needs.items():
         if need > context:
             raise ValueError(
-                f"{key} needs {need} tokens with the answer, but the model's context is {context}: "
+                f"{key} needs {need} tokens including the answer, but the model's context is {context}: "
                 f"lower {key} or choose a model with a longer context"
             )

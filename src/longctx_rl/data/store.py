@@ -1,7 +1,7 @@
-"""Prepared rows on disk: cleaned, measured in tokens, in Arrow files that are mapped into memory, not read into it.
+"""Prepared rows on disk: cleaned, measured in tokens, and stored in memory-mapped Arrow files.
 
-A store holds every usable row of one data set for one tokenizer; filters and splits are applied when it is opened, from
-its small columns. ``preparation`` writes it.
+A store holds every usable row of one data set for one tokenizer. Filters and splits are applied to its small columns
+when it is opened. ``preparation`` writes stores.
 """
 
 import bisect
@@ -16,11 +16,12 @@ from typing import Any
 import pyarrow
 
 from longctx_rl.data.reading import Row
+from longctx_rl.files import replacing
 
 BATCH_ROWS = 16
-"""Rows of an Arrow batch: what one access maps."""
+"""Rows per Arrow batch, the unit of one access."""
 REPORT = "report.json"
-"""Written last: a store with it is whole."""
+"""Written last: a store that has this file is complete."""
 
 SCHEMA = pyarrow.schema(
     [
@@ -31,7 +32,7 @@ SCHEMA = pyarrow.schema(
         ("question", pyarrow.string()),
         ("answer", pyarrow.string()),
         ("responses", pyarrow.map_(pyarrow.string(), pyarrow.string())),
-        # Of our own rows only.
+        # Only in rows that this package wrote.
         ("named_task", pyarrow.string()),
         ("evidence", pyarrow.string()),
         ("family_id", pyarrow.string()),
@@ -51,18 +52,18 @@ SMALL = (
     "source", "language", "named_task", "document_hash", "row_hash",
     "document_tokens", "question_tokens", "answer_tokens", "verbatim", "targets", "target_tokens",
 )  # fmt: skip
-"""Columns that are read into memory when a store is opened."""
+"""Columns that are loaded into memory when a store is opened."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """What became of the rows that were read."""
+    """Counts of rows that were read, dropped and annotated."""
 
     read: int = 0
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(why, source) to rows."""
+    """Number of dropped rows by (reason, source)."""
     noted: Counter[str] = field(default_factory=Counter)
-    """What was found in rows that were kept."""
+    """Number of kept rows by property."""
 
     def as_json(self) -> dict[str, Any]:
         dropped = [[why, source, count] for (why, source), count in sorted(self.dropped.items())]
@@ -75,14 +76,16 @@ class Counts:
 
 
 def write_part(path: Path, rows: Sequence[Row], counts: Counts) -> None:
-    """Write rows through a temporary name, with the counts so far. Raises OSError."""
-    temporary = path.with_suffix(".tmp")
+    """Write rows atomically, with the counts so far. Raises OSError."""
     schema = SCHEMA.with_metadata({"counts": json.dumps(counts.as_json())})
-    with pyarrow.OSFile(str(temporary), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
+    with (
+        replacing(path) as temporary,
+        pyarrow.OSFile(str(temporary), "wb") as sink,
+        pyarrow.ipc.new_file(sink, schema) as writer,
+    ):
         for start in range(0, len(rows), BATCH_ROWS):
             chunk = rows[start : start + BATCH_ROWS]
             writer.write_batch(pyarrow.RecordBatch.from_pylist(chunk, schema=schema))
-    temporary.replace(path)
 
 
 def parts(folder: Path) -> list[Path]:
@@ -90,7 +93,7 @@ def parts(folder: Path) -> list[Path]:
 
 
 def part_counts(path: Path) -> Counts:
-    """The counts after a part was written."""
+    """Return the counts at the end of a part."""
     with pyarrow.memory_map(str(path)) as source:
         return Counts.from_json(json.loads(pyarrow.ipc.open_file(source).schema.metadata[b"counts"]))
 
@@ -106,7 +109,7 @@ class Store:
         self.report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         self._readers = [pyarrow.ipc.open_file(pyarrow.memory_map(str(path))) for path in parts(folder)]
         self._batches: list[tuple[Any, int]] = []
-        """(reader, number within it)."""
+        """(reader, batch number within it)."""
         self._starts: list[int] = []
         self.columns: dict[str, list[Any]] = {name: [] for name in SMALL}
         total = 0
@@ -124,7 +127,7 @@ class Store:
         return self._size
 
     def row(self, index: int) -> Row:
-        """One row with all its columns."""
+        """Return one row with all its columns."""
         where = bisect.bisect_right(self._starts, index) - 1
         reader, number = self._batches[where]
         (row,) = reader.get_batch(number).slice(index - self._starts[where], 1).to_pylist()
@@ -137,7 +140,7 @@ class Store:
 
 
 def digest(*texts: str) -> str:
-    """A hash of texts that no other texts have, where they are cut included."""
+    """Hash a sequence of texts, including the boundaries between them."""
     found = hashlib.blake2b(digest_size=16)
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")

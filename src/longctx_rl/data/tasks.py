@@ -1,13 +1,13 @@
-"""Which task a LongBlocks row counts as. The Hub's rows name none, so a rule says; its inputs are columns of the store.
+"""The task of a LongBlocks row. Hub rows have none, so a rule assigns it from columns of the store.
 
-In this order, the first that applies:
+The first case that applies:
 
-1. the row's own ``task`` column, as rows of our own generators and builders have it;
+1. the row's own ``task`` column, which rows of this package's generators and builders have;
 2. ``short``: the row has no document;
 3. ``code``: the row comes from Stack-Edu, whose ``language`` is a programming language;
 4. ``longform``: the reference answer is longer than ``LONGFORM_TOKENS``;
-5. ``grounding``: the reference answer stands in the document word for word, so that it can be looked up;
-6. ``multihop``: a short answer that has to be worked out.
+5. ``grounding``: the document contains the reference answer verbatim, so that it can be looked up;
+6. ``multihop``: the remaining short answers, which require reasoning.
 """
 
 import re
@@ -18,7 +18,7 @@ TASKS = ("multihop", "grounding", "longform", "code", "short")
 
 
 def task_of(named: str, source: str, *, document_tokens: int, answer_tokens: int, verbatim: bool) -> str:
-    """The task of a row. ``verbatim``: ``place_of`` finds the answer."""
+    """Return the task of a row. ``verbatim``: ``place_of`` finds the answer."""
     if named:
         return named
     if not document_tokens:
@@ -31,7 +31,7 @@ def task_of(named: str, source: str, *, document_tokens: int, answer_tokens: int
 
 
 def place_of(document: str, answer: str) -> tuple[int, int] | None:
-    """Where the answer first stands in the document: capitals and white space aside, not within a longer word."""
+    """Return the first span of the answer in the document, ignoring case and white space, at word boundaries."""
     words = answer.strip().rstrip(".").split()
     if not words:
         return None
@@ -45,5 +45,5 @@ def place_of(document: str, answer: str) -> tuple[int, int] | None:
 
 
 def _one_word(left: str, right: str) -> bool:
-    """Two neighbouring characters are of one word. Scripts without spaces have no such neighbours."""
+    """Whether two adjacent characters belong to one word. In scripts without spaces they never do."""
     return left.isalnum() and right.isalnum() and left < "\u2e80" and right < "\u2e80"

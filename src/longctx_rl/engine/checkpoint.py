@@ -1,8 +1,8 @@
-"""Checkpoints on disk: complete or absent, recognisable, and never more than the last few.
+"""Checkpoints on disk: complete or absent, verifiable, and limited to the last few.
 
-A checkpoint is written to ``checkpoints/.tmp-step-000010`` and renamed to ``checkpoints/step-000010`` when everything
-is on disk, so that a process killed at any moment leaves the previous ones whole. Its ``manifest.json`` lists every
-file with size and checksum.
+A checkpoint is written to ``checkpoints/.tmp-step-000010`` and renamed to ``checkpoints/step-000010`` once everything
+is on disk, so that earlier checkpoints stay intact if the process is killed at any moment. ``manifest.json`` lists
+every file with its size and checksum.
 """
 
 import base64
@@ -28,11 +28,11 @@ _NAME = re.compile(r"step-(\d{6,})")
 def save_checkpoint(
     run_dir: Path, step: int, write: Callable[[Path], None], trainer_state: Mapping[str, Any], keep: int
 ) -> Path:
-    """Write checkpoint ``step`` and remove all but the last ``keep``. Every rank calls it. Returns its directory.
+    """Write checkpoint ``step``, remove all but the last ``keep``, and return its directory. Every rank calls it.
 
-    ``write`` is ``Engine.save``. ``trainer_state`` is plain data; the main rank's is written. A complete checkpoint of
-    the same step is left as it is. Raises ValueError on every rank if the disk is full or not writable; what was
-    written of this checkpoint is removed then, earlier ones stay.
+    ``write`` is ``Engine.save``. ``trainer_state`` is plain data, taken from the main rank. A complete checkpoint of
+    the same step is left untouched. Raises ValueError on every rank if the disk is full or not writable; the partial
+    checkpoint is then removed and earlier ones stay.
     """
     folder = run_dir / "checkpoints"
     final, temporary = folder / f"step-{step:06d}", folder / f".tmp-step-{step:06d}"
@@ -47,7 +47,7 @@ def save_checkpoint(
         if distributed.is_main():
             shutil.rmtree(temporary, ignore_errors=True)
         raise ValueError(
-            f"checkpoint {final} could not be written ({error.strerror or error}): earlier checkpoints are whole; "
+            f"checkpoint {final} could not be written ({error.strerror or error}): earlier checkpoints are intact; "
             "free space or fix the permissions, then continue with resume=true"
         ) from error
     distributed.on_main(lambda: _prune(folder, keep))
@@ -55,13 +55,13 @@ def save_checkpoint(
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the highest step. What a killed save left behind is not one."""
+    """Return the checkpoint with the highest step; remains of a killed save do not count. None if there is none."""
     found = _checkpoints(run_dir / "checkpoints")
     return found[-1] if found else None
 
 
 def verify(checkpoint: Path) -> None:
-    """Raise ValueError, in one sentence, if a file of the checkpoint is missing, truncated or changed."""
+    """Raise ValueError if a file of the checkpoint is missing, truncated or modified."""
     advice = f"remove {checkpoint} to continue from the checkpoint before it"
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
@@ -69,9 +69,7 @@ def verify(checkpoint: Path) -> None:
         if manifest["format"] != FORMAT:
             raise ValueError(f"{checkpoint} has format {manifest['format']}, expected {FORMAT}: {advice}")
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{checkpoint} is not a checkpoint of this program (no usable {MANIFEST}): {advice}"
-        ) from error
+        raise ValueError(f"{checkpoint} is not a longctx_rl checkpoint (no valid {MANIFEST}): {advice}") from error
     for name, (size, checksum) in files.items():
         file = checkpoint / name
         if not file.is_file():
@@ -79,17 +77,17 @@ def verify(checkpoint: Path) -> None:
         if file.stat().st_size != size:
             raise ValueError(f"{file} is truncated ({file.stat().st_size} of {size} bytes): {advice}")
         if _crc32(file) != checksum:
-            raise ValueError(f"{file} was changed after it was written (wrong checksum): {advice}")
+            raise ValueError(f"{file} was modified after it was written (checksum mismatch): {advice}")
 
 
 def read_trainer_state(checkpoint: Path) -> dict[str, Any]:
-    """The trainer's own part of a verified checkpoint."""
+    """Return the trainer state of a verified checkpoint."""
     state: dict[str, Any] = json.loads((checkpoint / TRAINER_STATE).read_text())
     return state
 
 
 def rng_states() -> list[dict[str, str]]:
-    """Torch's random generators of every rank, in rank order, as plain data. Every rank calls it."""
+    """Return the states of all ranks' torch generators, in rank order, as plain data. Every rank calls it."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -97,7 +95,7 @@ def rng_states() -> list[dict[str, str]]:
 
 
 def restore_rng(states: Sequence[Mapping[str, str]]) -> None:
-    """Take over this rank's part of ``rng_states``. A rank that had no part keeps the generators as they are."""
+    """Restore this rank's entry of ``rng_states``. A rank without an entry keeps its generators unchanged."""
     if distributed.rank() >= len(states):
         return
     mine = {
@@ -117,7 +115,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _clear(folder: Path, final: Path) -> None:
-    """Remove what killed saves left behind, and a checkpoint of this step that is not whole."""
+    """Remove the remains of killed saves, and a damaged checkpoint of this step."""
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".tmp-step-*"):
         shutil.rmtree(leftover)
@@ -148,7 +146,7 @@ def _sync(path: Path) -> None:
 
 def _prune(folder: Path, keep: int) -> None:
     for path in _checkpoints(folder)[:-keep]:
-        path.rename(folder / f".tmp-{path.name}")  # half removed, it must not pass for a checkpoint
+        path.rename(folder / f".tmp-{path.name}")  # half removed, it must not be taken for a checkpoint
         shutil.rmtree(folder / f".tmp-{path.name}")
 
 

@@ -1,4 +1,4 @@
-"""The policy's language model as a folder that transformers loads."""
+"""Export of the policy's language model as a folder that transformers can load."""
 
 import copy
 import shutil
@@ -15,7 +15,7 @@ from longctx_rl.engine.tensors import rust_errno, write_tensors
 
 
 def parameters(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Named parameters of the language model inside ``policy``, a tied weight once."""
+    """Yield the named parameters of the language model inside ``policy``; a tied weight appears once."""
     return cast(nn.Module, policy.model).named_parameters()
 
 
@@ -26,9 +26,9 @@ def write(
     dtype: torch.dtype,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Write weights, configuration and tokenizer, through a temporary folder. Every rank draws, the main rank writes.
+    """Write weights, configuration and tokenizer through a temporary folder. All ranks iterate, the main rank writes.
 
-    Raises ValueError on every rank if the main rank cannot write; an earlier folder is still there then.
+    Raises ValueError on every rank if the main rank cannot write; an earlier export then stays.
     """
     temporary = directory.parent / f".tmp-{directory.name}"
     try:
@@ -54,7 +54,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     except OSError:
         raise
-    except Exception as error:  # tokenizers has no class for it
+    except Exception as error:  # tokenizers raises a bare Exception
         if not rust_errno(error):
             raise
         raise OSError(rust_errno(error), str(error)) from error

@@ -12,12 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.config.schema import Config
 from longctx_rl.engine import StepOutcome, distributed, export, saved_state
-from longctx_rl.engine.optimizer import UpdateCounter, adamw, reset_state, set_learning_rate
-from longctx_rl.engine.schedule import learning_rate
+from longctx_rl.engine.optimizer import UpdateCounter, adamw, learning_rate, reset_state, set_learning_rate
 
 
 class LocalEngine:
-    """Float32 weights and AdamW. With model.dtype=bfloat16 forward passes run under autocast. See ``Engine``."""
+    """Float32 weights and AdamW. With model.dtype=bfloat16, forward passes run under autocast. See ``Engine``."""
 
     synced_gpus = False
 
@@ -37,7 +36,7 @@ class LocalEngine:
             return self._module(*args, **kwargs)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        del last  # nothing is reduced, so the boundary does not matter
+        del last  # no reduction over ranks, so the boundary does not matter
         loss.backward()  # type: ignore[no-untyped-call]
 
     def gradient(self) -> Tensor:
@@ -90,7 +89,7 @@ class LocalEngine:
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Convert parameters in place. Buffers stay: a rotary embedding's frequencies need float32."""
+    """Convert parameters in place. Buffers are left alone: rotary frequencies need float32."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
     return module

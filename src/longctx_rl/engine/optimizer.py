@@ -1,5 +1,6 @@
-"""AdamW as both engines use it, and what happens to a step whose gradient is not finite."""
+"""AdamW and the learning-rate schedule of both engines, and the counter of skipped steps."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from longctx_rl.config.schema import OptimConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's two running averages, by their name in torch's optimizer state."""
+"""Adam's two running averages, by their names in torch's optimizer state."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -18,12 +19,12 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass
 class UpdateCounter:
-    """Optimizer steps so far. Both engines count them here, and checkpoints carry them."""
+    """Counts optimizer steps. Both engines use it, and checkpoints store it."""
 
     step: int = 0
-    """Calls of ``step()``, skipped ones included: the position in the learning-rate schedule."""
+    """Calls of ``step()``, including skipped ones: the position in the learning-rate schedule."""
     updates: int = 0
-    """Updates applied: Adam's own step count, which its bias correction needs."""
+    """Applied updates: Adam's step count for bias correction."""
     skipped_in_row: int = 0
 
     def record(self, skipped: bool, max_skipped: int) -> None:
@@ -43,13 +44,13 @@ class UpdateCounter:
 
 
 def full_shape(parameter: Tensor) -> torch.Size:
-    """Shape of the whole parameter, also where ZeRO-3 left an empty placeholder in its stead."""
+    """Return the full shape of a parameter, even where ZeRO-3 left an empty placeholder."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: weight decay on matrices, none on vectors (norms, biases). A tied weight appears once."""
+    """Return groups with weight decay on matrices, none on vectors (norms, biases). A tied weight appears once."""
     parameters = list(module.parameters())
     assert all(parameter.requires_grad for parameter in parameters), "the policy trains all of its parameters"
     matrices = [parameter for parameter in parameters if len(full_shape(parameter)) > 1]
@@ -59,7 +60,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """torch's AdamW in its fused form, which runs on CPU and GPU."""
+    """Return torch's fused AdamW, which runs on CPU and GPU."""
     first, second = optim.betas
     return torch.optim.AdamW(
         parameter_groups(module, optim.weight_decay), lr=optim.lr, betas=(first, second), eps=optim.eps, fused=True
@@ -67,7 +68,7 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
 
 
 def reset_state(optimizer: torch.optim.Optimizer, parameter: Tensor, updates: int) -> None:
-    """Give ``parameter`` zero moments and the step count ``updates``, in the form fused AdamW creates by itself."""
+    """Give ``parameter`` zero moments and the step count ``updates``, in the format that fused AdamW creates itself."""
     optimizer.state[parameter] = {
         "step": torch.tensor(float(updates), device=parameter.device),
         **{moment: torch.zeros_like(parameter, requires_grad=False) for moment in MOMENTS},
@@ -78,3 +79,27 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def learning_rate(optim: OptimConfig, step: int, total_steps: int | None, spent: float = 0.0) -> float:
+    """Return the learning rate of optimizer step ``step``, a pure function of its arguments.
+
+    Linear warm-up over ``optim.warmup_steps`` reaches ``optim.lr`` at its last step. After that the schedule is
+    ``constant`` or ``cosine``: half a cosine period down to ``optim.lr * optim.min_lr_ratio``, where it stays.
+
+    Args:
+        step: counted from 0, including skipped steps.
+        total_steps: the step at which the cosine ends; None: only ``spent`` counts.
+        spent: used share of another budget. The cosine follows ``step`` or ``spent``, whichever is further along.
+    """
+    assert step >= 0
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.lr
+    progress = spent
+    if total_steps is not None:
+        progress = max(spent, (step - optim.warmup_steps) / max(1, total_steps - optim.warmup_steps))
+    progress = min(1.0, progress)
+    share = optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return optim.lr * share

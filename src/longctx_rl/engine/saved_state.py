@@ -1,6 +1,6 @@
-"""What an engine stores of itself: float32 weights, Adam's moments and step counts, whole and under plain names.
+"""The saved state of an engine: float32 weights, Adam's moments and step counts, unsharded and under plain names.
 
-The files do not depend on the engine or on the number of ranks that wrote them, and nothing in them is pickled.
+The files depend neither on the engine nor on the number of ranks that wrote them, and nothing is pickled.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from longctx_rl.engine.tensors import TensorFiles, write_tensors
 FORMAT = 1
 WEIGHTS = "weights"
 STEMS = {WEIGHTS: "weights", **{moment: f"adam_{moment}" for moment in MOMENTS}}
-"""What is stored of each parameter, and the file it is stored in."""
+"""Kind of value stored for each parameter, and the stem of its file."""
 
 Read = Callable[[Tensor, str], Tensor]
-"""(parameter, one of STEMS) to its whole float32 tensor. A collective where parameters are sharded."""
+"""Maps (parameter, key of STEMS) to its full float32 tensor. A collective where parameters are sharded."""
 Write = Callable[[Tensor, str, Tensor], None]
-"""(parameter, one of STEMS, whole float32 tensor): take it over."""
+"""Sets the value of (parameter, key of STEMS) from a full float32 tensor."""
 
 
 def save(directory: Path, module: nn.Module, progress: UpdateCounter, read: Read) -> None:
@@ -45,7 +45,7 @@ def save(directory: Path, module: nn.Module, progress: UpdateCounter, read: Read
 
 
 def load(directory: Path, module: nn.Module, write: Write) -> UpdateCounter:
-    """Give ``module`` the state in ``directory`` and return its progress. Every rank calls it; the main rank reads.
+    """Load the state in ``directory`` into ``module`` and return its counters. All ranks call it; the main rank reads.
 
     Raises ValueError on every rank if the files are missing or belong to another model.
     """
@@ -84,7 +84,7 @@ def _read_progress(directory: Path) -> UpdateCounter:
             raise ValueError(f"{file} has format {content['format']}, expected {FORMAT}: choose another checkpoint")
         return UpdateCounter(**content["progress"])
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{directory} is not a checkpoint of this program ({error!r}): choose another one") from error
+        raise ValueError(f"{directory} is not a longctx_rl checkpoint ({error!r}): choose another one") from error
 
 
 def _compare(directory: Path, module: nn.Module, files: TensorFiles) -> None:
@@ -94,6 +94,6 @@ def _compare(directory: Path, module: nn.Module, files: TensorFiles) -> None:
     for name in sorted(expected.keys() | files.shapes.keys()):
         if expected.get(name) != files.shapes.get(name):
             raise ValueError(
-                f"{directory} belongs to another model ({name} has shape {files.shapes.get(name)}, the model needs "
-                f"{expected.get(name)}): set the model that it was trained with, or choose another checkpoint"
+                f"{directory} belongs to another model ({name} has shape {files.shapes.get(name)}, this model needs "
+                f"{expected.get(name)}): set the model of the checkpoint, or choose another checkpoint"
             )

@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files of bounded size: the main rank writes them and reads them one tensor at a time."""
+"""Named tensors in safetensors files of bounded size, written and read by the main rank, one tensor at a time."""
 
 import json
 import re
@@ -12,14 +12,14 @@ from torch import Tensor
 from longctx_rl.engine import distributed
 
 SHARD_BYTES = 4 * 2**30
-"""Largest file. A single tensor may exceed it."""
+"""Maximum size of a file. A single tensor may exceed it."""
 
 
 def write_tensors(directory: Path, stem: str, tensors: Iterable[tuple[str, Tensor]], limit: int = SHARD_BYTES) -> None:
     """Write ``<stem>.safetensors``; beyond ``limit`` bytes, numbered shards and ``<stem>.safetensors.index.json``.
 
-    Every rank calls it, because drawing the next tensor may be a collective; only the main rank writes. Raises OSError
-    on every rank if the main rank cannot write.
+    Every rank calls it, because fetching the next tensor may be a collective; only the main rank writes. Raises
+    OSError on every rank if the main rank cannot write.
     """
     writer = _Writer(directory, stem, limit)
     for name, tensor in tensors:
@@ -33,13 +33,13 @@ def write_tensors(directory: Path, stem: str, tensors: Iterable[tuple[str, Tenso
 
 
 def rust_errno(error: Exception) -> int:
-    """Number of an operating system's error that Rust code reports in its text alone; 0 if it is another error."""
+    """Return the operating system's error number, which Rust code reports only in the message; 0 if there is none."""
     number = re.search(r"os error (\d+)", str(error))
     return int(number[1]) if number else 0
 
 
 class _Writer:
-    """Collects tensors into shards. After a failure it drops what it is given, so that the ranks stay in step."""
+    """Collects tensors into shards. After a failure it drops further tensors, so that the ranks stay in step."""
 
     def __init__(self, directory: Path, stem: str, limit: int) -> None:
         self.problem: tuple[int, str] | None = None
@@ -92,7 +92,7 @@ class _Writer:
 
 
 class TensorFiles:
-    """Reads what ``write_tensors`` wrote. Raises ValueError if a file is missing or not a safetensors file."""
+    """Reads the files of ``write_tensors``. Raises ValueError if one is missing or not a safetensors file."""
 
     def __init__(self, directory: Path, stem: str) -> None:
         index = directory / f"{stem}.safetensors.index.json"
@@ -113,7 +113,7 @@ class TensorFiles:
             raise ValueError(f"{file} cannot be read ({error}): choose another checkpoint") from error
 
     def get(self, name: str) -> Tensor:
-        """One tensor, on CPU."""
+        """Return one tensor, on the CPU."""
         with safe_open(self._file_of[name], framework="pt") as opened:
             tensor: Tensor = opened.get_tensor(name)
         return tensor

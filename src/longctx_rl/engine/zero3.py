@@ -1,7 +1,8 @@
 """DeepSpeed ZeRO-3 on CPU (gloo) and GPU (NCCL): weights, gradients and optimizer state sharded over the ranks.
 
-The only importer of deepspeed. What is relied on beside its documented calls: ``fp32_partitioned_groups_flat``, the
-float32 shards that AdamW steps on, and ``overflow``, set when the gradient norm was not finite and nothing was updated.
+The only module that imports deepspeed. Beyond its documented interface, the engine relies on
+``fp32_partitioned_groups_flat``, the float32 shards that AdamW updates, and on ``overflow``, which is set if the
+gradient norm was not finite and the update was skipped.
 """
 
 import importlib.util
@@ -21,17 +22,16 @@ from transformers import PreTrainedTokenizerBase
 from longctx_rl.config.schema import Config
 from longctx_rl.engine import StepOutcome, distributed, export, saved_state
 from longctx_rl.engine.local import cast_parameters
-from longctx_rl.engine.optimizer import UpdateCounter, adamw, full_shape, reset_state, set_learning_rate
-from longctx_rl.engine.schedule import learning_rate
+from longctx_rl.engine.optimizer import UpdateCounter, adamw, full_shape, learning_rate, reset_state, set_learning_rate
 
 SMALL_MODEL_NUMEL = 20_000_000
-"""Models up to this size keep all weights whole on every rank: sharding them costs more time than it saves space."""
+"""Models up to this size are replicated on every rank: sharding them costs more time than it saves memory."""
 RESIDENT_NUMEL = 100_000
-"""Parameters up to this size stay whole in larger models: norms, mostly."""
+"""In larger models, parameters up to this size (mostly norms) are replicated."""
 LINEAR = nn.functional.linear
-"""torch's own. DeepSpeed's saves memory in training, and inspects a signature at each call, which slows decoding."""
+"""torch's version. DeepSpeed's saves memory in training but inspects a signature in every call: slow for decoding."""
 BUCKET_NUMEL = 50_000_000
-"""Gradient elements reduced together, and weight elements gathered ahead."""
+"""Gradient elements reduced together, and weight elements prefetched."""
 
 
 def check_requirements() -> None:
@@ -42,10 +42,10 @@ def check_requirements() -> None:
 
 
 def start(device: torch.device) -> None:
-    """Make DeepSpeed use the process group that exists.
+    """Make DeepSpeed use the existing process group.
 
-    DeepSpeed would compile a shared-memory collective here, which takes a C++ compiler and up to two minutes and serves
-    tensor-parallel inference only; so no compiled operators are offered to it. Only its warnings are shown.
+    DeepSpeed would compile a shared-memory collective here. That needs a C++ compiler and up to two minutes, and only
+    tensor-parallel inference uses it, so no compiled operators are offered to DeepSpeed. Its log shows warnings only.
     """
     os.environ["DS_ACCELERATOR"] = device.type
     import deepspeed
@@ -57,9 +57,9 @@ def start(device: torch.device) -> None:
 
 
 def deepspeed_config(config: Config, numel: int) -> dict[str, Any]:
-    """DeepSpeed's settings for a policy of ``numel`` parameters.
+    """Return DeepSpeed's settings for a policy of ``numel`` parameters.
 
-    One micro-batch per accumulation boundary, so that DeepSpeed rescales nothing; the boundary is set by hand.
+    One micro-batch per accumulation boundary, so that DeepSpeed does not rescale losses; the engine sets the boundary.
     Gradients are reduced and accumulated in float32, so that the result does not depend on the number of ranks.
     """
     zero: dict[str, Any] = {
@@ -70,7 +70,7 @@ def deepspeed_config(config: Config, numel: int) -> dict[str, Any]:
     }
     if numel <= SMALL_MODEL_NUMEL:
         zero["stage3_param_persistence_threshold"] = numel
-        zero["memory_efficient_linear"] = False  # replaces torch's linear in the whole process; of use to shards only
+        zero["memory_efficient_linear"] = False  # replaces torch's linear in the whole process; only useful for shards
     if config.engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
@@ -87,7 +87,7 @@ def deepspeed_config(config: Config, numel: int) -> dict[str, Any]:
 
 @contextmanager
 def loading(config: Config) -> Iterator[None]:
-    """While entered, transformers shards what it loads over the ranks. On one rank there is nothing to shard."""
+    """In this context, transformers shards models over the ranks as it loads them. One rank has nothing to shard."""
     if distributed.world_size() == 1:
         yield
         return
@@ -124,7 +124,7 @@ class Zero3Engine:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
-        # DeepSpeed averages over ranks; the engine's contract is the sum.
+        # DeepSpeed averages over ranks; the contract of an engine is the sum.
         self._engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
 
     def gradient(self) -> Tensor:
@@ -132,7 +132,7 @@ class Zero3Engine:
 
         assert self._engine.is_gradient_accumulation_boundary(), "the backward before this needs last=True"
         parts = [safe_get_local_grad(parameter).flatten() for parameter in self._module.parameters()]
-        # DeepSpeed's average over ranks, of losses that ``backward`` multiplied by their number.
+        # This is DeepSpeed's average over ranks of losses that ``backward`` multiplied by their number.
         return torch.cat(parts).float()
 
     def step(self, spent: float = 0.0) -> StepOutcome:
@@ -209,7 +209,7 @@ def _initialize(module: nn.Module, settings: dict[str, Any], optimizer: torch.op
     import deepspeed
     from deepspeed.utils import set_z3_leaf_modules
 
-    # Decoder layers are gathered as one piece: hooks on each of their submodules double the step time of small models.
+    # Gather each decoder layer as one unit: hooks on its submodules double the step time of small models.
     layers = sorted(getattr(module.model, "_no_split_modules", None) or ())
     set_z3_leaf_modules(module, layers, raise_if_not_found=False)
     return deepspeed.initialize(model=module, config=settings, optimizer=optimizer)[0]
@@ -220,7 +220,7 @@ def _numel(module: nn.Module) -> int:
 
 
 def _cast_unless_sharded(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Parameters to the compute type. DeepSpeed makes its float32 master weights from them; sharded ones have it."""
+    """Cast to the compute dtype, from which DeepSpeed makes float32 masters. Sharded parameters already have it."""
     return module if _sharded(module) else cast_parameters(module, dtype)
 
 
@@ -236,7 +236,7 @@ def _gathered(parameter: Tensor, modifier_rank: int | None = None) -> AbstractCo
 
 
 def _own_shard(parameter: Tensor, value: Tensor) -> Tensor:
-    """This rank's slice of a whole value: equal slices of the flat value, the last ones filled up with zeros."""
+    """Return this rank's slice of a full value: equal slices of the flat value, zero-padded at the end."""
     size: int = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
     padded = value.new_zeros(size * distributed.world_size())
     padded[: value.numel()] = value.flatten()

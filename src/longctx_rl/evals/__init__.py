@@ -1,1 +1,1 @@
-"""Evaluation: what a model answers to items it has not seen, item by item, and what that amounts to."""
+"""Evaluation on held-out items and benchmarks: the items, the model's graded answers, and their summaries."""

@@ -1,4 +1,4 @@
-"""The suites of a run, evaluated on the engine's policy and kept in ``evals/<suite>.jsonl``."""
+"""Evaluation during training: the run's suites on the engine's policy, with records in ``evals/<suite>.jsonl``."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,14 +33,14 @@ def answer(
 ) -> list[ItemRecord]:
     """Answer and grade each item.
 
-    Items that share a document follow one prefix, which the sampler computes once.
+    Items that share a document share a prefix, which the sampler prefills once.
 
     Args:
-        sampler: greedy (temperature 0) for one sample, so that accuracy does not move with the draw.
-        grade: scores of answers to examples, all together.
-        step: optimizer steps the model has taken.
-        slack: tokens that an answer may take beyond the item's own; None: the sampler's limit alone.
-        samples: answers to each item.
+        sampler: greedy (temperature 0) for a single sample, so that sampling adds no noise to the accuracy.
+        grade: see ``grading.Grading``.
+        step: optimizer steps that the model has taken.
+        slack: tokens that an answer may exceed the reference answer by; None: only the sampler's limit applies.
+        samples: answers per item.
 
     Returns:
         One record per item, in the order of the items.
@@ -91,12 +91,12 @@ class RunSuite:
     """One suite of a run.
 
     Args:
-        name: of the suite; also its file's.
-        config: which items.
-        first: number of its first family.
+        name: the suite's name, also of its file.
+        config: the suite's items.
+        first: number of the first family.
         sampler: greedy, with the suite's token limit.
-        folder: where its records are kept.
-        code: runs answers that are code; None: no item's are.
+        folder: the folder of its records.
+        code: runs answers that are code; None for suites without code.
     """
 
     def __init__(
@@ -115,26 +115,26 @@ class RunSuite:
         self.rendered: dict[int, list[Item]] = {}
 
     def plan(self, items: int) -> Plan:
-        """The items of an evaluation of ``items`` (see ``Plan``)."""
+        """The plan of an evaluation of ``items`` (see ``Plan.items``)."""
         return Plan(self.config, items, self.first)
 
     def size(self, items: int) -> int:
-        """Number of items in such an evaluation. What is read may have fewer than are asked for."""
+        """Number of items in an evaluation of ``items`` (see ``Plan.items``), as far as the suite has them."""
         if self.name in READ:
             return len(self._items(items))
         return self.plan(items).size
 
     def evaluate(self, engine: Engine, step: int, items: int) -> dict[str, float]:
-        """Answer the items, keep the records, return the ``eval/`` metrics.
+        """Answer the items, write the records and return the ``eval/`` metrics.
 
-        Called by all ranks, which share the items and return the same metrics. The answer alone counts, without credit
-        for evidence. Records of this and later steps are replaced.
+        Called by all ranks, which divide the items and return the same metrics. The score is that of the answer alone,
+        without credit for evidence. Records of this and later steps are replaced.
 
         Raises:
             GraderUnavailable: on every rank, if code cannot be run on one of them.
         """
-        asked = self._items(items)
-        mine = asked[distributed.rank() :: distributed.world_size()]
+        requested = self._items(items)
+        mine = requested[distributed.rank() :: distributed.world_size()]
         with engine.full_weights() as policy:
             model = policy.model
             assert isinstance(model, PreTrainedModel)
@@ -143,25 +143,28 @@ class RunSuite:
                 lambda: answer(model, self.sampler, self.tokenizer, mine, self.grader, step=step, slack=slack),
                 GraderUnavailable,
             )
-        found = {record.id: record for record in distributed.gather(answered)}
-        ordered = [found[item.example.id] for item in asked]
+        by_id = {record.id: record for record in distributed.gather(answered)}
+        ordered = [by_id[item.example.id] for item in requested]
         if distributed.is_main():
             records.drop_after(self.path, step - 1)
             records.append(self.path, ordered)
         return summary.metrics(ordered, self.name)
 
     def drop_after(self, step: int) -> None:
-        """Remove the answers of later steps: of weights that are lost. Called by all ranks."""
+        """Remove the records of later steps, whose weights are lost. Called by all ranks."""
         distributed.on_main(lambda: records.drop_after(self.path, step))
 
     def kept(self, step: int, items: int) -> dict[str, float] | None:
-        """The metrics of an evaluation of this size if all its records were kept for this step. Called by all ranks."""
+        """The metrics of this step if the records of a complete evaluation of ``items`` exist, else None.
+
+        Called by all ranks.
+        """
         answered = self._kept(step) if distributed.is_main() else []
         complete = len(answered) == self.size(items) > 0
         return distributed.broadcast(summary.metrics(answered, self.name) if complete else None)
 
     def before_after(self, step: int) -> str:
-        """The table of step 0 against ``step``, of the items that both have; of ``step`` alone if step 0 has none."""
+        """The table that compares step 0 with ``step`` on their common items; of ``step`` alone if step 0 has none."""
         before = {record.id: record for record in self._kept(0)} if step else {}
         after = self._kept(step) if step else []
         if after and not before:
@@ -182,9 +185,9 @@ class Evaluation:
     """All suites of a run, one after the other.
 
     Args:
-        sampler: makes a greedy sampler with a token limit.
+        sampler: makes a greedy sampler with the given token limit.
         run_dir: the run's directory.
-        code: runs answers that are code; None: no item's are.
+        code: runs answers that are code; None for suites without code.
     """
 
     def __init__(
@@ -205,23 +208,23 @@ class Evaluation:
         return sum(suite.size(items) for suite in self.suites)
 
     def evaluate(self, engine: Engine, step: int, items: int) -> dict[str, float]:
-        """The metrics of every suite. See ``Suite.evaluate``."""
+        """The metrics of all suites. See ``RunSuite.evaluate``."""
         return {key: value for suite in self.suites for key, value in suite.evaluate(engine, step, items).items()}
 
     def drop_after(self, step: int) -> None:
-        """Remove the answers of later steps. Called by all ranks."""
+        """Remove the records of later steps. Called by all ranks."""
         for suite in self.suites:
             suite.drop_after(step)
 
     def kept(self, step: int, items: int) -> dict[str, float] | None:
-        """The metrics of an evaluation that was kept whole for this step. Called by all ranks."""
-        found = [suite.kept(step, items) for suite in self.suites]
-        if not found or any(metrics is None for metrics in found):
+        """The metrics of this step if the records of a complete evaluation exist, else None. Called by all ranks."""
+        by_suite = [suite.kept(step, items) for suite in self.suites]
+        if not by_suite or any(metrics is None for metrics in by_suite):
             return None
-        return {key: value for metrics in found for key, value in (metrics or {}).items()}
+        return {key: value for metrics in by_suite for key, value in (metrics or {}).items()}
 
     def before_after(self, step: int) -> str:
-        """The tables of step 0 against ``step``, under their suites' names where there are several."""
+        """The tables that compare step 0 with ``step``; several suites are headed by their names."""
         tables = {suite.name: suite.before_after(step) for suite in self.suites}
         several = len(tables) > 1
         return "\n\n".join(f"{name}\n{table}" if several else table for name, table in tables.items() if table)

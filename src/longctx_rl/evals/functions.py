@@ -1,30 +1,34 @@
-"""HumanEval and MBPP from local files: their problems as items, their answers graded in the sandbox.
+"""HumanEval and MBPP from local files: problems become items, and answers are graded in the sandbox.
 
     python -m longctx_rl.evals.functions check FILE [sandbox=rlimit]
 
-says whether the file can be used here: every reference solution must pass its own test, and none may with its body
-replaced by ``pass``. The file is in the columns of openai/human-eval, of MBPP, or of EvalPlus; ``.gz`` or not.
+checks whether a file can be used on this machine: every reference solution must pass its own test, and no function may
+pass with ``pass`` as its body. The file has the columns of openai/human-eval, of MBPP, or of EvalPlus, gzipped or not.
 """
+
+from __future__ import annotations
 
 import ast
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import get_args
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, get_args
 
 from longctx_rl import cli
 from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.evals.items import Item
 from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rewards.judge import GraderUnavailable
+from longctx_rl.sandbox import probe
 from longctx_rl.sandbox.function_tests import FunctionProblem, grade_functions, read_humaneval, read_mbpp, usable
 from longctx_rl.sandbox.isolation import Backend
 from longctx_rl.sandbox.pool import Sandbox, SandboxFailed
 from longctx_rl.sandbox.submissions import extract_code
 from longctx_rl.types import Example, Reward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LABELS = ("python",)
 TO_COMPLETE = (
@@ -34,7 +38,11 @@ TO_WRITE = "{prompt} Answer with the whole function in one code block."
 
 
 def problems(config: SuiteConfig, suite: str) -> dict[str, FunctionProblem]:
-    """The problems of a suite's file by id, without those that are left out by name."""
+    """The problems of a suite's file by id, without those that ``without`` excludes.
+
+    Raises:
+        ValueError: the file cannot be read, or lacks a problem that ``without`` names.
+    """
     assert config.path is not None
     found = {problem.id: problem for problem in read_problems(Path(config.path).expanduser())}
     for name in config.without:
@@ -45,7 +53,7 @@ def problems(config: SuiteConfig, suite: str) -> dict[str, FunctionProblem]:
 
 @lru_cache(maxsize=4)
 def read_problems(path: Path) -> tuple[FunctionProblem, ...]:
-    """The problems of a file, whichever columns it has. Raises ValueError if it has neither's."""
+    """The problems of a file in HumanEval's or MBPP's columns. Raises ValueError if it has neither."""
     try:
         return tuple(read_humaneval(path))
     except ValueError as no_humaneval:
@@ -58,7 +66,11 @@ def read_problems(path: Path) -> tuple[FunctionProblem, ...]:
 def read_items(
     suite: str, config: SuiteConfig, first: int, count: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[Item]:
-    """At most ``count`` problems of the file. Raises ValueError if it cannot be read or has none from ``first`` on."""
+    """At most ``count`` problems, starting at problem ``first``.
+
+    Raises:
+        ValueError: the file cannot be read, or ends before problem ``first``.
+    """
     del tokenizer
     found = list(problems(config, suite).values())
     if first >= len(found):
@@ -81,10 +93,10 @@ def _example(problem: FunctionProblem, suite: str) -> Example:
 
 
 class FunctionGrader:
-    """Runs answers to problems of a file. The file's tests stay on the trusted side.
+    """Grades answers by running the file's tests, which stay on the trusted side.
 
     Args:
-        code: its sandbox is used.
+        code: the grader whose sandbox runs the answers.
     """
 
     def __init__(self, config: SuiteConfig, suite: str, code: CodeGrader) -> None:
@@ -92,18 +104,20 @@ class FunctionGrader:
         self._inputs: dict[str, list[list[object]]] = {}
 
     def __call__(self, answered: Sequence[tuple[str, Example]]) -> list[Reward]:
-        """``answer``: 1 if the test passes; ``format``: it can be read as code; ``suspicious``: it shows signs of an
-        attack on the judge.
+        """Rewards of pairs of answer and example.
+
+        Parts: ``answer`` is 1 if the test passes; ``format`` is 1 if the answer parses as Python; ``suspicious`` is 1
+        if it shows signs of an attack on the grader.
 
         Raises:
-            GraderUnavailable: no code can be run any more, or a problem cannot be graded.
+            GraderUnavailable: the sandbox no longer runs code, or a problem cannot be graded.
         """
-        asked = {example.id: self._problems[example.id] for _, example in answered}
+        posed = {example.id: self._problems[example.id] for _, example in answered}
         try:
-            self._prepare([problem for name, problem in asked.items() if name not in self._inputs])
-            written = [extract_code(text, asked[one.id].entry) for text, one in answered]
+            self._prepare([problem for name, problem in posed.items() if name not in self._inputs])
+            written = [extract_code(text, posed[one.id].entry) for text, one in answered]
             pairs = [
-                (asked[one.id].program(code), asked[one.id]) for code, (_, one) in zip(written, answered, strict=True)
+                (posed[one.id].program(code), posed[one.id]) for code, (_, one) in zip(written, answered, strict=True)
             ]
             grades = grade_functions(self._sandbox, pairs, self._inputs)
         except SandboxFailed as error:
@@ -126,7 +140,7 @@ class FunctionGrader:
         if unusable:
             name, why = next(iter(unusable.items()))
             raise GraderUnavailable(
-                f"{len(unusable)} problems cannot be graded, {name} for one ({why}): leave them out with "
+                f"{len(unusable)} problems cannot be graded, for example {name} ({why}): exclude them with "
                 f"eval.suites.{self._suite}.without=[{','.join(unusable)}]"
             )
         self._inputs |= inputs
@@ -140,8 +154,8 @@ def _is_code(code: str) -> bool:
     return True
 
 
-def check(path: Path, backend: str = "auto") -> str:
-    """What can be graded of a file.
+def check(path: Path, backend: Backend) -> str:
+    """Check that every problem of a file can be graded, and report the counts.
 
     Raises:
         ValueError: the file cannot be read; a reference fails; a function without a body passes.
@@ -154,22 +168,22 @@ def check(path: Path, backend: str = "auto") -> str:
             right = grade_functions(sandbox, [(problem.reference, problem) for problem in kept], inputs)
             empty = grade_functions(sandbox, [(without_body(problem), problem) for problem in kept], inputs)
     except SandboxFailed as error:
-        raise ValueError(f"{error}: nothing can be said of {path}") from error
+        raise ValueError(f"{error}: {path} cannot be checked") from error
     wrong = unusable | {one.id: grade.status for one, grade in zip(kept, right, strict=True) if not grade.right}
     loose = [one.id for one, grade in zip(kept, empty, strict=True) if grade.right]
-    said = f"{path}: {len(found) - len(wrong)} of {len(found)} reference solutions pass, and {len(loose)} of "
-    said += f"{len(kept)} functions whose body is `pass`"
+    report = f"{path}: {len(found) - len(wrong)} of {len(found)} reference solutions pass, and {len(loose)} of "
+    report += f"{len(kept)} functions whose body is `pass`"
     if wrong or loose:
         causes = [f"{name} ({why})" for name, why in wrong.items()] + [
             f"{name} (passes without a body)" for name in loose
         ]
         names = ",".join([*wrong, *loose])
-        raise ValueError(f"{said}; cannot be graded: {', '.join(causes)}. Leave them out with without=[{names}]")
-    return said
+        raise ValueError(f"{report}; cannot be graded: {', '.join(causes)}. Exclude them with without=[{names}]")
+    return report
 
 
 def without_body(problem: FunctionProblem) -> str:
-    """The reference, and after it the function anew with ``pass`` as its body."""
+    """The reference solution, followed by a redefinition of the function with ``pass`` as its body."""
     return f"{problem.reference}\n\ndef {problem.entry}(*arguments, **named):\n    pass\n"
 
 
@@ -177,12 +191,12 @@ def main() -> None:
     """Entry point."""
     arguments = sys.argv[1:]
     sandboxes = {"auto", *get_args(Backend)}
-    chosen = [one.removeprefix("sandbox=") for one in arguments if one.startswith("sandbox=")]
+    chosen = [one.removeprefix("sandbox=") for one in arguments if one.startswith("sandbox=")] or ["auto"]
     files = [one for one in arguments if not one.startswith("sandbox=")]
     if len(files) != 2 or files[0] != "check" or not set(chosen) <= sandboxes:
         print(__doc__)
         sys.exit(0 if {"-h", "--help"} & set(arguments) else cli.UNUSABLE)
-    cli.command(lambda: check(Path(files[1]).expanduser(), *chosen[:1]))
+    cli.command(lambda: check(Path(files[1]).expanduser(), probe.choose(chosen[0])))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Our model and sampler as EleutherAI's lm_eval sees a model (lm_eval 0.4.13): its tasks run on them.
+"""An adapter that gives this package's model and sampler the model interface of EleutherAI's lm_eval (0.4.13).
 
-Answers of one question share its tokens, which are computed once; a vocabulary exists in chunks only. Nothing is cut to
-fit: a prompt that does not is refused.
+Answers to one question share its tokens, which are prefilled once; vocabulary-wide tensors exist in chunks only.
+Prompts are never truncated: one that does not fit is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,20 +23,20 @@ from longctx_rl.types import Completion, Example, PackedGroups, RolloutGroup
 
 ROW_TOKENS = 8192
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")
-"""What tasks call the most tokens of an answer."""
+"""Names that tasks use for the token limit of an answer."""
 NEUTRAL: dict[str, tuple[object, ...]] = {"top_p": (1, 1.0, None), "top_k": (0, None), "num_beams": (1,)}
-"""Settings that the sampler does not have, and their values that change nothing."""
+"""Settings that the sampler does not support, and their values that have no effect."""
 NOTHING = Example(id="", document="", question="", answer="", task="")
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
-    """A model for ``lm_eval.simple_evaluate(model=...)``.
+    """A model for ``lm_eval.evaluate(lm=...)``.
 
     Args:
-        max_new_tokens: of answers whose task sets no limit.
+        max_new_tokens: limit for answers whose task sets none.
         batch_tokens: see ``HFSampler``.
         chunk: tokens whose vocabulary distribution exists at one time.
-        name: of the checkpoint, for lm_eval's records.
+        name: the checkpoint's name, for lm_eval's records and for messages.
     """
 
     def __init__(
@@ -57,26 +57,26 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     @property
     def eot_token_id(self) -> int:
-        """What an empty context is replaced by."""
+        """The token that replaces an empty context."""
         assert isinstance(self.tokenizer.eos_token_id, int)
         return self.tokenizer.eos_token_id
 
     @property
     def max_length(self) -> int:
-        """Tokens of a prompt with its answer."""
+        """Maximum number of tokens of a prompt with its answer."""
         return context_length(self.model)
 
     @property
     def tokenizer_name(self) -> str:
-        """For lm_eval's records."""
+        """The checkpoint's name, for lm_eval's records."""
         return self._name
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The tokenizer's own template, for lm_eval's records."""
+        """The tokenizer's chat template, for lm_eval's records."""
         return str(self.tokenizer.chat_template or "") if chat_template else ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as the tokenizer's template writes it."""
+        """The conversation rendered by the tokenizer's chat template."""
         rendered = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -88,14 +88,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return rendered
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
-        """Token ids; what the text spells out of special tokens, as a template does, becomes those."""
+        """Token ids. Special tokens that the text spells out, as a chat template does, are encoded as such."""
         ids: list[int] = self.tokenizer(string, add_special_tokens=bool(add_special_tokens))["input_ids"]
         return ids
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: object
     ) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation after its context, and whether it is what greedy decoding gives."""
+        """Log-probability of each continuation given its context, and whether greedy decoding would produce it."""
         together: dict[tuple[int, ...], list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
             self._check(len(context) + len(continuation) - 1)
@@ -115,7 +115,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     @torch.no_grad()
     def _scored(self, packed: PackedGroups) -> list[tuple[float, bool]]:
-        """Of each completion of a row."""
+        """Log-probability and greedy match of each completion of a packed row."""
         logprobs, greedy = [], []
         pieces = num_pieces(packed.num_loss_tokens, self.chunk)
         for hidden, targets in zip(
@@ -132,7 +132,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return list(zip(sums, alike, strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each whole text, in windows of the model's context where it is longer."""
+        """Log-probability of each text; a text beyond the model's context is scored in windows."""
         windows = [
             [
                 (("", ""), *make_disjoint_window(window))
@@ -146,10 +146,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return [sum(next(scores)[0] for _ in text) for text in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers, each cut before the first of its task's stop strings.
+        """Answers, each ending before the first of its task's stop strings.
 
         Raises:
-            ValueError: a setting of the task that the sampler does not have, or a prompt that does not fit.
+            ValueError: a task sets something that the sampler does not support, or a prompt does not fit the context.
         """
         together: dict[tuple[int, float], list[int]] = {}
         stops: list[list[str]] = []
@@ -166,25 +166,25 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
                 batch_tokens=self.batch_tokens,
                 eos_ids=end_tokens(self.model, self.tokenizer),
             )
-            asked = []
+            sample_requests = []
             for index in indices:
                 ids = tuple(self.tok_encode(requests[index].args[0])) or (self.prefix_token_id,)
                 self._check(len(ids) + limit)
-                asked.append(SampleRequest(prompt_ids=ids, seeds=(index,)))
-            for index, (completion,) in zip(indices, sampler.sample(self.model, asked), strict=True):
+                sample_requests.append(SampleRequest(prompt_ids=ids, seeds=(index,)))
+            for index, (completion,) in zip(indices, sampler.sample(self.model, sample_requests), strict=True):
                 ends = [place for stop in stops[index] if (place := completion.text.find(stop)) >= 0]
                 texts[index] = completion.text[: min(ends, default=None)]
         return [texts[index] for index in range(len(requests))]
 
     def _settings(self, wanted: Mapping[str, Any]) -> tuple[int, float, list[str]]:
-        """Token limit, temperature and stop strings of a request."""
+        """Token limit, temperature and stop strings of a request. Raises ValueError as ``generate_until``."""
         settings = dict(wanted)
         until = settings.pop("until", None) or []
         limits = [limit for name in LIMITS if (limit := settings.pop(name, None)) is not None]
         sampled, temperature = settings.pop("do_sample", None), settings.pop("temperature", None)
         for name, value in settings.items():
             if value not in NEUTRAL.get(name, ()):
-                raise ValueError(f"a task sets {name}={value}, which the sampler does not have: leave that task out")
+                raise ValueError(f"a task sets {name}={value}, which the sampler does not support: drop it from tasks")
         if sampled is False or temperature is None:
             temperature = 1.0 if sampled and temperature is None else 0.0
         stops = [until] if isinstance(until, str) else list(until)
@@ -193,6 +193,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     def _check(self, tokens: int) -> None:
         if tokens > self.max_length:
             raise ValueError(
-                f"a prompt with its answer has {tokens} tokens, and the context of {self._name} is {self.max_length}: "
-                "leave that task out, lower lengths or fewshot, or choose a model with a longer context"
+                f"a prompt with its answer needs {tokens} tokens, but the context of {self._name} is "
+                f"{self.max_length}: drop the task from tasks, lower lengths or fewshot, or choose a model with a "
+                "longer context"
             )

@@ -1,7 +1,7 @@
-"""How far a checkpoint has moved from another one on short prompts: exact KL(checkpoint || base) per token.
+"""Drift of a checkpoint from its base on short prompts: exact KL(checkpoint || base) per token.
 
-The base answers a fixed set of short prompts, greedily; both models then say of each of its tokens what could have
-stood there. What a method forgets shows here before it shows in a score: long training data moves the distribution on
+The base answers a fixed set of short prompts greedily, and both models score every token of these answers over the
+whole vocabulary. Forgetting shows here before it shows in a score: training on long data shifts the distribution on
 short text (LongReD, arXiv 2502.07365).
 """
 
@@ -20,20 +20,21 @@ from longctx_rl.data.source import prompt_ids
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.suites import Plan, items_of
 from longctx_rl.evals.summary import aligned
-from longctx_rl.objective.divergences import Divergence
+from longctx_rl.files import write_text
+from longctx_rl.objective.spec import Divergence
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.loading import context_length, end_tokens, load_model, load_tokenizer
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.scoring import Anchor
 from longctx_rl.rollout import SampleRequest
 from longctx_rl.rollout.hf import HFSampler
-from longctx_rl.runs.directory import write_text
 from longctx_rl.stats import Estimate, bootstrap_mean
 from longctx_rl.types import Completion, RolloutGroup
 
 PROMPTS = {"heldout": ("multihop", "grounding", "longform"), "longreason": ("original",), "code": ("short",)}
-"""Suite to the labels whose short items are asked."""
+"""Suite to the labels of its short items."""
 ROW_TOKENS = 8192
+"""Tokens of a packed row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,11 @@ class TokenKL:
     task: str
     id: str
     nats: tuple[float, ...]
+    """[C]"""
 
 
 def prompts(config: KLConfig, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
-    """The fixed set: the same for every checkpoint of a tokenizer."""
+    """The fixed set of prompts: the same for all checkpoints with this tokenizer."""
     suites = {
         name: SuiteConfig(labels=labels, lengths=(config.length,), max_new_tokens=config.max_new_tokens)
         for name, labels in PROMPTS.items()
@@ -55,19 +57,19 @@ def prompts(config: KLConfig, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
 
 
 def check_tokens(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError for a base that is not there, or has other tokens than ``tokenizer``."""
+    """Raise ValueError for a base that does not exist, or has other tokens than ``tokenizer``."""
     if load_tokenizer(base).get_vocab() != tokenizer.get_vocab():
         raise ValueError(
             f"kl.base={base} has other tokens than the checkpoint, so their distributions cannot be compared: "
-            "give the model that it was trained from, or kl.base=null"
+            "give the model that the checkpoint was trained from, or kl.base=null"
         )
 
 
 def base_model(config: KLConfig, tokenizer: PreTrainedTokenizerBase, yarn: YarnConfig | None = None) -> PreTrainedModel:
-    """The base, as it is on disk but for its positions, if they are stretched.
+    """The base model as it is on disk, except for positions stretched by ``yarn``.
 
     Raises:
-        ValueError: it cannot be loaded, has other tokens, or too short a context.
+        ValueError: it cannot be loaded, has other tokens, or its context is too short.
     """
     assert config.base is not None
     check_tokens(config.base, tokenizer)
@@ -93,7 +95,7 @@ def token_kl(
     """KL(model || base) at each token of the base's greedy answers, over the whole vocabulary, in nats.
 
     Raises:
-        ValueError: a model that cannot be scored: see ``policy.attention.install``.
+        ValueError: a model that cannot be scored: see ``policy.attention.dispatch.install``.
     """
     heads = [one.get_output_embeddings().weight for one in (model, base)]
     vocabulary = None if len(heads[0]) == len(heads[1]) else len(tokenizer)  # padded to different sizes
@@ -105,26 +107,28 @@ def token_kl(
         eos_ids=end_tokens(base, tokenizer),
         vocabulary=vocabulary,
     )
-    asked = [prompt_ids(tokenizer, item.example) for item in items]
-    answers = sampler.sample(base, [SampleRequest(prompt_ids=ids, seeds=(0,)) for ids in asked])
+    prompt_tokens = [prompt_ids(tokenizer, item.example) for item in items]
+    answers = sampler.sample(base, [SampleRequest(prompt_ids=ids, seeds=(0,)) for ids in prompt_tokens])
     groups = [
         RolloutGroup(item.example, ids, (Completion(answer.token_ids, answer.text, "recorded"),))
-        for item, ids, (answer,) in zip(items, asked, answers, strict=True)
+        for item, ids, (answer,) in zip(items, prompt_tokens, answers, strict=True)
     ]
     policy = Policy(model, chunk=config.chunk, vocabulary=vocabulary)
     scorer = FrozenScorer(base, chunk=config.chunk, vocabulary=vocabulary).freeze()
-    found: list[TokenKL] = []
+    measured: list[TokenKL] = []
     for row in plan_rows(groups, ROW_TOKENS):
         packed = pack([groups[index] for index in row], base.device)
         signal = scorer(packed, estimator="exact", temperature=1.0, top_k=1, head=heads[1])
-        scores = policy(packed, temperature=1.0, anchors={"ref": Anchor(Divergence("reverse", "exact"), signal)})
+        scores = policy(
+            packed, temperature=1.0, anchors={"ref": Anchor(Divergence(direction="reverse", estimator="exact"), signal)}
+        )
         per_item = torch.split(scores.divergences["ref"], packed.sequence_lens.tolist())
-        # Rounding can leave a tiny number below 0.
-        found += [
+        # Rounding can leave a tiny negative number.
+        measured += [
             TokenKL(items[index].label, items[index].example.id, tuple(values.clamp(min=0.0).tolist()))
             for index, values in zip(row, per_item, strict=True)
         ]
-    return found
+    return measured
 
 
 def measure(
@@ -136,39 +140,39 @@ def measure(
     config: KLConfig,
     batch_tokens: int,
 ) -> str:
-    """The table of the measurement in ``path``, made now unless it is there with the same facts.
+    """Measure, keep the result in ``path``, and return its table; a kept result with the same facts is used again.
 
     Args:
-        facts: what was compared, and how.
+        facts: identifies both models and the settings.
 
     Raises:
-        ValueError: as ``token_kl``.
+        ValueError: see ``token_kl``.
     """
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["facts"] == dict(facts):
             return table([TokenKL(one["task"], one["id"], tuple(one["nats"])) for one in kept["items"]])
-    found = token_kl(model, base, tokenizer, prompts(config, tokenizer), config, batch_tokens)
-    value, tokens = mean(found)
+    measured = token_kl(model, base, tokenizer, prompts(config, tokenizer), config, batch_tokens)
+    value, tokens = mean(measured)
     summary = {"nats_per_token": value.value, "interval": [value.low, value.high], "tokens": tokens}
-    items = [{"id": one.id, "task": one.task, "nats": one.nats} for one in found]
+    items = [{"id": one.id, "task": one.task, "nats": one.nats} for one in measured]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({"facts": dict(facts), **summary, "items": items}) + "\n")
-    return table(found)
+    return table(measured)
 
 
-def mean(found: Sequence[TokenKL]) -> tuple[Estimate, int]:
-    """Nats per token over all tokens, with a 95 % interval over items, and the number of tokens."""
-    values = [value for one in found for value in one.nats]
-    families = [one.id for one in found for _ in one.nats]
+def mean(measured: Sequence[TokenKL]) -> tuple[Estimate, int]:
+    """Mean nats per token with a 95 % confidence interval, resampled by item, and the number of tokens."""
+    values = [value for one in measured for value in one.nats]
+    families = [one.id for one in measured for _ in one.nats]
     return bootstrap_mean(values, families, seed=0, limits=(0.0, max(values))), len(values)
 
 
-def table(found: Sequence[TokenKL]) -> str:
-    """Nats per token of each task and of all of them, with 95 % intervals."""
+def table(measured: Sequence[TokenKL]) -> str:
+    """Mean nats per token of each task and of all tasks, with 95 % confidence intervals, as plain text."""
     rows = [("task", "items", "tokens", "nats per token")]
-    for task in (*dict.fromkeys(one.task for one in found), "all"):
-        chosen = [one for one in found if task in (one.task, "all")]
+    for task in (*dict.fromkeys(one.task for one in measured), "all"):
+        chosen = [one for one in measured if task in (one.task, "all")]
         value, tokens = mean(chosen)
         rows.append((task, str(len(chosen)), str(tokens), f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"))
     return aligned(rows)

@@ -1,9 +1,10 @@
-"""Held-out documents of LongBlocks, or of rows in its columns: the split that training leaves out, by document."""
+"""Held-out documents of LongBlocks, or of a data set in its columns: the test split, which training excludes."""
+
+from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.data.longblocks_source import overhead, rendered
@@ -12,14 +13,17 @@ from longctx_rl.data.reading import Origin
 from longctx_rl.data.selection import select
 from longctx_rl.evals.items import Item
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 LABELS = ("multihop", "grounding", "longform", "code")
 KEY = "eval.suites.longblocks"
 
 
 def read_items(config: SuiteConfig, first: int, count: int, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
-    """At most ``count`` rows of each task and length, drawn from the test split by row hash.
+    """At most ``count`` rows per task and length from the test split, ordered by row hash.
 
-    A row counts at the smallest of the lengths that its prompt fits in. Its document is its family.
+    A row belongs to the smallest length that its prompt fits in. Its document is its family.
 
     Raises:
         ValueError: the data set cannot be read, nothing is held out, or a task has no row.
@@ -27,7 +31,7 @@ def read_items(config: SuiteConfig, first: int, count: int, tokenizer: PreTraine
     rows = config.data.longblocks if config.data is not None else None
     if rows is None:
         raise ValueError(f"{KEY}.data names no data set: choose /data@{KEY}.data=longblocks")
-    # A reference answer is asked for, not a teacher's; what is too long for the largest length is no item.
+    # Answers are compared with the reference, not with a teacher's. Rows beyond the largest length are dropped.
     rows = replace(rows, target="answer", max_tokens=max(config.lengths), overlong="drop")
     books = Path(rows.books) if rows.books is not None else None
     origin = Origin(rows.path, rows.revision, rows.split, rows.streaming)
@@ -40,10 +44,10 @@ def read_items(config: SuiteConfig, first: int, count: int, tokenizer: PreTraine
         for row, tokens in zip(chosen.rows.get(task, ()), chosen.lengths.get(task, ()), strict=True):
             cells[next(length for length in cells if tokens <= length)].append(row)
         if not any(cells.values()):
-            reasons = ", ".join(f"{number} {why}" for why, number in chosen.left_out.most_common())
+            reasons = ", ".join(f"{number} {why}" for why, number in chosen.excluded.most_common())
             raise ValueError(
                 f"{rows.path} has no held-out row of {task} ({reasons or 'none at all'}): raise {KEY}.data.longblocks."
-                f"test or {KEY}.lengths, or leave {task} out of {KEY}.labels"
+                f"test or {KEY}.lengths, or remove {task} from {KEY}.labels"
             )
         for length, found in cells.items():
             ordered = sorted(found, key=lambda row: hashes[row])

@@ -1,4 +1,4 @@
-"""One line per evaluated item: ``evals/<suite>.jsonl`` of a run."""
+"""One JSON line per evaluated item, in ``evals/<suite>.jsonl`` of a run or of an evaluation's folder."""
 
 import dataclasses
 import hashlib
@@ -8,20 +8,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longctx_rl.files import json_lines, write_text
+
 EXCERPT = 400
-"""Letters of a question and of its reference answer that are kept."""
+"""Characters of a question and of its reference answer that a record keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemRecord:
-    """What a model answered to one item after ``step`` optimizer steps, and what the answer was worth."""
+    """A model's answer to one item after ``step`` optimizer steps, and its score."""
 
     step: int
     id: str
     family_id: str
     task: str
     length: int
-    """Nominal prompt length in tokens."""
+    """Nominal prompt length in tokens; 0 if the prompt is not fitted to one."""
     prompt_tokens: int
     output: str
     score: float
@@ -29,41 +31,43 @@ class ItemRecord:
     parts: Mapping[str, float]
     """The score's components."""
     truncated: bool
-    """The answer met the token limit."""
+    """The answer reached the token limit."""
     tokens: int = 0
-    """Of the answer."""
+    """Length of the answer."""
     prompt_hash: str = ""
+    """See ``prompt_hash``."""
     depth: float | None = None
-    """Where the first piece of evidence lies, as a share of the document; None: there is none."""
+    """Position of the first piece of evidence as a share of the document; None: no evidence."""
     floor: float | None = None
-    """Score of whoever always gives the most frequent answer; None: there is no such answer."""
+    """Score of always giving the most frequent answer; None: not multiple choice."""
     question: str = ""
-    """Its end."""
+    """The last ``EXCERPT`` characters of the question."""
     expected: str = ""
-    """The reference answer, from its start."""
+    """The first ``EXCERPT`` characters of the reference answer."""
     right: int | None = None
-    """How many of several samples are right; ``score`` and ``parts`` are their means then, ``output`` is the first,
-    ``tokens`` is of all, ``truncated`` of any. None: there is one."""
+    """Number of right samples; None: a single sample. With several samples, ``score`` and ``parts`` are means,
+    ``output`` is the first sample, ``tokens`` the total, and ``truncated`` holds if any sample is truncated."""
     more: Sequence[str] = ()
-    """The outputs of the other samples."""
+    """Outputs of the samples after the first."""
 
     @property
     def samples(self) -> int:
+        """Number of samples."""
         return 1 + len(self.more)
 
 
 def prompt_hash(ids: Sequence[int]) -> str:
-    """A short hash of a prompt's tokens: equal hashes, equal prompts."""
+    """A 64-bit hash of a prompt's tokens, in hexadecimal: it detects changed prompts."""
     return hashlib.blake2b(json.dumps(list(ids)).encode(), digest_size=8).hexdigest()
 
 
 def seed_of(item: str, sample: int) -> int:
-    """Of an item's sample: the same whenever and beside whatever it is drawn."""
+    """The seed of one sample of an item. It does not depend on the other items or on when the item is evaluated."""
     return int.from_bytes(hashlib.blake2b(f"{item} {sample}".encode(), digest_size=7).digest())
 
 
 def append(path: Path, records: Iterable[ItemRecord]) -> None:
-    """Add records to the end of the file, whole lines in one write. Creates the file and its folder."""
+    """Append records to the file in one write, and flush it to disk. Creates the file and its folder."""
     text = "".join(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -73,39 +77,35 @@ def append(path: Path, records: Iterable[ItemRecord]) -> None:
 
 
 def read(path: Path) -> list[ItemRecord]:
-    """All records, in the order they were written. A last line that was cut off by a crash is left out.
+    """All records in the order in which they were written. An incomplete last line, left by a crash, is dropped.
 
     Raises:
-        ValueError: a whole line is not a record.
+        ValueError: a complete line is not a record.
     """
     return [record for _, record in _parsed(path)]
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Remove the records of later steps, and a cut-off last line, so that a resumed run can write them again.
+    """Remove the records of later steps and an incomplete last line, so that a resumed run can write them again.
 
     Raises:
-        ValueError: a whole line is not a record.
+        ValueError: a complete line is not a record.
     """
     if not path.exists():
         return
-    kept = [line for line, record in _parsed(path) if record.step <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_text(path, "".join(f"{line}\n" for line, record in _parsed(path) if record.step <= step))
 
 
 def _parsed(path: Path) -> Iterator[tuple[str, ItemRecord]]:
-    """Whole lines with their records."""
-    *lines, _ = path.read_bytes().split(b"\n")  # a crash can leave half a letter
-    for number, raw in enumerate(lines, 1):
+    """Complete lines with their records."""
+    for line in json_lines(path):
+        if line.cut:
+            return
         try:
-            line = raw.decode("utf-8")
-            fields = json.loads(line)
+            fields = line.checked()
             record = ItemRecord(**fields | {"more": tuple(fields.get("more", ()))})
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number} is no evaluation record ({error}): remove that line") from error
-        yield line, record
+            raise ValueError(
+                f"{path}, line {line.number} is not an evaluation record ({line.problem or error}): remove that line"
+            ) from error
+        yield line.raw.decode("utf-8"), record

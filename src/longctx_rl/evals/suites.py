@@ -1,19 +1,19 @@
-"""What each suite asks: items by label and length, the same families at every length.
+"""The items of every suite, by label and length, with the same families at every length.
 
-A label is a row of the tables: a task, a form, a condition. Families are counted from ``first``, so that what a
-decision was taken on need not be what is reported. Items are generated, or read from a data set or file; of those there
-may be fewer than are asked for.
+A label is a row of the tables: a task, a form, or a condition. Families are numbered from ``first``, so that a decision
+and the final report can use different items. Items are generated, or read from a data set or a file, which may hold
+fewer items than requested.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from transformers import PreTrainedTokenizerBase
-
-from longctx_rl.config.eval import SuiteConfig
+from longctx_rl.config.eval import EvalConfig, SuiteConfig
 from longctx_rl.data.generators import generate
 from longctx_rl.data.generators.chronicle import Request
 from longctx_rl.data.generators.code import Condition, Setting, generate_code
@@ -24,57 +24,67 @@ from longctx_rl.evals import functions, longblocks_suite, longreason_hub
 from longctx_rl.evals.items import WITHOUT_LENGTH, Item
 from longctx_rl.types import Example
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which items of a suite are asked for."""
+    """The items that are requested of a suite, or one process's share of them."""
 
     suite: SuiteConfig
     items: int
-    """Families of each label and length; where the suite's labels share them, of each length."""
+    """Families per label and length; with ``suite.shared_items``, per length."""
     first: int = 0
-    number: int = 0
-    of: int = 1
-    """Whole families are shared among ``of`` processes, and this is one of the shares."""
+    """Number of the first family."""
+    share_index: int = 0
+    num_shares: int = 1
+    """Whole families are divided among ``num_shares`` processes; this plan is the share ``share_index``."""
 
     @property
     def each(self) -> int:
-        """Families of each label and length."""
+        """Families per label and length, over all shares."""
         return ceil(self.items / len(self.suite.labels)) if self.suite.shared_items else self.items
 
     @property
     def families(self) -> range:
-        return range(self.first + self.number, self.first + self.each, self.of)
+        """Numbers of this share's families."""
+        return range(self.first + self.share_index, self.first + self.each, self.num_shares)
 
     @property
     def size(self) -> int:
-        """Number of items; of what is read there may be fewer."""
+        """Number of items. A suite that is read may hold fewer."""
         return len(self.families) * len(list(self.cells()))
 
-    def share(self, number: int, of: int) -> "Plan":
-        """What process ``number`` of ``of`` asks for."""
-        return replace(self, number=number, of=of)
+    def share(self, index: int, count: int) -> Plan:
+        """The share of process ``index`` out of ``count``."""
+        return replace(self, share_index=index, num_shares=count)
 
     def cells(self) -> Iterator[tuple[str, int]]:
-        """Labels with lengths; a label without length comes once."""
+        """All pairs of label and length; a label without length occurs once, with length 0."""
         for label in self.suite.labels:
             yield from ((label, length) for length in ((0,) if label in WITHOUT_LENGTH else self.suite.lengths))
 
 
+def plan_of(config: EvalConfig, name: str) -> Plan:
+    """The plan of all items of the suite ``name``."""
+    return Plan(config.suites[name], config.items, config.first)
+
+
 def items_of(suite: str, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
-    """All items of a plan, by label, length and family.
+    """All items of a plan, ordered by label, length and family.
 
     Raises:
-        ValueError: a suite or label that does not exist; a length that is too short for the suite; a data set that
-            cannot be read or does not have what is asked.
+        ValueError: an unknown suite or label; a length that is too short for the suite; a data set that cannot be read
+            or lacks what is requested.
     """
     check_suite(suite, plan.suite.labels)
     if suite in READ:
         read = READ[suite][1](plan.suite, plan.first, plan.each, tokenizer)
-        families = list(dict.fromkeys(item.example.family_id for item in read))[plan.number :: plan.of]
+        families = list(dict.fromkeys(item.example.family_id for item in read))[plan.share_index :: plan.num_shares]
         return [item for item in read if item.example.family_id in families]
     make = SUITES[suite][1]
     floor = 1 / len(LETTERS) if suite == "longreason" else None
@@ -86,7 +96,7 @@ def items_of(suite: str, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def check_suite(suite: str, labels: Sequence[str]) -> None:
-    """Raise ValueError for a suite or a label that does not exist."""
+    """Raise ValueError for an unknown suite or label."""
     known = LABELS.get(suite)
     if known is None:
         raise ValueError(f"eval.suites.{suite} does not exist: choose from {', '.join(LABELS)}")
@@ -120,9 +130,10 @@ def _code(plan: Plan, label: str, length: int, family: int, tokenizer: PreTraine
     return example
 
 
-Maker = Callable[[Plan, str, int, int, PreTrainedTokenizerBase], Example]
-Reader = Callable[[SuiteConfig, int, int, PreTrainedTokenizerBase], list[Item]]
-"""Of a suite's settings, the first family and the number of families of each label and length."""
+Maker = Callable[[Plan, str, int, int, "PreTrainedTokenizerBase"], Example]
+"""Plan, label, length, family number and tokenizer to one example."""
+Reader = Callable[[SuiteConfig, int, int, "PreTrainedTokenizerBase"], list[Item]]
+"""Suite settings, first family, families per label and length, and tokenizer to items."""
 
 SUITES: dict[str, tuple[tuple[str, ...], Maker]] = {
     "heldout": (("multihop", "grounding", "longform", "copy", "lookup", "pairs", "drill"), _heldout),
@@ -130,7 +141,7 @@ SUITES: dict[str, tuple[tuple[str, ...], Maker]] = {
     "ruler": (tuple(SHAPES), _ruler),
     "code": (CONDITIONS, _code),
 }
-"""Labels of each generated suite, and what makes an item of one."""
+"""Labels of each generated suite, and the function that makes one item."""
 
 READ: dict[str, tuple[tuple[str, ...], Reader]] = {
     "longreason_hub": (longreason_hub.LABELS, longreason_hub.read_items),
@@ -138,6 +149,7 @@ READ: dict[str, tuple[tuple[str, ...], Reader]] = {
     "mbpp": (functions.LABELS, partial(functions.read_items, "mbpp")),
     "longblocks": (longblocks_suite.LABELS, longblocks_suite.read_items),
 }
-"""Labels of each suite that is read, and what reads its items."""
+"""Labels of each suite that is read from a data set or file, and the function that reads its items."""
 
 LABELS: dict[str, tuple[str, ...]] = {name: labels for name, (labels, _) in [*SUITES.items(), *READ.items()]}
+"""Labels of every suite."""

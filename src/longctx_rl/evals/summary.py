@@ -1,4 +1,4 @@
-"""From item records to accuracies: cells of task and length, metrics, and the table of before and after."""
+"""Summaries of item records: accuracy by task and length, metrics, and the comparison before and after training."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,30 +10,32 @@ from longctx_rl.evals.records import ItemRecord
 from longctx_rl.stats import Estimate, bootstrap_mean, detectable, paired_difference, pass_at_k, wilson
 
 SEED = 0
-"""Of every bootstrap here, so that the same records give the same interval."""
+"""Seed of every bootstrap, so that the same records give the same interval."""
+MDD_NOTE = "MDD: minimum detectable difference, the smallest true difference that is significant with 80 % power"
+"""Footer of the comparison table."""
 
 
 @dataclass(frozen=True, slots=True)
 class CellSummary:
-    """Accuracy on one task at one nominal prompt length."""
+    """Accuracy on one task at one nominal prompt length; ``length`` is 0 where prompts are not fitted to one."""
 
     task: str
     length: int
     n: int
     score: Estimate
-    """Mean score with its 95 % interval: Wilson's if every score is 0 or 1, else the bootstrap's."""
+    """Mean score with a 95 % confidence interval: see ``score``."""
     truncated: float
-    """Share of answers that met the token limit."""
+    """Share of answers that reached the token limit."""
     unparsed: float | None = None
-    """Share of answers in which no answer was found: wrong, and counted; None: not known of every record."""
+    """Share of outputs without a final answer, which score 0; None: not recorded for every item."""
     passes: Mapping[str, float] = field(default_factory=dict)
-    """pass@2 and so on, of several samples."""
+    """See ``pass_rates``."""
     floor: float | None = None
-    """Score of whoever always gives the most frequent answer, where there is one."""
+    """Score of always giving the most frequent answer; None: not multiple choice."""
 
 
 def cells(records: Iterable[ItemRecord], *, pooled: bool = False) -> list[CellSummary]:
-    """One cell per task and length, sorted; of each length, if ``pooled``. Pass the records of one step."""
+    """One cell per task and length, sorted; with ``pooled``, one cell per length. Pass the records of one step."""
     grouped: dict[tuple[str, int], list[ItemRecord]] = defaultdict(list)
     for record in records:
         grouped["all" if pooled else record.task, record.length].append(record)
@@ -53,9 +55,10 @@ def cells(records: Iterable[ItemRecord], *, pooled: bool = False) -> list[CellSu
 
 
 def score(records: Sequence[ItemRecord]) -> Estimate:
-    """Mean score of some records with its 95 % interval.
+    """Mean score of the records with a 95 % confidence interval.
 
-    Wilson's interval holds for independent items, so it is used where all scores are 0 or 1 and no family occurs twice.
+    The interval is Wilson's if all scores are 0 or 1 and no family occurs twice, since it assumes independent items;
+    otherwise it is a bootstrap over families.
     """
     values, families = [record.score for record in records], [_family(record) for record in records]
     if set(values) <= {0.0, 1.0} and len(set(families)) == len(families):
@@ -64,14 +67,14 @@ def score(records: Sequence[ItemRecord]) -> Estimate:
 
 
 def pass_rates(records: Sequence[ItemRecord]) -> dict[str, float]:
-    """``pass@2``, ``pass@4`` and so on up to the number of samples, without bias; empty for single answers."""
+    """Unbiased estimates of ``pass@2``, ``pass@4``, ..., up to the number of samples; empty for single answers."""
     most = min(record.samples for record in records)
     ks = [2**power for power in range(1, most.bit_length()) if 2**power <= most]
     return {f"pass@{k}": fmean(pass_at_k(record.samples, record.right or 0, k) for record in records) for k in ks}
 
 
 def metrics(records: Sequence[ItemRecord], suite: str = "heldout") -> dict[str, float]:
-    """``eval/<suite>/<task>/<length>`` for each cell and ``eval/<suite>/mean``, in which all cells weigh the same."""
+    """``eval/<suite>/<task>/<length>`` for each cell, and ``eval/<suite>/mean``, their unweighted mean."""
     found = cells(records)
     result = {f"eval/{suite}/{cell.task}/{cell.length}": cell.score.value for cell in found}
     result[f"eval/{suite}/mean"] = fmean(cell.score.value for cell in found)
@@ -79,13 +82,20 @@ def metrics(records: Sequence[ItemRecord], suite: str = "heldout") -> dict[str, 
 
 
 def table(records: Sequence[ItemRecord], *, means: bool = False) -> str:
-    """One row per cell as aligned plain text, in percent with 95 % intervals; ``cut``: answers at the token limit;
-    ``unparsed``: answers without an answer; ``floor``: what the most frequent option gets, of multiple choice;
-    ``pass@k``: chance that one of k samples is right. ``means``: with a row over all tasks of each length."""
+    """One row per cell as aligned plain text, in percent with 95 % confidence intervals.
+
+    Columns: ``pass@k``, the probability that at least one of k samples is right; ``truncated``, answers at the token
+    limit; ``unparsed``, outputs without a final answer; ``floor``, the score of the most frequent option in multiple
+    choice.
+
+    Args:
+        means: add a row over all tasks of each length.
+    """
     found = cells(records) + (cells(records, pooled=True) if means else [])
     choice = any(cell.floor is not None for cell in found)
     passes = sorted({name for cell in found for name in cell.passes}, key=lambda name: int(name.partition("@")[2]))
-    rows: list[tuple[str, ...]] = [("task", "length", "n", "score", *passes, "cut", "unparsed", *["floor"] * choice)]
+    head = ("task", "length", "n", "score", *passes, "truncated", "unparsed", *["floor"] * choice)
+    rows: list[tuple[str, ...]] = [head]
     for cell in found:
         length = str(cell.length) if cell.length else "-"
         unparsed = "-" if cell.unparsed is None else f"{100 * cell.unparsed:.1f}"
@@ -98,13 +108,13 @@ def table(records: Sequence[ItemRecord], *, means: bool = False) -> str:
 
 
 def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str:
-    """The table of before and after as aligned plain text: one row per cell and one over all items, in percent.
+    """Scores before and after training as aligned plain text: one row per cell and one over all items, in percent.
 
-    The difference is over the same items, resampled by family; brackets are 95 % intervals. ``findable``: the smallest
-    true difference that so many items show with 80 % power.
+    Differences are paired by item and resampled by family; brackets are 95 % confidence intervals. ``MDD`` is the
+    minimum detectable difference: the smallest true difference that is significant with 80 % power.
 
     Raises:
-        ValueError: the two sides do not hold the same items.
+        ValueError: the two sides hold different items.
     """
     earlier = {record.id: record for record in before}
     if earlier.keys() != {record.id for record in after}:
@@ -114,7 +124,7 @@ def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str
         grouped.setdefault((record.task, str(record.length)), []).append(record)
     if len(grouped) > 1:
         grouped["all", "all"] = list(after)
-    rows = [("task", "length", "n", "before", "after", "difference", "findable")]
+    rows = [("task", "length", "n", "before", "after", "difference", "MDD")]
     for (task, length), late in grouped.items():
         early = [earlier[record.id] for record in late]
         difference = paired_difference(
@@ -126,11 +136,15 @@ def comparison(before: Sequence[ItemRecord], after: Sequence[ItemRecord]) -> str
         least = detectable(difference)
         scores = percent(score(early)), percent(score(late)), percent(difference, "+")
         rows.append((task, length, str(len(late)), *scores, "-" if isnan(least) else f"{100 * least:.1f}"))
-    return aligned(rows) + _too_few([f"{row[0]} at {row[1]}" for row in rows[1:] if row[-1] == "-"])
+    return f"{aligned(rows)}\n{MDD_NOTE}" + _too_few([f"{row[0]} at {row[1]}" for row in rows[1:] if row[-1] == "-"])
 
 
 def _too_few(cells: Sequence[str]) -> str:
-    return f"\nno interval for {', '.join(cells)}: one family is too few, set eval.items to 2 or more" if cells else ""
+    return (
+        f"\nno interval for {', '.join(cells)}: it needs more than one family, set eval.items to 2 or more"
+        if cells
+        else ""
+    )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -143,7 +157,7 @@ def _family(record: ItemRecord) -> str:
 
 
 def percent(estimate: Estimate, sign: str = "") -> str:
-    """``62.5 [48.4, 74.8]``; the value alone where there is no interval."""
+    """Format an estimate as ``62.5 [48.4, 74.8]``, or the value alone if it has no interval."""
     if isnan(estimate.low):
         return f"{100 * estimate.value:{sign}.1f}"
     low, high = (f"{100 * bound:{sign}.1f}" for bound in (estimate.low, estimate.high))
@@ -151,7 +165,7 @@ def percent(estimate: Estimate, sign: str = "") -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns two blanks apart, the first one left-aligned, under a ruled heading."""
+    """Rows as plain text, the first one as heading: columns two spaces apart, the first column left-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -12,7 +12,7 @@ from typing import Protocol
 import psutil
 
 from longctx_rl import cli
-from longctx_rl.config import schema as configuration
+from longctx_rl.config import load as configuration
 from longctx_rl.config.schema import Config
 from longctx_rl.launch import single
 from longctx_rl.runs import directory

@@ -1,8 +1,7 @@
 """What a sweep has before it, read from run directories: which runs are finished, and what the others will cost."""
 
 import heapq
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +9,9 @@ from statistics import fmean
 from typing import Any, Literal
 
 from longctx_rl.config import convert
-from longctx_rl.config import schema as configuration
+from longctx_rl.config import load as configuration
 from longctx_rl.config.schema import Config
+from longctx_rl.files import parse_lines
 from longctx_rl.runs import directory
 from longctx_rl.runs.progress import duration, limits, share_spent
 
@@ -102,7 +102,7 @@ def measured(roots: set[str]) -> list[Measured]:
         for record in sorted([*Path(root).glob("*/finished.json"), *Path(root).glob("*/*/finished.json")]):
             try:
                 config = configuration.read(record.with_name("config.yaml"))
-                rows = list(_rows((record.parent / "metrics.jsonl").read_bytes()))
+                rows = _rows(record.with_name("metrics.jsonl"))
             except (ValueError, FileNotFoundError):
                 continue
             progress = [row for row in rows if row.get("progress/trained_tokens")]
@@ -149,19 +149,28 @@ def latest(run_dir: Path) -> dict[str, float]:
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        newest: dict[str, float] = {}
-        for row in _rows(file.read()):
-            newest |= {name: value for name, value in row.items() if value is not None}
+    newest: dict[str, float] = {}
+    for row in _rows(path, TAIL_BYTES):
+        newest |= {name: value for name, value in row.items() if value is not None}
     return newest
 
 
-def _rows(text: bytes) -> Iterator[dict[str, float]]:
-    """The whole rows in a piece of metrics.jsonl: its first and last line may be cut."""
-    for line in text.split(b"\n"):
-        if line.startswith(b'{"step": ') and line.endswith(b"}"):
-            yield json.loads(line)
+def _rows(path: Path, last_bytes: int | None = None) -> list[dict[str, float]]:
+    """The complete rows of a metrics.jsonl, or of its end, whose first line may be a fragment.
+
+    Raises:
+        ValueError: a row that begins and ends as one is broken.
+    """
+    rows = []
+    with path.open("rb") as file:
+        if last_bytes is not None:
+            file.seek(max(0, path.stat().st_size - last_bytes))
+        for line in parse_lines(file):
+            if line.raw.startswith(b'{"step": ') and line.raw.endswith(b"}"):
+                if line.problem:
+                    raise ValueError(f"{path} has a row that is {line.problem}: {line.start!r}; restore the file")
+                rows.append(line.value)
+    return rows
 
 
 def render(configs: Sequence[Config], jobs: int, known: Sequence[Measured]) -> str:

@@ -11,14 +11,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from longctx_rl import cli
-from longctx_rl.config import schema as configuration
-from longctx_rl.config.schema import Config
+from longctx_rl.config import load as configuration
+from longctx_rl.config.schema import Config, RunRequest
+from longctx_rl.launch import rank
 from longctx_rl.runs import directory
 from longctx_rl.runs.environment import command, cores
 
@@ -26,16 +26,6 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM)
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """One run to start: a good configuration, or why there is none."""
-
-    command: str
-    """What a person would type to start this run alone."""
-    config: Config | None
-    problem: ValueError | None = None
 
 
 def single(request: RunRequest) -> int:
@@ -52,14 +42,15 @@ def single(request: RunRequest) -> int:
             if config.resume and (done := directory.finished(config)):
                 print(f"{config.run_dir} is finished after {done['step']} steps ({done['reason']}): nothing to do")
                 return 0
+        from longctx_rl.training.preflight import preflight  # generators and graders: not for a refused key
+
+        preflight(config)
         if config.world_size > 1:
             return _children(config)
     except ValueError as problem:
         cli.complain(problem)
         return cli.UNUSABLE
-    from longctx_rl.training import loop  # torch and transformers load here, behind every check of the configuration
-
-    return cli.execute(config, loop.run)
+    return rank.execute(config)
 
 
 def _children(config: Config) -> int:
@@ -67,7 +58,7 @@ def _children(config: Config) -> int:
     with tempfile.TemporaryDirectory(prefix="longctx_rl-") as folder, _environment(config, folder):
         path = Path(folder, "config.yaml")
         path.write_text(configuration.dump(config), encoding="utf-8")
-        code = _agent(config, ["-m", "longctx_rl.training.loop", str(path)], folder)
+        code = _agent(config, ["-m", "longctx_rl.launch.rank", str(path)], folder)
         if Path(folder, "interrupted").exists():
             code = cli.INTERRUPTED
     if code:
@@ -112,10 +103,10 @@ def _agent(config: Config, arguments: list[str], folder: str) -> int:
 
 def _failure(failures: "dict[int, ProcessFailure]", received: list[int]) -> int:
     """The exit code of the rank that failed by itself, rather than of one that was ended for it."""
-    rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode <= 0, item[1].timestamp))
+    number, failure = min(failures.items(), key=lambda item: (item[1].exitcode <= 0, item[1].timestamp))
     code = _shell_code(failure.exitcode, received)
     if code not in (cli.UNUSABLE, cli.INTERRUPTED):
-        cli.complain(f"rank {rank} ended with exit code {code}; what it said is above")
+        cli.complain(f"rank {number} ended with exit code {code}; what it said is above")
     return code
 
 
@@ -129,7 +120,7 @@ def _shell_code(code: int, received: list[int]) -> int:
 def for_children(config: Config, folder: str, at_once: int = 1) -> dict[str, str]:
     """What children find in their environment, and what they are spared. ``at_once``: runs that share the cores."""
     added = {
-        cli.HANDOVER: f"{os.getpid()}:{folder}",
+        rank.HANDOVER: f"{os.getpid()}:{folder}",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     if "OMP_NUM_THREADS" not in os.environ:
@@ -183,7 +174,7 @@ def main() -> None:
     """Entry of one run of a sweep: ``python -m longctx_rl.launch.single <config.yaml>``."""
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m longctx_rl.launch.single <config.yaml>")
-    cli.die_with_launcher()
+    rank.die_with_launcher()
     config = configuration.read(Path(sys.argv[1]))
     cli.leave(single(RunRequest(command() or f"python -m longctx_rl.launch.single {sys.argv[1]}", config)))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longctx_rl.config.schema import Config
+from longctx_rl.config.schema import Config, RunRequest
 from longctx_rl.launch import single
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Launcher:
     settings: dict[str, Any]
 
 
-def launcher_from(settings: dict[str, Any], name: str) -> Launcher:
+def launcher_from(name: str, settings: dict[str, Any]) -> Launcher:
     """The launcher that a composed ``hydra.launcher`` describes.
 
     Raises:
@@ -71,7 +71,7 @@ class Work:
     def __call__(self) -> int:
         """Returns the exit code of the run."""
         try:
-            return single.single(single.RunRequest(self.command, self.config))
+            return single.single(RunRequest(self.command, self.config))
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else 1
 

@@ -14,13 +14,11 @@ from pathlib import Path
 from types import FrameType
 
 from longctx_rl import cli
-from longctx_rl.config.schema import Config, SweepConfig
+from longctx_rl.config.schema import Config, RunRequest, SweepConfig
 from longctx_rl.launch import costs, single
 from longctx_rl.launch.child import Child, Running, log_of, make_folder, remove_if_empty
 from longctx_rl.launch.overview import Overview, Watched
-from longctx_rl.launch.single import RunRequest
 from longctx_rl.launch.slurm import Launcher, submit
-from longctx_rl.report import results
 from longctx_rl.runs import directory
 from longctx_rl.runs.progress import duration
 
@@ -38,8 +36,13 @@ class StartedRun:
     watched: Watched
 
 
-def sweep(requests: Sequence[RunRequest], launcher: Launcher | None = None) -> int:
+def sweep(
+    requests: Sequence[RunRequest], launcher: Launcher | None = None, known: Sequence[costs.Measured] = ()
+) -> int:
     """Start several runs, ``sweep.jobs`` at a time, or all of them as jobs of a launcher.
+
+    Args:
+        known: what runs cost whose directories are not here, such as committed results.
 
     Returns 0 if all succeeded, 130 after Ctrl-C, else 1; 2 if it cannot start.
     """
@@ -51,9 +54,9 @@ def sweep(requests: Sequence[RunRequest], launcher: Launcher | None = None) -> i
             for request in requests:
                 if request.problem:
                     cli.complain(f"{request.problem} ({request.command})")
-            print(costs.render(configs, settings.jobs, finished_runs(configs) + committed()))
+            print(costs.render(configs, settings.jobs, [*finished_runs(configs), *known]))
             return cli.UNUSABLE if len(configs) < len(requests) else 0
-        return Sweep(requests, settings.jobs, launcher).run()
+        return Sweep(requests, settings.jobs, launcher, known).run()
     except ValueError as problem:
         cli.complain(problem)
         return cli.UNUSABLE
@@ -73,15 +76,12 @@ def finished_runs(configs: Sequence[Config]) -> list[costs.Measured]:
     return costs.measured({config.runs_root for config in configs})
 
 
-def committed() -> list[costs.Measured]:
-    """What the results that a checkout holds cost."""
-    return results.measured(Path("experiments"))
-
-
 class Sweep:
     """The loop over the runs of a sweep."""
 
-    def __init__(self, requests: Sequence[RunRequest], jobs: int, launcher: Launcher | None) -> None:
+    def __init__(
+        self, requests: Sequence[RunRequest], jobs: int, launcher: Launcher | None, known: Sequence[costs.Measured]
+    ) -> None:
         self._requests, self._jobs, self._launcher = requests, jobs, launcher
         self._waiting = list(enumerate(requests, 1))
         self._running: list[StartedRun] = []
@@ -89,7 +89,7 @@ class Sweep:
         self._finished = self._skipped = 0
         self._asked = 0
         self._overview = Overview()
-        self._committed = committed()
+        self._known = known
         self._until = self._estimate()
 
     def run(self) -> int:
@@ -175,7 +175,7 @@ class Sweep:
         """When the last run will end, on the monotonic clock; not a number if finished runs do not tell."""
         configs = [cell.watched.config for cell in self._running]
         configs += [one.config for _, one in self._waiting if one.config and not directory.finished(one.config)]
-        known = finished_runs(configs) + self._committed
+        known = [*finished_runs(configs), *self._known]
         left = [costs.remaining(config, known) for config in configs]
         if None in left:
             return float("nan")

@@ -1,20 +1,19 @@
 """Group-relative advantages."""
 
 from collections.abc import Sequence
-from typing import Literal
 
-Baseline = Literal["mean", "leave_one_out"]
+from longctx_rl.objective.spec import Baseline
 
 STD_FLOOR = 1e-4
 """Added to the standard deviation, as TRL does."""
 
 
 def group_advantages(rewards: Sequence[float], *, baseline: Baseline, normalize_std: bool) -> tuple[float, ...]:
-    """How much better each completion is than its siblings.
+    """Return how much better each completion is than the others of its group.
 
     ``mean`` subtracts the group's mean (GRPO, arXiv 2402.03300, eq. 4), ``leave_one_out`` the mean of the others
     (RLOO, arXiv 2402.14740). ``normalize_std`` divides by the group's unbiased standard deviation; without it this is
-    Dr. GRPO's advantage (arXiv 2503.20783). When all rewards are equal the advantages are exactly zero.
+    Dr. GRPO's advantage (arXiv 2503.20783). If all rewards are equal, the advantages are exactly zero.
 
     Args:
         rewards: [G] scores.

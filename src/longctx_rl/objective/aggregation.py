@@ -1,13 +1,13 @@
-"""What a sum over tokens is divided by. Every count is global: over micro-batches, accumulation steps and ranks."""
+"""Token weights: how a sum over tokens is normalised.
 
-from typing import Literal
+Every count is global: over micro-batches, gradient accumulation steps and ranks.
+"""
 
 import torch
 from torch import Tensor
 
+from longctx_rl.objective.spec import Aggregate
 from longctx_rl.types import Denominators
-
-Aggregate = Literal["sequence", "token", "constant"]
 
 
 def token_weights(
@@ -18,16 +18,16 @@ def token_weights(
     denominators: Denominators,
     max_length: int,
 ) -> Tensor:
-    """Weight of each loss token, so that the loss is ``(weights * term).sum()`` summed over micro-batches and ranks.
+    """Return each loss token's weight: the loss is ``(weights * term).sum()``, summed over micro-batches and ranks.
 
     ``sequence`` is 1/S sum_i 1/|o_i| sum_t (GRPO, arXiv 2402.03300, and dGRPO, arXiv 2605.12227); ``token`` is
     1/sum_i |o_i| (DAPO, arXiv 2503.14476); ``constant`` is 1/(S max_length) (Dr. GRPO, arXiv 2503.20783).
 
     Args:
-        sequence_ids: [T] sequence of each loss token.
-        sequence_lens: [S] loss tokens of each sequence.
+        sequence_ids: [T] index of each loss token's sequence.
+        sequence_lens: [S] number of loss tokens in each sequence.
         denominators: global counts, not those of this micro-batch.
-        max_length: tokens; the constant length of ``constant``.
+        max_length: the constant length of ``constant``, in tokens.
 
     Returns:
         [T] float32.

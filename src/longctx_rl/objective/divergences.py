@@ -5,43 +5,27 @@ Jensen-Shannon divergence m KL(q || M) + (1 - m) KL(p || M) with mixture M = m q
 
 Estimators: ``exact`` sums over the vocabulary. ``topk`` sums over the anchor's K most likely tokens and one bucket that
 holds all the rest; nothing is renormalised, so it is a lower bound of the exact value (data-processing inequality).
-``k1``, ``k2``, ``k3`` use the drawn token alone (Schulman, "Approximating KL divergence", 2020) and estimate the
-reverse KL of a token drawn from the student. As losses their gradients differ: k2's is the reverse KL's in
-expectation, k3's is the forward KL's, k1's does not contain the anchor, which is why k1 enters advantages only.
+``k1``, ``k2``, ``k3`` use the sampled token alone (Schulman, "Approximating KL divergence", 2020) and estimate the
+reverse KL if the token was sampled from the student. As losses their gradients differ: in expectation k2's is that of
+the reverse KL and k3's that of the forward KL; k1's does not depend on the anchor, so k1 enters advantages only.
 """
-
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from longctx_rl.objective.spec import Divergence, Estimator
 from longctx_rl.types import HiddenSignal, SampledSignal, TeacherSignal, TopKSignal
-
-Direction = Literal["reverse", "forward", "js"]
-Estimator = Literal["exact", "topk", "k1", "k2", "k3"]
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """Which divergence, how estimated, and whether it is differentiated or enters the advantage."""
-
-    direction: Direction = "reverse"
-    estimator: Estimator = "exact"
-    placement: Literal["loss", "advantage"] = "loss"
-    top_k: int = 64
-    js_mixture: float = 0.5
 
 
 def categorical(logp: Tensor, logq: Tensor, divergence: Divergence) -> Tensor:
-    """Divergence of two categorical distributions given by all their log-probabilities.
+    """Return the divergence of two categorical distributions, given by all their log-probabilities.
 
     Args:
-        logp: [..., V] student.
-        logq: [..., V] anchor.
+        logp: [..., V] log-probabilities of the student.
+        logq: [..., V] log-probabilities of the anchor.
 
     Returns:
-        [...], not negative up to rounding.
+        [...], nonnegative up to rounding.
     """
     if divergence.direction == "reverse":
         return (logp.exp() * (logp - logq)).sum(-1)
@@ -57,7 +41,7 @@ def categorical(logp: Tensor, logq: Tensor, divergence: Divergence) -> Tensor:
 
 
 def sampled(logp: Tensor, logq: Tensor, estimator: Estimator) -> Tensor:
-    """k1, k2 or k3 from the drawn token's log-probabilities. Shapes [T]; ``logp`` is the student's."""
+    """Return k1, k2 or k3, [T], from the sampled tokens' log-probabilities, [T] each; ``logp`` is the student's."""
     gap = logp - logq
     if estimator == "k1":
         return gap
@@ -67,22 +51,22 @@ def sampled(logp: Tensor, logq: Tensor, estimator: Estimator) -> Tensor:
 
 
 def with_tail(logprobs: Tensor) -> Tensor:
-    """Append the log of the mass that K listed tokens leave over. [..., K] -> [..., K + 1]."""
+    """Append the log of the probability mass outside the K listed tokens. [..., K] -> [..., K + 1]."""
     tiny = torch.finfo(logprobs.dtype).eps
     tail = torch.log((-torch.expm1(torch.logsumexp(logprobs, -1, keepdim=True))).clamp(min=tiny))
     return torch.cat([logprobs, tail], -1)
 
 
 def anchor_distributions(logp: Tensor, signal: TeacherSignal, temperature: float) -> tuple[Tensor, Tensor] | None:
-    """Student and anchor over the same outcomes: the vocabulary, or K tokens and the tail.
+    """Return student and anchor over the same outcomes: the vocabulary, or K tokens and the tail.
 
     Args:
-        logp: [T, V] student log-probabilities.
-        signal: of the same T tokens.
-        temperature: divides the anchor's logits too.
+        logp: [T, V] log-probabilities of the student.
+        signal: the anchor's signal for the same T tokens.
+        temperature: divides the anchor's logits, as it divided the student's.
 
     Returns:
-        Two [T, V] or [T, K + 1] tensors, or None for a sampled signal, which has no distribution.
+        Two [T, V] or [T, K + 1] tensors of log-probabilities, or None for a sampled signal, which is no distribution.
     """
     if isinstance(signal, HiddenSignal):
         logits = (signal.hidden @ signal.head.T)[..., : logp.shape[-1]].to(logp.dtype)
@@ -98,7 +82,7 @@ def divergence_of(
     logprobs: Tensor,
     signal: TeacherSignal,
 ) -> Tensor:
-    """The configured divergence of T tokens, [T]; ``pair`` is what ``anchor_distributions`` returned."""
+    """Return the configured divergence of T tokens, [T]; ``pair`` is the result of ``anchor_distributions``."""
     if divergence.estimator in ("exact", "topk"):
         assert pair is not None, "exact and topk need a distribution of the anchor"
         return categorical(*pair, divergence)

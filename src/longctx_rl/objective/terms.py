@@ -1,47 +1,18 @@
 """The terms of the objective and their weighted sum."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from longctx_rl.objective.aggregation import Aggregate, token_weights
+from longctx_rl.objective.aggregation import token_weights
+from longctx_rl.objective.spec import ANCHORS, Objective
 from longctx_rl.types import Denominators, PackedGroups, TokenScores
 
 
 @dataclass(frozen=True, slots=True)
-class Objective:
-    """One method: a vector of coefficients and how its terms are formed."""
-
-    ce: float = 0.0
-    pg: float = 0.0
-    kd: float = 0.0
-    ref: float = 0.0
-    kd_in_advantage: bool = False
-    """The student-teacher log-ratio is subtracted from each token's advantage instead of being differentiated."""
-    ref_in_advantage: bool = False
-    aggregate: Aggregate = "sequence"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    importance_cap: float | None = None
-    """Cap of the truncated importance weight between the policy before the update and the sampler."""
-    max_length: int = 1
-    """Tokens, for ``aggregate="constant"``."""
-
-    def split(self) -> tuple["Objective", ...]:
-        """Objectives that add up to this one: policy gradient, divergence to the teacher, and what is left.
-
-        Only itself where there are not those two: the clip does not let a divergence in the advantage be told apart.
-        """
-        if not (self.pg and self.kd) or self.kd_in_advantage or self.ref_in_advantage:
-            return (self,)
-        parts = (replace(self, ce=0.0, kd=0.0, ref=0.0), replace(self, ce=0.0, pg=0.0, ref=0.0))
-        return (*parts, replace(self, pg=0.0, kd=0.0)) if self.ce or self.ref else parts
-
-
-@dataclass(frozen=True, slots=True)
 class LossOutput:
-    """A loss and what it is made of; to be added over micro-batches and ranks (maxima: to be maximised)."""
+    """A loss and its metrics: over micro-batches and ranks, loss and ``sums`` are summed, ``maxima`` are maximised."""
 
     loss: Tensor
     sums: dict[str, Tensor]
@@ -54,12 +25,12 @@ def policy_gradient(
     """PPO's clipped surrogate, negated (arXiv 1707.06347, eq. 7; DAPO's clip-higher is ``clip_high > clip_low``).
 
     Args:
-        logprobs: [T] of the policy being updated.
-        old_logprobs: [T] of the policy before the update; detached.
+        logprobs: [T] log-probabilities under the policy being updated.
+        old_logprobs: [T] log-probabilities under the policy before the update; detached.
         advantages: [T].
 
     Returns:
-        loss, ratio and whether the clip removed the gradient; [T] each.
+        Loss, ratio, and whether the clip removed the gradient; [T] each.
     """
     ratio = torch.exp(logprobs - old_logprobs)
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
@@ -68,15 +39,18 @@ def policy_gradient(
     return -surrogate, ratio, removed
 
 
-def objective(spec: Objective, scores: TokenScores, packed: PackedGroups, denominators: Denominators) -> LossOutput:
-    """The objective over one packed row, as this row's share of the global mean.
+def objective(
+    spec: Objective, scores: TokenScores, packed: PackedGroups, denominators: Denominators, *, max_length: int = 1
+) -> LossOutput:
+    """Return one packed row's share of the objective, which is a global mean.
 
     Args:
-        scores: the policy's, with ``divergences`` for every anchor that ``spec`` weighs.
+        scores: the policy's scores, with ``divergences`` for every anchor that has a weight in ``spec``.
         denominators: global counts of the optimizer step.
+        max_length: the constant length of ``aggregate="constant"``, in tokens.
 
     Returns:
-        A loss whose sum over micro-batches and ranks is the objective, and metrics on the same footing.
+        A loss whose sum over micro-batches and ranks is the objective, and metrics normalised in the same way.
     """
     logprobs = scores.logprobs
     weights = token_weights(
@@ -84,45 +58,43 @@ def objective(spec: Objective, scores: TokenScores, packed: PackedGroups, denomi
         packed.sequence_lens,
         aggregate=spec.aggregate,
         denominators=denominators,
-        max_length=spec.max_length,
+        max_length=max_length,
     ).to(logprobs.dtype)
     per_token = 1.0 / denominators.num_tokens
     sums: dict[str, Tensor] = {"policy/entropy": scores.entropy.sum() * per_token}
     maxima: dict[str, Tensor] = {}
-    # An empty row must still reach every parameter, or a sharded backward would wait for it forever.
+    # An empty row must still reach every parameter, or a sharded backward pass would wait for it forever.
     loss = 0.0 * logprobs.sum()
 
-    if spec.ce:
+    if spec.weights.ce:
         term = (weights * -logprobs).sum()
         sums["loss/ce"] = term.detach()
-        loss = loss + spec.ce * term
-    for name, weight, in_advantage in (
-        ("kd", spec.kd, spec.kd_in_advantage),
-        ("ref", spec.ref, spec.ref_in_advantage),
-    ):
-        if weight:
-            term = (weights * scores.divergences[name]).sum()
-            sums[f"loss/{name}"] = term.detach()
-            if not in_advantage:
+        loss = loss + spec.weights.ce * term
+    for anchor in ANCHORS:
+        if weight := spec.weight(anchor):
+            term = (weights * scores.divergences[anchor]).sum()
+            sums[f"loss/{anchor}"] = term.detach()
+            if not spec.in_advantage(anchor):
                 loss = loss + weight * term
     if packed.sampler_logprobs is not None:
         sums["policy/sampler_mismatch"] = sampler_mismatch(_old_logprobs(logprobs, packed), packed).sum() * per_token
-    if spec.pg or spec.kd_in_advantage or spec.ref_in_advantage:
-        term = _pg_term(spec, scores, packed, weights, per_token, sums, maxima)
+    if spec.weights.pg or any(map(spec.in_advantage, ANCHORS)):
+        term, more, maxima = _pg_term(spec, scores, packed, weights, per_token)
+        sums |= more
         loss = loss + term
     sums["loss/total"] = loss.detach()
     return LossOutput(loss, sums, maxima)
 
 
 def sampler_mismatch(old_logprobs: Tensor, packed: PackedGroups) -> Tensor:
-    """k3 estimate of KL(sampler || policy before the update) at each token, [T]: zero when the two agree."""
+    """Return the k3 estimate of KL(sampler || policy before the update) at each token, [T]: zero if the two agree."""
     assert packed.sampler_logprobs is not None
     gap = old_logprobs - packed.sampler_logprobs.to(old_logprobs.dtype)
     return torch.expm1(gap) - gap
 
 
 def _old_logprobs(logprobs: Tensor, packed: PackedGroups) -> Tensor:
-    """[T] of the policy before the update: recorded, or this very policy when it makes one update per rollout."""
+    """Log-probabilities, [T], before the update: recorded, or the current ones if there is one update per rollout."""
     return logprobs.detach() if packed.old_logprobs is None else packed.old_logprobs.to(logprobs.dtype)
 
 
@@ -132,28 +104,28 @@ def _pg_term(
     packed: PackedGroups,
     weights: Tensor,
     per_token: float,
-    sums: dict[str, Tensor],
-    maxima: dict[str, Tensor],
-) -> Tensor:
-    """The policy-gradient term with its coefficient, and its metrics. The surrogate is linear in the advantage."""
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Return the policy-gradient term, and the sums and maxima of its metrics.
+
+    The surrogate is linear in the advantage, so the coefficient is applied to the advantage.
+    """
     logprobs = scores.logprobs
     old_logprobs = _old_logprobs(logprobs, packed)
-    advantages = spec.pg * packed.advantages.to(logprobs.dtype)
-    # k1 of the policy that drew the tokens: like the reward, it does not change while the policy is updated.
+    advantages = spec.weights.pg * packed.advantages.to(logprobs.dtype)
+    # k1 of the policy that sampled the tokens: like the reward, it is constant over the updates on a rollout.
     since_rollout = logprobs.detach() - old_logprobs
-    if spec.kd_in_advantage:
-        advantages = advantages - spec.kd * (scores.divergences["kd"].detach() - since_rollout)
-    if spec.ref_in_advantage:
-        advantages = advantages - spec.ref * (scores.divergences["ref"].detach() - since_rollout)
+    for anchor in filter(spec.in_advantage, ANCHORS):
+        advantages = advantages - spec.weight(anchor) * (scores.divergences[anchor].detach() - since_rollout)
     losses, ratio, removed = policy_gradient(logprobs, old_logprobs, advantages, spec.clip_low, spec.clip_high)
     if spec.importance_cap is not None and packed.num_loss_tokens:
-        assert packed.sampler_logprobs is not None, "truncated importance weights need the sampler's log-probs"
+        assert packed.sampler_logprobs is not None, "truncated importance weights need the sampler's log-probabilities"
         importance = torch.exp(old_logprobs - packed.sampler_logprobs.to(logprobs.dtype))
         losses = losses * importance.clamp(max=spec.importance_cap)
     term = (weights * losses).sum()
-    sums["loss/pg"] = term.detach()
-    sums["policy/ratio_mean"] = ratio.detach().sum() * per_token
-    sums["policy/clip_frac"] = removed.to(logprobs.dtype).sum() * per_token
-    if ratio.numel():
-        maxima["policy/ratio_max"] = ratio.detach().max()
-    return term
+    sums = {
+        "loss/pg": term.detach(),
+        "policy/ratio_mean": ratio.detach().sum() * per_token,
+        "policy/clip_frac": removed.to(logprobs.dtype).sum() * per_token,
+    }
+    maxima = {"policy/ratio_max": ratio.detach().max()} if ratio.numel() else {}
+    return term, sums, maxima

@@ -1,1 +1,1 @@
-"""The policy: body, head and chunked scoring in one module; packed attention; the frozen teacher and reference."""
+"""The policy (body, head and chunked scoring in one module), packed attention, and the frozen teacher and reference."""

@@ -1,46 +1,45 @@
-"""Frozen scorers: the teacher, and the policy's own initial weights as reference."""
-
-from typing import Literal
+"""Frozen scorers: the teacher, and the policy's initial weights as reference."""
 
 import torch
 from torch import Tensor
 
+from longctx_rl.objective.spec import Estimator
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.scoring import log_softmax, num_pieces
 from longctx_rl.types import HiddenSignal, PackedGroups, SampledSignal, TeacherSignal, TopKSignal
 
-SignalKind = Literal["exact", "topk", "k1", "k2", "k3"]
-"""The estimator that the signal is for."""
-
 
 class FrozenScorer(Policy):
-    """A model that is never updated and says, of packed tokens, what an estimator needs."""
+    """A model that is never updated and computes what an estimator needs for packed tokens."""
 
     def freeze(self) -> "FrozenScorer":
-        """No gradients, no dropout."""
+        """Disable gradients and dropout; return self."""
         self.requires_grad_(False)
         self.eval()
         return self
 
     @torch.no_grad()
     def forward(  # type: ignore[override]
-        self, packed: PackedGroups, *, estimator: SignalKind, temperature: float, top_k: int, head: Tensor | None
+        self, packed: PackedGroups, *, estimator: Estimator, temperature: float, top_k: int, head: Tensor | None
     ) -> TeacherSignal:
-        """The signal for ``estimator``.
+        """Return the signal for ``estimator``.
 
         Args:
+            estimator: ``exact`` returns hidden states and head, ``topk`` ids and log-probabilities of the K most
+                likely tokens, ``k1``, ``k2`` and ``k3`` the log-probability of each target token.
+            temperature: divides the logits in every log-probability.
             top_k: K of ``topk``.
-            head: [V, H] whole output weights, handed on with the hidden states; needed by ``exact`` only.
+            head: [V, H] full output weights, passed through with the hidden states; used by ``exact`` only.
 
         Raises:
-            ValueError: ``exact`` of a model whose head has a bias, which the signal does not carry.
+            ValueError: ``exact``, and the model's head has a bias, which the signal does not carry.
         """
         hidden = self.hidden(packed)
         if estimator == "exact":
             assert head is not None
             if getattr(self.head, "bias", None) is not None:
                 raise ValueError(
-                    f"the head of {type(self.model).__name__} has a bias, which estimator=exact would leave out: "
+                    f"the head of {type(self.model).__name__} has a bias, which estimator=exact would ignore: "
                     "set estimator=topk, or choose a teacher without one"
                 )
             return HiddenSignal(hidden, head)

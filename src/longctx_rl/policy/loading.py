@@ -1,4 +1,4 @@
-"""Loading models and tokenizers, and refusing pairs that cannot be compared token by token."""
+"""Loading of models and tokenizers, and the checks that a student and a teacher can be compared token by token."""
 
 from pathlib import Path
 
@@ -17,60 +17,40 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from longctx_rl.config.model import ArchitectureConfig, ModelConfig, YarnConfig
+from longctx_rl.policy.weights import locate
 
-transformers_logging.disable_progress_bar()  # a run has one progress line, its own
+transformers_logging.disable_progress_bar()  # a run has a progress line of its own
 UNLOADABLE = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)
-"""What transformers raises for files that are missing, cut short, or of something else."""
+"""What transformers raises for files that are missing, truncated, or not a model's."""
 PROBES = (
     "The 3 quick foxes, aren't they?  Two  spaces;\ttab\n\nnew 1234567890.5e-3 CamelCaseName snake_case",
     "def f(x):\n    return x ** 2  # \u2264 10\n",
     "Gr\u00fc\u00dfe, \u00e7a va? \u6797\u6d77\u8cb7\u3063\u305f\u3002",
     "\u0627\u0644\u0628\u0633 \ud55c\uad6d \U0001f980 e\u0301",
 )
-"""Texts that two tokenizers must cut alike: a vocabulary does not say how text is normalised, split and merged."""
-SHIPPED = Path(__file__).parent.parent / "shipped_models"
-
-
-def locate(name: str) -> str:
-    """A shipped model's folder, an existing directory, or a Hub id as it stands.
-
-    Raises:
-        ValueError: something that looks like a path and does not exist or is not a model.
-    """
-    if (SHIPPED / name / "tokenizer.json").is_file():
-        return str(SHIPPED / name)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / "tokenizer.json").is_file():
-            raise ValueError(f"{name} is not a model directory (no config.json): give the export/ folder of a run")
-        return str(path)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(
-            f"model {name} not found: give a directory, a Hub id (owner/name), mini-student or mini-teacher"
-        )
-    return name
+"""Texts that two tokenizers must split alike: a vocabulary does not fix how text is normalised, split and merged."""
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model. Raises ValueError when it cannot be found."""
+    """Load the tokenizer of a model. Raises ValueError if it cannot be loaded or has no end token."""
     path = locate(name)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     except UNLOADABLE as error:
         raise ValueError(_unavailable(name, path, error)) from error
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {name} has no end token, so answers could not end: set eos_token in it")
+        raise ValueError(f"the tokenizer of {name} has no end token, so completions could not end: set its eos_token")
     return tokenizer
 
 
 def load_model(name: str, yarn: YarnConfig | None = None) -> PreTrainedModel:
-    """A pretrained causal language model with float32 weights, from safetensors: nothing is unpickled.
+    """Load a pretrained causal language model with float32 weights, from safetensors only: nothing is unpickled.
 
     Args:
-        yarn: how far its context is stretched; None: as it is.
+        yarn: the extension of its context; None: none.
 
     Raises:
-        ValueError: it cannot be found or read, or not be stretched so.
+        ValueError: the model cannot be found or read, or its context cannot be extended as configured.
     """
     path = locate(name)
     config = None if yarn is None else stretched(load_config(name), name, yarn)
@@ -84,10 +64,10 @@ def load_model(name: str, yarn: YarnConfig | None = None) -> PreTrainedModel:
 
 
 def stretched(config: PreTrainedConfig, name: str, yarn: YarnConfig) -> PreTrainedConfig:
-    """The configuration with YaRN's positions, as transformers reads them; one that has just these stays as it is.
+    """Set YaRN in a model's configuration, as transformers reads it; exactly these settings are left as they are.
 
     Raises:
-        ValueError: it has other positions than rotary ones of the usual kind, or reads as many tokens already.
+        ValueError: the positions are not rotary ones of the default type, or the context is already as long.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     wanted = {
@@ -95,17 +75,17 @@ def stretched(config: PreTrainedConfig, name: str, yarn: YarnConfig) -> PreTrain
         "factor": yarn.factor,
         "original_max_position_embeddings": yarn.original_context,
     }
-    if all(rope.get(key) == value for key, value in wanted.items()):  # the export of a run that was stretched
+    if all(rope.get(key) == value for key, value in wanted.items()):  # the export of a run with model.yarn
         return config
     if rope.get("rope_type") != "default":
         raise ValueError(
-            f"{name} has positions of type {rope.get('rope_type', 'none')}, which model.yarn cannot stretch: set "
-            "model.yarn=null, or the very settings that it was trained with"
+            f"{name} has rope_type={rope.get('rope_type', 'none')}, which model.yarn cannot extend: set "
+            "model.yarn=null, or exactly the settings that it was trained with"
         )
     if config.max_position_embeddings >= yarn.context:
         raise ValueError(
-            f"{name} reads {config.max_position_embeddings} tokens without model.yarn, with it {yarn.context}: "
-            "set model.yarn=null"
+            f"{name} has a context of {config.max_position_embeddings} tokens, which model.yarn would set to "
+            f"{yarn.context}: set model.yarn=null"
         )
     config.rope_parameters = {**rope, **wanted}
     config.max_position_embeddings = yarn.context
@@ -113,7 +93,7 @@ def stretched(config: PreTrainedConfig, name: str, yarn: YarnConfig) -> PreTrain
 
 
 def fresh_model(shape: ArchitectureConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A Qwen3-architecture model with random weights, tied embeddings and the tokenizer's vocabulary."""
+    """Create a randomly initialised Qwen3 model with tied embeddings and the tokenizer's vocabulary."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -137,30 +117,30 @@ def fresh_model(shape: ArchitectureConfig, tokenizer: PreTrainedTokenizerBase, s
 
 
 def check_pair(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Refuse a teacher whose tokens are not the student's.
+    """Check that the teacher's tokens are the student's.
 
     Returns:
-        Rows of the vocabulary to score over, or None for all.
+        The number of vocabulary entries to score over, or None for all.
 
     Raises:
-        ValueError: other tokens, another end token, or vocabularies padded to different sizes.
+        ValueError: different tokens, different end tokens, or vocabularies padded to different sizes.
     """
     assert config.teacher is not None
     teacher = load_tokenizer(config.teacher)
     names = f"student {config.student} and teacher {config.teacher}"
     same = "choose a teacher of the student's family with model.teacher=..."
     if teacher.get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"{names} have different tokenizers, so their probabilities cannot be compared: {same}")
+        raise ValueError(f"{names} have different tokenizers, so their token probabilities cannot be compared: {same}")
     for probe in PROBES:
         ids = [tuple(one(probe, add_special_tokens=False)["input_ids"]) for one in (tokenizer, teacher)]
         if ids[0] != ids[1]:
             raise ValueError(
-                f"{names} have the same vocabulary but cut text differently ({probe!r} into {len(ids[0])} and "
+                f"{names} have the same vocabulary but split text differently ({probe!r} into {len(ids[0])} and "
                 f"{len(ids[1])} tokens): {same}"
             )
     if teacher.eos_token_id != tokenizer.eos_token_id:
         raise ValueError(
-            f"{names} end their answers with different tokens ({tokenizer.eos_token} and "
+            f"{names} end their completions with different tokens ({tokenizer.eos_token} and "
             f"{teacher.eos_token}): choose both base or both chat models"
         )
     sizes = [len(tokenizer) if config.architecture else _vocabulary(config.student), _vocabulary(config.teacher)]
@@ -175,33 +155,33 @@ def check_pair(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int |
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise ValueError for a tokenizer that has more tokens than the model called ``name`` knows."""
+    """Raise ValueError if the tokenizer has more tokens than the model called ``name`` has embeddings."""
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
     rows = embedding.num_embeddings
     if len(tokenizer) > rows:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens and {name} knows {rows}: give the tokenizer that it was "
-            "trained with, tokenizer=FOLDER"
+            f"the tokenizer has {len(tokenizer)} tokens, but {name} has embeddings for {rows}: give the tokenizer that "
+            "it was trained with, tokenizer=FOLDER"
         )
 
 
 def pair_note(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What a teacher may have been taught differently, though its tokens are the student's; None if nothing."""
+    """Return a warning if the teacher's chat template differs from the student's; None if it does not."""
     assert config.teacher is not None
     template = getattr(load_tokenizer(config.teacher), "chat_template", None)
     if template is None or template == getattr(tokenizer, "chat_template", None):
         return None
     return (
-        f"the chat template of teacher {config.teacher} is not the student's, in which both read the prompts: its "
-        "judgement may suffer; model.tokenizer=<teacher> takes the teacher's template for both"
+        f"teacher {config.teacher} was trained with another chat template than the student's, which formats the "
+        "prompts of both: its signal may be worse; model.tokenizer=<teacher> uses the teacher's template for both"
     )
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Tokens that end a completion: the tokenizer's own, then what the model's generation settings add to it.
+    """Return the tokens that end a completion: the tokenizer's own, then those of the model's generation settings.
 
-    Qwen3's chat models end at ``<|im_end|>`` and at ``<|endoftext|>``.
+    Qwen3's chat models end at ``<|im_end|>`` or ``<|endoftext|>``.
     """
     assert isinstance(tokenizer.eos_token_id, int)
     settings = model.generation_config
@@ -211,13 +191,13 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """Tokens the model was made for."""
+    """Return the model's context length in tokens."""
     length: int = model.config.max_position_embeddings
     return length
 
 
 def load_config(name: str) -> PreTrainedConfig:
-    """The configuration of a model, without its weights. Raises ValueError when it cannot be found."""
+    """Load the configuration of a model, without its weights. Raises ValueError if it cannot be loaded."""
     path = locate(name)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path)
@@ -235,8 +215,8 @@ def _unavailable(name: str, path: str, error: Exception) -> str:
     if Path(path).is_dir():
         cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         return (
-            f"{name} cannot be loaded ({cause}): give a folder with config.json, tokenizer.json and whole .safetensors "
-            "weights, such as the export/ folder of a finished run"
+            f"{name} cannot be loaded ({cause}): give a folder with config.json, tokenizer.json and complete "
+            ".safetensors weights, such as the export/ folder of a finished run"
         )
     return (
         f"model {name} is neither a directory nor in the local Hub cache, and the Hub could not be reached: "

@@ -18,7 +18,10 @@ class Policy(nn.Module):
     Args:
         model: any transformers causal LM whose attention can be replaced.
         chunk: loss tokens whose vocabulary distribution exists at one time.
-        vocabulary: rows of the head that count; None: all.
+        vocabulary: number of vocabulary entries to score over; None: all.
+
+    Raises:
+        ValueError: the model's attention cannot be replaced, or it changes its logits after the head.
     """
 
     def __init__(self, model: PreTrainedModel, *, chunk: int, vocabulary: int | None = None) -> None:
@@ -37,11 +40,11 @@ class Policy(nn.Module):
         return head
 
     def body(self, packed: PackedGroups, prompt: PromptPass | None = None) -> Tensor:
-        """Final hidden states of a row, [L, H]."""
+        """Return the final hidden states of a row, [L, H]."""
         output = self.model.base_model(
             input_ids=packed.input_ids[None],
             position_ids=packed.position_ids[None],
-            # A four-dimensional mask is passed through by every model untouched; the spans say what it would.
+            # Every model passes a four-dimensional mask through unchanged; the spans hold the actual layout.
             attention_mask=torch.empty(1, 1, 1, 1, device=packed.input_ids.device),
             use_cache=False,
             packed_spans=packed.spans,
@@ -51,7 +54,7 @@ class Policy(nn.Module):
         return hidden
 
     def hidden(self, packed: PackedGroups) -> Tensor:
-        """Final hidden states that predict the loss tokens, [T, H]."""
+        """Return the final hidden states that predict the loss tokens, [T, H]."""
         return self.body(packed)[packed.source_index]
 
     def forward(
@@ -66,14 +69,17 @@ class Policy(nn.Module):
 
         Args:
             temperature: divides the logits in every log-probability.
-            anchors: ``kd`` and ``ref`` signals of the same tokens.
-            prompt: the row is a prompt (nothing is scored: returns its last hidden state, [1, H]), or one completion,
-                whose ``source_index`` then counts the prompt's last token as 0.
+            anchors: ``kd`` and ``ref`` signals for the same tokens.
+            prompt: the row is a prompt, or one completion, whose ``source_index`` then counts the prompt's last token
+                as 0.
+
+        Returns:
+            The scores of T loss tokens; for a row that is a prompt, its last hidden state, [1, H].
         """
         if prompt is not None and prompt.role != "read":
             body = self.body(packed, prompt)
             nothing: Tensor = self.head(body[:0])
-            # A sharded backward pass expects to meet every parameter.
+            # A sharded backward pass waits for every parameter.
             return body[-1:] + 0.0 * nothing.sum()
         if prompt is not None:
             last = prompt.states.hidden
@@ -100,15 +106,15 @@ LOGIT_CHANGES = {
     "logits_scaling": 1.0,
     "lm_head_multiplier": 1.0,
 }
-"""What Gemma, Cohere, Granite and Falcon-H1 do to logits after the head, and the value that does nothing."""
+"""Settings of Gemma, Cohere, Granite and Falcon-H1 that change logits after the head, and their neutral values."""
 
 
 def _check_head(model: PreTrainedModel) -> None:
-    """Scoring calls the output projection itself, so logits must be what it returns."""
+    """Raise ValueError if logits are not the head's output, which is what scoring uses."""
     for key, neutral in LOGIT_CHANGES.items():
         value = getattr(model.config, key, neutral)
         if value is not None and value != neutral:
             raise ValueError(
-                f"{type(model).__name__} changes its logits after the head ({key}={value}), which scoring would miss: "
-                "choose a model whose logits are the head's, such as Qwen3 or Llama"
+                f"{type(model).__name__} changes its logits after the head ({key}={value}), which scoring ignores: "
+                "choose a model whose logits are the head's output, such as Qwen3 or Llama"
             )

@@ -1,7 +1,7 @@
-"""Chunked scoring: what a head says about each loss token, without a [T, vocabulary] tensor.
+"""Chunked scoring: log-probability, entropy and divergences of each loss token, without a [T, vocabulary] tensor.
 
-A chunk's distribution is made, read and dropped; the backward pass makes it again. Every factor is applied outside, to
-[T] tensors, so weights and denominators reach body and head alike.
+A chunk's distribution is computed, reduced and freed; the backward pass recomputes it. Weights and denominators are
+applied outside, to [T] tensors, so they scale the gradients of body and head alike.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from longctx_rl.objective.divergences import Divergence, anchor_distributions, categorical, divergence_of
+from longctx_rl.objective.divergences import anchor_distributions, categorical, divergence_of
+from longctx_rl.objective.spec import Divergence
 from longctx_rl.types import HiddenSignal, SampledSignal, TeacherSignal, TokenScores, TopKSignal
 
 Head = Callable[[Tensor], Tensor]
@@ -20,20 +21,20 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A distribution that the policy is compared with."""
+    """A model that the policy is compared with: its signal, and the divergence to measure."""
 
     divergence: Divergence
     signal: TeacherSignal
 
 
 def log_softmax(head: Head, hidden: Tensor, temperature: float, vocabulary: int | None) -> Tensor:
-    """Log-probabilities [t, V] in float32 (float64 stays), of the first ``vocabulary`` rows when given."""
+    """Return log-probabilities [t, V] in float32 (float64 stays), over the first ``vocabulary`` entries if given."""
     logits = head(hidden)[..., :vocabulary]
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, -1)
 
 
 def num_pieces(num_tokens: int, chunk: int) -> int:
-    """Pieces of at most ``chunk`` tokens; at least one, so that the head is called on every rank."""
+    """Return the number of pieces of at most ``chunk`` tokens; at least 1, so that every rank calls the head."""
     return max(1, -(-num_tokens // chunk))
 
 
@@ -51,12 +52,13 @@ def score_tokens(
     """Score T loss tokens, at most ``chunk`` at a time.
 
     Args:
-        head: the output projection; called as given, so that sharded weights are gathered by its hooks.
-        hidden: [T, H] hidden state that predicts each token.
+        head: the output projection; called as a module, so that its hooks gather sharded weights.
+        hidden: [T, H] hidden states that predict each token.
         target_ids: [T].
-        temperature: divides student and anchor logits alike.
-        anchors: ``kd`` and ``ref`` as far as they are weighed.
-        pieces: number of calls of the head, some on no tokens; None: as many as ``chunk`` makes necessary.
+        temperature: divides the logits of student and anchors.
+        anchors: ``kd`` and ``ref``, those with a weight.
+        vocabulary: number of vocabulary entries to score over; None: all.
+        pieces: number of calls of the head, some possibly on no tokens; None: as few as ``chunk`` allows.
 
     Returns:
         [T] tensors, differentiable in ``hidden`` and the head.
@@ -65,7 +67,7 @@ def score_tokens(
 
     def score(hidden: Tensor, targets: Tensor, *signal_tensors: Tensor) -> tuple[Tensor, ...]:
         logp = log_softmax(head, hidden, temperature, vocabulary)
-        # Not gather, which keeps all of logp for its backward pass, for ever if no loss reads the drawn tokens.
+        # gather would keep all of logp for its backward pass, and never free it if no loss reads these log-probs.
         logprobs = logp[torch.arange(len(targets), device=targets.device), targets]
         entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
         divergences, diagnostics = [], []
@@ -96,7 +98,7 @@ def score_tokens(
 
 
 def _known(anchors: Mapping[str, Anchor]) -> tuple[str, ...]:
-    """Names of the diagnostics that the teacher's signal allows; the drawn token alone allows two of them."""
+    """Names of the diagnostics that the teacher's signal allows; a signal of the sampled token alone allows two."""
     if "kd" not in anchors:
         return ()
     if isinstance(anchors["kd"].signal, SampledSignal):
@@ -113,11 +115,11 @@ def _diagnostics(
     signal: TeacherSignal,
     known: Mapping[str, Tensor],
 ) -> list[Tensor]:
-    """Student against teacher, [t] each, in the order of ``_known``.
+    """Compare student and teacher; returns [t] tensors in the order of ``_known``.
 
-    With a distribution the two KLs are sums over its outcomes: the vocabulary, or K tokens and the tail. With the drawn
-    token alone the reverse KL is k3. In top-k a drawn token that is not listed counts with the tail's whole mass, so
-    ``logprob_gap`` is an upper bound there. ``known``: the divergence that was computed already, by direction.
+    If the signal is a distribution, the two KLs are sums over its outcomes: the vocabulary, or K tokens and the tail.
+    If it is the sampled token alone, the reverse KL is k3. In top-k, a sampled token outside the K gets the whole mass
+    of the tail, so ``logprob_gap`` is an upper bound there. ``known``: the divergence already computed, by direction.
     """
     logprobs = logprobs.detach()
     if pair is None:
@@ -125,8 +127,8 @@ def _diagnostics(
         gap = signal.logprobs.to(logprobs.dtype) - logprobs
         return [torch.expm1(gap) - gap, gap]
     student, anchor = pair[0].detach(), pair[1]
-    reverse = known["reverse"] if "reverse" in known else categorical(student, anchor, Divergence("reverse"))
-    forward = known["forward"] if "forward" in known else categorical(student, anchor, Divergence("forward"))
+    reverse = known["reverse"] if "reverse" in known else categorical(student, anchor, Divergence(direction="reverse"))
+    forward = known["forward"] if "forward" in known else categorical(student, anchor, Divergence(direction="forward"))
     if isinstance(signal, TopKSignal):
         best = signal.ids[:, 0]
         hit = signal.ids == targets[:, None]
@@ -140,19 +142,19 @@ def _diagnostics(
 
 
 def _per_token(signal: TeacherSignal) -> list[Tensor]:
-    """The tensors of a signal whose first axis is T."""
+    """Return the tensors of a signal whose first axis is T."""
     if isinstance(signal, HiddenSignal):
         return [signal.hidden]
     return [signal.ids, signal.logprobs] if isinstance(signal, TopKSignal) else [signal.logprobs]
 
 
 def part_of(signal: TeacherSignal, tokens: slice) -> TeacherSignal:
-    """The signal of some of its tokens."""
+    """Return the signal restricted to some of its tokens."""
     return _rebuild(signal, [tensor[tokens] for tensor in _per_token(signal)])
 
 
 def _rebuild(signal: TeacherSignal, tensors: list[Tensor]) -> TeacherSignal:
-    """The signal of one chunk; takes its tensors from the front of ``tensors``."""
+    """Return the signal of one chunk, built from tensors that are popped from the front of ``tensors``."""
     if isinstance(signal, HiddenSignal):
         return HiddenSignal(tensors.pop(0), signal.head)
     if isinstance(signal, TopKSignal):

@@ -1,24 +1,28 @@
-"""Model FLOPs of packed groups: what the arithmetic needs, not what an implementation recomputes.
+"""The sizes of a decoder: what its FLOPs depend on, and what its memory depends on.
 
-A multiply-add is two. A matrix with n entries costs 2n per token; attention costs 4 x heads x head size per pair of
-query and key and layer (scores and values); the output head runs on loss tokens only. The prompt counts once per
-group, because that is how often it is computed. Backward costs twice the forward.
+``ModelShape`` is counted on a loaded model, to the last parameter and for any architecture; it is what a run records.
+``DecoderSizes`` comes from a config.json alone, for dense decoders and without norms and biases, before any weights
+exist. Neither contains the other, so they stay two classes.
+
+Imports neither torch nor transformers, so that reports can count FLOPs without them.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:  # counting needs neither, so reports can count without them
+from longctx_rl.config.schema import Config
+
+if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 TRAINING = 3
-"""Forward and backward, in forwards."""
+"""FLOPs of forward and backward pass, in forward passes."""
 
 
 class Group(Protocol):
-    """A prompt with its completions, in tokens. ``types.GroupSpan`` is one; lengths may be means."""
+    """A prompt with its completions, in tokens, such as ``types.GroupSpan``; lengths may be means."""
 
     @property
     def prompt_len(self) -> float: ...
@@ -29,7 +33,12 @@ class Group(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes that FLOPs depend on."""
+    """The sizes that model FLOPs depend on: those of the arithmetic, without recomputation.
+
+    A multiply-add is two FLOPs. A matrix with n entries costs 2n per token; attention costs 4 x heads x head size per
+    layer and pair of query and key (scores and values); the output head runs on loss tokens only. The prompt counts
+    once per group, because it is computed once per group. The backward pass costs twice the forward pass.
+    """
 
     body_parameters: int
     """Without embedding and output head."""
@@ -40,7 +49,7 @@ class ModelShape:
 
     @classmethod
     def of(cls, model: "PreTrainedModel") -> "ModelShape":
-        """Works on sharded models too, whose parameters know their whole size."""
+        """Return the shape of a model, which may be sharded: DeepSpeed's parameters record their full size."""
         sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in model.base_model.named_parameters()}
         embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
         vocabulary = getattr(embedding, "ds_numel", embedding.numel())
@@ -75,7 +84,95 @@ def step_flops(
 ) -> float:
     """FLOPs of a step on packed groups: sampling, teacher and reference, and ``updates`` optimizer steps.
 
-    Sampling computes each prompt and each completion once; old log-probs, which several updates need, once more.
+    Sampling computes each prompt and each completion once. Several updates need the old log-probabilities, which are
+    one forward pass more.
     """
     passes = TRAINING * updates + sampled + (updates > 1)
     return student.forward(groups, loss_tokens) * passes + sum(one.forward(groups, loss_tokens) for one in frozen)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSizes:
+    """The sizes of a dense decoder that memory depends on."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    attention: int
+    """Query heads times head size."""
+    key_value: int
+    """Key-value heads times head size."""
+    vocabulary: int
+    tied: bool
+    """The output head is the embedding."""
+    context: int
+    """Context length in tokens, without YaRN from the run's configuration."""
+
+    @classmethod
+    def of(cls, config: "PreTrainedConfig") -> "DecoderSizes":
+        """Return the sizes that a model's config.json states."""
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+            attention=heads * width,
+            key_value=(getattr(config, "num_key_value_heads", None) or heads) * width,
+            vocabulary=config.vocab_size,
+            tied=bool(config.tie_word_embeddings),
+            context=config.max_position_embeddings,
+        )
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer's matrices."""
+        return self.hidden * (2 * self.attention + 2 * self.key_value + 3 * self.intermediate)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of all matrices; norms and biases are too few to matter."""
+        return self.layers * self.layer_parameters + (1 if self.tied else 2) * self.vocabulary * self.hidden
+
+
+def _qwen3(layers: int, hidden: int, intermediate: int, heads: int, *, tied: bool = True) -> DecoderSizes:
+    return DecoderSizes(layers, hidden, intermediate, 128 * heads, 128 * 8, 151_936, tied, 40_960)
+
+
+KNOWN = {
+    "Qwen/Qwen3-0.6B": _qwen3(28, 1024, 3072, 16),
+    "Qwen/Qwen3-1.7B": _qwen3(28, 2048, 6144, 16),
+    "Qwen/Qwen3-4B": _qwen3(36, 2560, 9728, 32),
+    "Qwen/Qwen3-32B": _qwen3(64, 5120, 25_600, 64, tied=False),
+}
+"""The Hub models that conf/model/ names, from their config.json, so that their sizes are known without a network."""
+
+
+def sizes_of(name: str) -> DecoderSizes:
+    """Return the sizes of a model by its name. Raises ValueError if its config.json cannot be loaded."""
+    from longctx_rl.policy.loading import load_config
+
+    return KNOWN[name] if name in KNOWN else DecoderSizes.of(load_config(name))
+
+
+def model_sizes(config: Config) -> tuple[DecoderSizes, DecoderSizes | None]:
+    """Return the sizes of student and teacher; None for the teacher if the run loads none.
+
+    Raises:
+        ValueError: a model's config.json cannot be loaded.
+    """
+    model = config.model
+    student = sizes_of(model.student)
+    if (shape := model.architecture) is not None:
+        student = DecoderSizes(
+            layers=shape.num_layers,
+            hidden=shape.hidden_size,
+            intermediate=shape.intermediate_size,
+            attention=shape.num_heads * shape.head_dim,
+            key_value=shape.num_kv_heads * shape.head_dim,
+            vocabulary=student.vocabulary,
+            tied=True,
+            context=shape.max_length,
+        )
+    teacher = model.teacher if config.needs_teacher and model.teacher_cache is None else None
+    return student, None if teacher is None else sizes_of(teacher)

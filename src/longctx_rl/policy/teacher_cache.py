@@ -1,10 +1,10 @@
-"""What a teacher says about recorded answers, kept on disk: asked once, read in every run after.
+"""A teacher's signals for recorded completions, kept on disk: computed once, read by every later run.
 
-A cache is a folder whose name is a hash of its identity: teacher, tokenizer, estimator, temperature, type. In it are
+A cache is a folder whose name is a hash of its identity: teacher, tokenizer, estimator, temperature, dtype. It holds
 the identity (``identity.json``), the teacher's output weights for the exact divergence (``head.safetensors``), the
-signals end to end (``signals.bin``, mapped into memory), and where each lies (``index.jsonl``, a line per group). A
-group's key is a hash of its tokens, so another prompt, template or answer is another entry. An entry counts once its
-line is written; what a killed build left behind the last one is cut away.
+concatenated signals (``signals.bin``, memory-mapped), and their offsets (``index.jsonl``, a line per group). A group's
+key is a hash of its tokens, so another prompt, template or completion is another entry. An entry exists once its line
+is written; bytes that a killed build wrote after the last complete entry are truncated.
 """
 
 import hashlib
@@ -14,31 +14,26 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 import torch
-from filelock import FileLock, Timeout
-from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from longctx_rl.policy.frozen import SignalKind
-from longctx_rl.policy.loading import locate
+from longctx_rl.files import InUse, json_lines, lock, write_text
+from longctx_rl.objective.spec import Estimator
 from longctx_rl.policy.shape import ModelShape
-from longctx_rl.runs.directory import write_text
 from longctx_rl.types import GroupSpan, HiddenSignal, PackedGroups, SampledSignal, TeacherSignal, TopKSignal
 
 ALIGNMENT = 64
-"""Bytes to whose multiples entries start."""
-SAMPLES, SAMPLE_BYTES = 64, 2**16
-"""Pieces of each weight file that are hashed: reading all of a large teacher would take minutes."""
+"""Entries start at multiples of this many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """All that a signal depends on beside the tokens."""
+    """Everything but the tokens that a signal depends on."""
 
     teacher: str | None
-    """Hash of its configuration and weight files; None where they are not at hand, and the name has to do."""
+    """``weights_hash`` of the teacher; None if its weights are not on this disk, and its name is compared instead."""
     name: str
-    """What the teacher is called in the configuration."""
+    """The teacher's name in the configuration."""
     tokenizer: str
     estimator: str
     top_k: int
@@ -47,44 +42,18 @@ class Identity:
     dtype: str
     vocabulary: int | None
     yarn: str | None = None
-    """How the teacher's context is stretched."""
+    """The extension of the teacher's context in the run's configuration."""
+    config: str | None = None
+    """``config_hash`` of the teacher: the same weights compute other signals with other positions, norms or heads."""
 
     @property
     def key(self) -> str:
-        """Name of the folder."""
+        """A hash of all of it, which names the folder."""
         return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=8).hexdigest()
 
 
-def weights_fingerprint(name: str) -> str | None:
-    """Hash of a model's files: sizes, configuration, samples of the weights. None if the weights are not on this disk.
-
-    Of a Hub id its local copy is read; nothing is downloaded.
-    """
-    try:
-        folder = Path(locate(name))
-    except ValueError:
-        return None
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], local_files_only=True))
-        except (OSError, ValueError):
-            return None
-    files = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")])
-    if not any(file.suffix == ".safetensors" for file in files):
-        return None
-    found = hashlib.blake2b(digest_size=16)
-    for file in files:
-        size = file.stat().st_size
-        found.update(f"{file.name} {size}".encode())
-        with file.open("rb") as opened:
-            for sample in range(SAMPLES):
-                opened.seek(sample * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
-                found.update(opened.read(SAMPLE_BYTES))
-    return found.hexdigest()
-
-
 def group_key(packed: PackedGroups, span: GroupSpan) -> tuple[str, slice]:
-    """A group's key in a cache, and its loss tokens in the row."""
+    """Return a group's key in a cache, and the slice of the row's loss tokens that are the group's."""
     sources = packed.source_index
     inside = ((sources >= span.start) & (sources < span.end)).nonzero().flatten()
     tokens = slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
@@ -100,11 +69,12 @@ def group_key(packed: PackedGroups, span: GroupSpan) -> tuple[str, slice]:
 
 
 class TeacherCache:
-    """Signals by group. Open it with ``create`` to add, with ``open`` to read.
+    """Signals by group. ``create`` opens a cache for writing, ``open`` for reading.
 
     Attributes:
         shape: the teacher's, for counting its FLOPs.
-        context: tokens the teacher was made for.
+        context: the teacher's context length in tokens.
+        width: hidden size of the teacher.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -117,33 +87,31 @@ class TeacherCache:
         self._entries: dict[str, tuple[int, int]] = {}
         index, data = folder / "index.jsonl", folder / "signals.bin"
         size = data.stat().st_size if data.exists() else 0
-        for line in index.read_text(encoding="utf-8").splitlines() if index.exists() else []:
-            try:
-                key, start, tokens = json.loads(line)
-            except json.JSONDecodeError:
+        for line in json_lines(index) if index.exists() else ():
+            if line.problem:
                 break  # the last line of a killed build
+            key, start, tokens = line.value
             if start + self._entry_bytes(tokens) > size:
-                break  # its line was on disk before the signals were
+                break  # its line reached the disk before its signals did
             self._entries[key] = (start, tokens)
         self._bytes: Tensor | None = None
-        self._writing: tuple[BinaryIO, TextIO, FileLock] | None = None
+        self._writing: tuple[BinaryIO, TextIO, TextIO] | None = None
 
     @classmethod
     def create(
         cls, root: Path, identity: Identity, head: Tensor | None, shape: ModelShape, context: int, width: int
     ) -> "TeacherCache":
-        """Open for adding; begin it if it is not there.
+        """Open a cache for writing; create it if it does not exist.
 
         Raises:
-            ValueError: another build is adding to it.
+            ValueError: another build is writing to it.
         """
         folder = root.expanduser() / f"teacher-{identity.key}"
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
         try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(f"{folder} is being written by another build: wait for it") from error
+            held = lock(folder / ".lock")
+        except InUse as error:
+            raise ValueError(f"{folder} is being written by another build ({error.owner}): wait for it") from None
         if not (folder / "identity.json").exists():
             if head is not None:
                 save_file({"head": head.contiguous().cpu()}, folder / "head.safetensors")
@@ -156,15 +124,20 @@ class TeacherCache:
         data = (folder / "signals.bin").open("ab")
         data.truncate(end)
         data.seek(0, 2)
-        cache._writing = data, (folder / "index.jsonl").open("a", encoding="utf-8"), lock
+        cache._writing = data, (folder / "index.jsonl").open("a", encoding="utf-8"), held
         return cache
 
     @classmethod
     def open(cls, root: Path, identity: Identity, command: str) -> "TeacherCache":
-        """Open for reading. Without the teacher's weights at hand, its name and the rest must agree.
+        """Open a cache for reading.
+
+        The teacher's name is ignored, unless its weights are not on this disk and could not be compared.
+
+        Args:
+            command: builds the cache; named in the error.
 
         Raises:
-            ValueError: there is none with this identity; names what is different in the others.
+            ValueError: no cache has this identity; says how the existing ones differ.
         """
         wanted, others = asdict(identity), []
         for file in sorted(root.expanduser().glob("teacher-*/identity.json")):
@@ -175,7 +148,7 @@ class TeacherCache:
                 return cls(file.parent)
             others.append(f"{file.parent.name} has another {', '.join(different)}")
         raise ValueError(
-            f"model.teacher_cache={root} has nothing of this teacher and these settings"
+            f"model.teacher_cache={root} has no signals of this teacher with these settings"
             f"{' (' + '; '.join(others) + ')' if others else ''}: build it with {command}"
         )
 
@@ -186,10 +159,10 @@ class TeacherCache:
         return len(self._entries)
 
     def add(self, key: str, signal: TeacherSignal) -> None:
-        """Keep a group's signal. Raises OSError when the disk is full; entries before it stay."""
+        """Write a group's signal. Raises OSError if the disk is full; earlier entries stay."""
         assert self._writing is not None
         data, index, _ = self._writing
-        assert not isinstance(signal, SampledSignal)  # of drawn tokens, which no cache can know
+        assert not isinstance(signal, SampledSignal)  # its tokens are sampled anew in each run
         columns = [signal.hidden] if isinstance(signal, HiddenSignal) else [signal.ids.to(torch.int32), signal.logprobs]
         content = b"".join(column.cpu().contiguous().view(torch.uint8).numpy().tobytes() for column in columns)
         start, tokens = data.tell(), len(columns[0])
@@ -201,7 +174,7 @@ class TeacherCache:
         self._entries[key] = (start, tokens)
 
     def read(self, key: str) -> tuple[Tensor, ...]:
-        """[T, H] hidden states; or [T, K] ids and log-probabilities."""
+        """Return [T, H] hidden states, or [T, K] ids and log-probabilities."""
         if self._bytes is None:
             path = self.folder / "signals.bin"
             self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
@@ -214,16 +187,17 @@ class TeacherCache:
         return tuple(columns)
 
     def head(self) -> Tensor | None:
-        """[V, H] output weights of the teacher, if the estimator is exact."""
+        """Return the teacher's output weights, [V, H], if the estimator is exact."""
         file = self.folder / "head.safetensors"
         return load_file(file)["head"] if file.exists() else None
 
     def close(self) -> None:
+        """Close the files and release the lock."""
         if self._writing is not None:
-            data, index, lock = self._writing
+            data, index, held = self._writing
             data.close()
             index.close()
-            lock.release()
+            held.close()
 
     def _columns(self) -> list[tuple[torch.dtype, int]]:
         if self.identity.estimator == "exact":
@@ -236,21 +210,21 @@ class TeacherCache:
 
 
 class CachedScorer(nn.Module):
-    """Stands where a frozen teacher would: its signals come from a cache."""
+    """Takes the place of a frozen teacher: its signals come from a cache."""
 
     def __init__(self, cache: TeacherCache, command: str) -> None:
         super().__init__()
         self._cache, self._command = cache, command
 
     def forward(
-        self, packed: PackedGroups, *, estimator: SignalKind, temperature: float, top_k: int, head: Tensor | None
+        self, packed: PackedGroups, *, estimator: Estimator, temperature: float, top_k: int, head: Tensor | None
     ) -> TeacherSignal:
-        """The signal for a row's groups. See ``FrozenScorer``.
+        """Return the signal for a row's groups. See ``FrozenScorer``.
 
         Raises:
-            ValueError: the cache does not know a group.
+            ValueError: the cache does not hold a group.
         """
-        del temperature, top_k  # of the cache's identity
+        del temperature, top_k  # part of the cache's identity
         found = []
         for span in packed.spans:
             key, tokens = group_key(packed, span)
@@ -258,8 +232,8 @@ class CachedScorer(nn.Module):
                 continue
             if key not in self._cache:
                 raise ValueError(
-                    f"{self._cache.folder} does not hold a prompt of this run (of {len(self._cache)} that it has): "
-                    f"its data, template or answers differ; build it with {self._command}"
+                    f"{self._cache.folder} holds {len(self._cache)} prompts, but not one that this run needs: the "
+                    f"data, template or answers differ; build it with {self._command}"
                 )
             found.append(self._cache.read(key))
         device = packed.input_ids.device

@@ -1,6 +1,6 @@
 """``collect``: from run directories to an experiment's committed results.
 
-Adds and replaces what it finds. A committed result whose run is gone stays.
+Results of the runs that are there are added or replaced. A committed result whose run no longer exists stays.
 """
 
 import shlex
@@ -15,20 +15,20 @@ import longctx_rl
 from longctx_rl.config import convert
 from longctx_rl.config.checks import SHIPPED
 from longctx_rl.evals.records import ItemRecord
-from longctx_rl.policy.weights import fingerprint
+from longctx_rl.policy.weights import weights_hash
 from longctx_rl.report import results
 from longctx_rl.report.experiment import Experiment, check_cells
 from longctx_rl.report.results import Cell, CellScores, Result
-from longctx_rl.report.runs import EvaluationFolder, Run, find_asked, find_runs, read_evals, run_directories
+from longctx_rl.report.runs import EvaluationFolder, Run, find_evaluations, find_runs, read_evals, run_directories
 from longctx_rl.report.study import BASE, base_of
 from longctx_rl.runs.metrics import Row
 
 POINTS = 60
-"""Points of a committed curve: each the mean of as many training steps as it takes."""
+"""Maximum number of points of a committed curve; each is the mean over as many training steps as that requires."""
 DIGITS = 6
-"""Significant digits of what is committed."""
+"""Significant digits of committed numbers."""
 PLACES = ("run_dir", "runs_root")
-"""Keys that say where on this machine a run lies."""
+"""Keys that say where on this machine a run is stored."""
 CURVES = (
     "loss/total",
     "rollout/reward_mean",
@@ -53,40 +53,40 @@ CURVES = (
 
 
 def collect(experiment: Experiment, runs_root: Path) -> str:
-    """Write the results of all finished runs under ``runs_root/<experiment>``; say what was done.
+    """Write the results of all finished runs under ``runs_root/<experiment>``; return a summary in lines.
 
     Raises:
-        ValueError: nothing to collect, or runs that cannot stand beside each other. Nothing is written then.
+        ValueError: there is nothing to collect, or the runs do not fit together. Nothing is written then.
     """
     folder = runs_root / experiment.name
-    asked = find_asked(folder)
-    if not asked and not _has_runs(folder):
-        raise ValueError(f"no runs under {folder}: name the folder above it, runs_root=FOLDER, or train them")
+    evaluations = find_evaluations(folder)
+    if not evaluations and not _has_runs(folder):
+        raise ValueError(f"no runs under {folder}: set runs_root=FOLDER to the folder above it, or train the runs")
     runs = find_runs(folder) if _has_runs(folder) else []
     finished = [run for run in runs if run.finished]
-    found = [of_run(run) for run in finished] + [of_evaluation(one) for one in asked]
+    fresh = [of_run(run) for run in finished] + [of_evaluation(evaluation) for evaluation in evaluations]
     committed = [results.read(path) for path in results.files(experiment.results)]
-    fresh = {result.name for result in found}
-    kept = [result for result in committed if result.name not in fresh]
-    problems = _same_names(found) + check_cells(experiment, [*kept, *found])
+    names = {result.name for result in fresh}
+    kept = [result for result in committed if result.name not in names]
+    problems = _same_names(fresh) + check_cells(experiment, [*kept, *fresh])
     if problems:
-        raise ValueError(f"{problems[0]}{f' ({len(problems) - 1} more like it)' if problems[1:] else ''}")
-    for result in found:
+        raise ValueError(f"{problems[0]}{f' (and {len(problems) - 1} similar problems)' if problems[1:] else ''}")
+    for result in fresh:
         results.write(experiment.results, result)
-    lines = [f"{len(found)} results written to {experiment.results}, {len(kept)} kept as they were"]
+    lines = [f"{len(fresh)} results written to {experiment.results}, {len(kept)} kept unchanged"]
     lines += [f"skipped: {run.path} is not finished, continue it with resume=true" for run in runs if not run.finished]
-    lines += [f"marked: {problem}" for result in found for problem in result.problems]
-    lines += _without_base([*kept, *found], folder)
+    lines += [f"marked: {problem}" for result in fresh for problem in result.problems]
+    lines += _without_base([*kept, *fresh], folder)
     return "\n".join(lines)
 
 
 def of_run(run: Run) -> Result:
-    """What is kept of a run."""
+    """The result of a run."""
     evals = read_evals(run.path)
     broken = [problem for _, unread in evals.values() for problem in unread]
     cells = cells_of({suite: found for suite, (found, _) in evals.items()})
     steps = {step for cell in cells.values() for step in cell.scores}
-    problems = [*run.problems, *broken] + ([] if cells else [f"{run.path} holds no evaluation"])
+    problems = [*run.problems, *broken] + ([] if cells else [f"{run.path} contains no evaluation"])
     return Result(
         name=run.name,
         algo=run.algo,
@@ -100,33 +100,35 @@ def of_run(run: Run) -> Result:
     )
 
 
-def of_evaluation(asked: EvaluationFolder) -> Result:
-    """What is kept of fixed weights: a row named as their folder."""
-    evals = read_evals(asked.path)
-    problems = tuple(problem.replace(f"{asked.path}/", "") for _, unread in evals.values() for problem in unread)
+def of_evaluation(folder: EvaluationFolder) -> Result:
+    """The result of fixed weights, named after their folder."""
+    evals = read_evals(folder.path)
+    problems = tuple(problem.replace(f"{folder.path}/", "") for _, unread in evals.values() for problem in unread)
     cells = cells_of({suite: found for suite, (found, _) in evals.items()})
-    problems += tuple(unanswered(asked, cells))
-    return Result(name=asked.name, algo=asked.name, seed=None, origin=asked.described, problems=problems, cells=cells)
+    problems += tuple(unanswered(folder, cells))
+    return Result(
+        name=folder.name, algo=folder.name, seed=None, origin=folder.described, problems=problems, cells=cells
+    )
 
 
-def unanswered(asked: EvaluationFolder, cells: Mapping[Cell, CellScores]) -> Iterator[str]:
-    """What a folder was asked and has not answered, one sentence for each task and length."""
-    for suite, wanted in (asked.described.get("asked") or {}).items():
+def unanswered(folder: EvaluationFolder, cells: Mapping[Cell, CellScores]) -> Iterator[str]:
+    """Items of an evaluation that have no answer yet, one sentence for each task and length."""
+    for suite, wanted in (folder.described.get("asked") or {}).items():
         for task, length, count in wanted:
             cell = cells.get((suite, task, length))
             answered = len(cell.scores.get(0, {})) if cell else 0
             if answered < count:
-                yield f"{asked.name} has {answered} of {count} families of {suite} {task} {length}: evaluate it again"
+                yield f"{folder.name} has {answered} of {count} families of {suite} {task} {length}: evaluate it again"
 
 
 def movable(run: Run, value: Any) -> Any:
-    """Text of a run with its runs' folder as if that were the default one, wherever on a machine it lies."""
+    """A value of a run's configuration with the default runs/ in place of the run's own runs_root."""
     root = str(run.config.get("runs_root", ""))
     return value.replace(f"{root}/", "runs/") if isinstance(value, str) and len(root) > 1 else value
 
 
 def command(run: Run) -> str | None:
-    """What a person would type to make the run, without where on their machine it was put."""
+    """The command that makes the run, without the keys that say where on a machine it is stored."""
     typed = run.environment.get("command")
     if typed is None:
         return None
@@ -135,7 +137,7 @@ def command(run: Run) -> str | None:
 
 
 def cells_of(evals: dict[str, list[ItemRecord]]) -> dict[Cell, CellScores]:
-    """Scores by suite, task and length. An item that was answered twice at a step counts with its last answer."""
+    """Scores by suite, task and length. An item with two answers at a step counts with the last one."""
     items: dict[Cell, dict[int, dict[str, ItemRecord]]] = defaultdict(lambda: defaultdict(dict))
     for suite, records in evals.items():
         for record in records:
@@ -150,7 +152,7 @@ def cells_of(evals: dict[str, list[ItemRecord]]) -> dict[Cell, CellScores]:
 
 
 def costs_at(rows: Sequence[Row], steps: Iterable[int]) -> dict[int, dict[str, float]]:
-    """The ``progress/`` metrics of each evaluated step that was recorded; nothing is spent at step 0."""
+    """The ``progress/`` metrics of each evaluated step, where they were recorded; all are 0 at step 0."""
     spent: dict[int, dict[str, float]] = {}
     for row in rows:
         if "progress/trained_tokens" in row:
@@ -163,7 +165,7 @@ def costs_at(rows: Sequence[Row], steps: Iterable[int]) -> dict[int, dict[str, f
 
 
 def curves_of(rows: Sequence[Row]) -> dict[str, list[float | None]]:
-    """Training curves of at most ``POINTS`` points: means of metrics, the last value of steps and costs."""
+    """Training curves of at most ``POINTS`` points: the mean of a metric, the last value of steps and costs."""
     training = [row for row in rows if "progress/trained_tokens" in row]
     count = min(POINTS, len(training))
     edges = [round(index * len(training) / count) for index in range(count + 1)] if count else []
@@ -178,7 +180,7 @@ def curves_of(rows: Sequence[Row]) -> dict[str, list[float | None]]:
 
 
 def origin(run: Run) -> dict[str, Any]:
-    """Where a run came from, without what names people or machines."""
+    """The provenance of a run, without anything that names people or machines."""
     environment = run.environment
     host = environment.get("host", {})
     return {
@@ -197,7 +199,7 @@ def origin(run: Run) -> dict[str, Any]:
 
 
 def weights(run: Run) -> dict[str, str | None]:
-    """Hashes of the run's student and teacher as it noted them; else of those that are here now, if they are files."""
+    """Hashes of the student's and the teacher's weights: as the run recorded them, else of the files that exist now."""
     noted = run.environment.get("weights")
     if noted is not None:
         return {role: noted.get(role) for role in ("student", "teacher")}
@@ -206,17 +208,17 @@ def weights(run: Run) -> dict[str, str | None]:
     for role in ("student", "teacher") if taught else ("student",):
         name = str(run.config.get("model", {}).get(role))
         folder = shipped(name)
-        found[role] = fingerprint(folder or Path(run.environment.get("directory", "."), name))
+        found[role] = weights_hash(folder or Path(run.environment.get("directory", "."), name))
     return found
 
 
 def shipped(name: str) -> Path | None:
-    """The folder of a shipped model."""
+    """The folder of a shipped model; None for another name."""
     return Path(longctx_rl.__file__).parent / "shipped_models" / name if name in SHIPPED else None
 
 
 def rounded(value: float) -> float:
-    """A number with the digits that are committed; whole numbers stay whole."""
+    """A number rounded to ``DIGITS`` significant digits; whole numbers stay whole."""
     return float(f"{value:.{DIGITS}g}") if value != int(value) or abs(value) > 1e15 else int(value)
 
 
@@ -232,22 +234,22 @@ def _family_means(answers: Iterable[ItemRecord]) -> dict[str, float]:
 
 
 def _without_base(found: Sequence[Result], folder: Path) -> list[str]:
-    """How to ask the model before training, if nobody has."""
-    asked = [
+    """The command that evaluates the base model, if it has no result."""
+    used = [
         (result.config.get("model.student"), result.config.get("eval.name"), result.config.get("eval.items"))
         for result in found
         if result.trained and result.cells
     ]
-    if base_of(found) or not asked:
+    if base_of(found) or not used:
         return []
-    (student, suites, items), _ = Counter(asked).most_common(1)[0]
-    return [f"no base, so no gains: {asking(student, folder / BASE, suites, items)}"]
+    (student, suites, items), _ = Counter(used).most_common(1)[0]
+    return [f"the base has no result, so there are no gains: {evaluate_command(student, folder / BASE, suites, items)}"]
 
 
-def asking(model: Any, out: Path, suites: Any, items: Any) -> str:
-    """How to ask a model that no run trains what the runs were asked."""
-    asked = f"checkpoint={model} out={out} logging=wandb eval={suites} eval.items={items}"
-    return f"python -m longctx_rl.evaluate {asked}, then collect"
+def evaluate_command(model: Any, out: Path, suites: Any, items: Any) -> str:
+    """The command that evaluates a model on the items of the runs' evaluations, and the step after it."""
+    overrides = f"checkpoint={model} out={out} logging=wandb eval={suites} eval.items={items}"
+    return f"python -m longctx_rl.evaluate {overrides}, then collect"
 
 
 def _has_runs(folder: Path) -> bool:
@@ -257,4 +259,4 @@ def _has_runs(folder: Path) -> bool:
 def _same_names(found: Sequence[Result]) -> list[str]:
     names = [result.name for result in found]
     twice = sorted({name for name in names if names.count(name) > 1})
-    return [f"two directories are named {name}: move one of them elsewhere" for name in twice]
+    return [f"two run directories are named {name}: move one of them elsewhere" for name in twice]

@@ -1,4 +1,4 @@
-"""Figures for papers, as SVG and PNG: the same bytes from the same results."""
+"""Figures for papers, as SVG and PNG. The same results give the same bytes."""
 
 import io
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -11,15 +11,15 @@ from matplotlib import style as styles
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from longctx_rl.report import length_costs
 from longctx_rl.report.readings import Groups
 from longctx_rl.report.results import Result
 from longctx_rl.report.study import CODE_LONG, CODE_SHORT, METHODS, Column, level, transfer_points
+from longctx_rl.stats import t_quantile
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
-"""Okabe and Ito's, which colour-blind people tell apart. A marker says the same again."""
+"""Okabe and Ito's palette, which colour-blind readers can tell apart. Markers encode the same rows."""
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 FIXED = {"base": ("#777777", ":"), "teacher": ("#000000", "--")}
 AXES = {
@@ -48,17 +48,17 @@ STYLE: dict[str, Any] = {
     "savefig.dpi": 160.0,
 }
 Curve = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
-"""Points of an axis, mean over runs, and half of its 95 % interval (nan with one run)."""
+"""Points of an axis, the mean over runs, and half the width of its 95 % interval (nan for one run)."""
 
 
 def drawn(make: Callable[[], Figure]) -> dict[str, bytes]:
-    """Extension to the file's content, without dates. ``make`` is called with this project's style."""
+    """Content of a figure's files by extension, without dates. ``make`` is called under this project's style."""
     kinds: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
     files = {}
     with styles.context(["default", STYLE], after_reset=True):
         figure = make()
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # it is laid out now, once for both kinds
+        figure.set_layout_engine("none")  # the layout is computed now, once for both kinds
         for kind, metadata in kinds.items():
             with io.BytesIO() as file:
                 figure.savefig(file, format=kind, metadata=metadata)
@@ -67,7 +67,7 @@ def drawn(make: Callable[[], Figure]) -> dict[str, bytes]:
 
 
 def level_figure(groups: Groups, fixed: Groups, columns: Sequence[Column]) -> Figure:
-    """One panel for each column: every row's mean with its interval."""
+    """One panel for each column, with the mean and the interval of every row."""
     wide = min(5, len(columns))
     figure, panels = _grid(columns, wide, 1.7, 0.35 + 0.2 * len(groups))
     looks = _looks(groups)
@@ -88,7 +88,7 @@ def level_figure(groups: Groups, fixed: Groups, columns: Sequence[Column]) -> Fi
 
 
 def transfer_figure(groups: Groups, base: Result) -> Figure:
-    """Gain on LongReason against gain on code, long and short: a point for each run and checkpoint, the last larger."""
+    """Gain on LongReason against gain on long and short code: a point per evaluation of each run, larger at the end."""
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     looks = _looks(groups)
@@ -116,7 +116,7 @@ def transfer_figure(groups: Groups, base: Result) -> Figure:
 
 
 def dynamics_figure(groups: Groups) -> Figure:
-    """Training curves: a row for each metric, a column for each cost axis, mean and 95 % interval over runs."""
+    """Training curves with means and 95 % intervals over runs: a row for each metric, a column for each cost axis."""
     rows = recorded(groups)
     figure = Figure(figsize=(2.4 * len(AXES), 0.4 + 1.6 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(AXES), squeeze=False)
@@ -131,11 +131,11 @@ def dynamics_figure(groups: Groups) -> Figure:
 
 
 def level_dynamics_figure(groups: Groups) -> Figure:
-    """Training curves of levels, which have the same budget: a panel for each metric, over trained tokens."""
+    """Training curves of the levels of an axis: a panel for each metric, over trained tokens."""
     rows = recorded(groups)
     figure, panels = _grid(rows, 3, 2.4, 1.6)
     for panel, metric in zip(panels, rows, strict=False):
-        _draw_curves(panel, groups, metric, "progress/trained_tokens", points=12, each=5)  # few runs, so few points
+        _draw_curves(panel, groups, metric, "progress/trained_tokens", points=12, each=5)  # few runs: fewer points, each an average
         panel.set_title(DYNAMICS[metric])
         panel.set_xlabel(AXES["progress/trained_tokens"])
     _legend_below(figure, panels)
@@ -143,12 +143,12 @@ def level_dynamics_figure(groups: Groups) -> Figure:
 
 
 def recorded(groups: Groups) -> list[str]:
-    """Metrics of training that some run has a curve of."""
+    """Training metrics of which some run has a curve."""
     return [name for name in DYNAMICS if any(name in run.curves for runs in groups.values() for run in runs)]
 
 
 def _draw_curves(panel: Axes, groups: Groups, metric: str, axis: str, *, points: int, each: int) -> None:
-    """Mean and 95 % interval over the runs of each row."""
+    """Draw the mean and the 95 % interval over the runs of each row."""
     looks = _looks(groups)
     for row, runs in groups.items():
         curve = mean_curve(runs, metric, axis, points, each)
@@ -160,8 +160,12 @@ def _draw_curves(panel: Axes, groups: Groups, metric: str, axis: str, *, points:
 
 
 def mean_curve(runs: Sequence[Result], metric: str, axis: str, points: int, each: int) -> Curve | None:
-    """A metric over an axis, interpolated where all runs have it: ``points``, each the mean of ``each``. None: no run
-    has two points."""
+    """The mean curve of a metric over an axis, on the range that all runs cover; None if no run has two points.
+
+    Args:
+        points: points of the curve.
+        each: interpolated values that are averaged for one point.
+    """
     lines = []
     for run in runs:
         pairs = zip(run.curves.get(axis, []), run.curves.get(metric, []), strict=False)
@@ -177,13 +181,13 @@ def mean_curve(runs: Sequence[Result], metric: str, axis: str, points: int, each
     values = np.array([np.interp(fine, line[0], line[1]).reshape(points, each).mean(1) for line in lines])
     grid = fine.reshape(points, each).mean(1)
     count = len(lines)
-    quantile = float(student.ppf(0.975, count - 1)) if count > 1 else float("nan")
+    quantile = t_quantile(0.975, count - 1) if count > 1 else float("nan")
     spread = values.std(0, ddof=1) if count > 1 else np.full(points, np.nan)
     return grid, values.mean(0), quantile * spread / count**0.5
 
 
-def asked_lengths(groups: Groups) -> dict[tuple[str, str], list[int]]:
-    """Suite and task to the context lengths it was asked at, for those that were asked at several."""
+def evaluated_lengths(groups: Groups) -> dict[tuple[str, str], list[int]]:
+    """The context lengths of each suite and task that was evaluated at more than one."""
     lengths: dict[tuple[str, str], list[int]] = {}
     for suite, task, length in sorted({cell for runs in groups.values() for run in runs for cell in run.cells}):
         lengths.setdefault((suite, task), []).append(length)
@@ -191,14 +195,14 @@ def asked_lengths(groups: Groups) -> dict[tuple[str, str], list[int]]:
 
 
 def length_figure(groups: Groups, fixed: Groups) -> Figure:
-    """Accuracy by context length: a panel for each task that was asked at several lengths."""
-    several = asked_lengths(groups)
+    """Accuracy by context length: a panel for each task that was evaluated at several lengths."""
+    several = evaluated_lengths(groups)
     figure, panels = _grid(several, min(4, len(several)), 2.0, 1.8)
     looks = _looks([*groups, *fixed])
-    for panel, ((suite, task), asked) in zip(panels, several.items(), strict=False):
+    for panel, ((suite, task), lengths) in zip(panels, several.items(), strict=False):
         for row, runs in {**groups, **fixed}.items():
-            values = [level(runs, Column("", "", suite, (task,), length)) for length in asked]
-            known = [(length, one.estimate) for length, one in zip(asked, values, strict=True) if one is not None]
+            values = [level(runs, Column("", "", suite, (task,), length)) for length in lengths]
+            known = [(length, one.estimate) for length, one in zip(lengths, values, strict=True) if one is not None]
             color, marker = looks[row]
             style = FIXED[row][1] if row in FIXED else "-"
             where = [length for length, _ in known]
@@ -207,14 +211,14 @@ def length_figure(groups: Groups, fixed: Groups) -> Figure:
             panel.fill_between(where, *bounds, color=color, alpha=0.12, linewidth=0)
         panel.set_title(f"{suite} / {task}" if suite != task else task)
         panel.set_xscale("log", base=2)
-        panel.set_xticks(asked, [str(length) for length in asked])
+        panel.set_xticks(lengths, [str(length) for length in lengths])
         panel.minorticks_off()
     _legend_below(figure, panels)
     return figure
 
 
 def length_cost_figure(groups: Groups) -> Figure:
-    """FLOPs of training by context length: of a prompt, and of a trained token."""
+    """Training FLOPs by context length: per prompt, and per trained token."""
     lengths = length_costs.lengths_of(groups)
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -227,8 +231,8 @@ def length_cost_figure(groups: Groups) -> Figure:
         for panel, values in zip(panels, ([c.prompt for _, c in known], [c.token for _, c in known]), strict=True):
             panel.plot([length for length, _ in known], values, marker=marker, color=color, markersize=4, label=row)
     for panel, words in zip(panels, ("prompt", "trained token"), strict=True):
-        panel.set_title(f"FLOPs for each {words}")
-        panel.set_xlabel("prompt, tokens")
+        panel.set_title(f"FLOPs per {words}")
+        panel.set_xlabel("prompt length, tokens")
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         panel.set_xticks(lengths, [str(length) for length in lengths], rotation=45)
@@ -255,7 +259,7 @@ def axis_figure(axis: str, groups: Groups, fixed: Groups, columns: Sequence[Colu
 
 
 def _grid(items: Collection[Any], wide: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with one panel for each item, ``wide`` in a row; panels left over are hidden."""
+    """A figure with one panel for each item, ``wide`` in a row; unused panels are hidden."""
     high = -(-len(items) // wide)
     figure = Figure(figsize=(width * wide + 0.5, (height + 0.4) * high + 0.2), layout="constrained")
     panels = list(figure.subplots(high, wide, squeeze=False).ravel())
@@ -265,7 +269,7 @@ def _grid(items: Collection[Any], wide: int, width: float, height: float) -> tup
 
 
 def _reference_lines(draw: Callable[..., object], fixed: Groups, column: Column) -> None:
-    """A line for each model that was not trained, with ``axhline`` or ``axvline`` of a panel."""
+    """Draw a line for each untrained model with ``draw``, which is ``axhline`` or ``axvline`` of a panel."""
     for row, runs in fixed.items():
         value = level(runs, column)
         if value is not None and row in FIXED:
@@ -282,7 +286,7 @@ def _legend_below(figure: Figure, panels: Sequence[Axes]) -> None:
 
 
 def _looks(rows: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each row of a figure: a method has its own in every figure, others take what is left."""
+    """Colour and marker of each row: methods have the same ones in every figure, other rows take the remaining ones."""
     places = {row: METHODS.index(row) if row in METHODS else None for row in rows}
     free = cycle(place for place in range(len(COLORS)) if place not in places.values())
     taken = {row: next(free) if place is None else place for row, place in places.items()}

@@ -1,4 +1,4 @@
-"""``tables``: every file that is made from an experiment's committed results, as bytes, before any is written."""
+"""``tables``: every file that is made from an experiment's committed results. All are made before any is written."""
 
 import csv
 import io
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from longctx_rl.report import ablation, comparison, descriptions, figures, length_costs, marks, results
+from longctx_rl.files import replacing
+from longctx_rl.report import ablation, comparison, descriptions, figures, length_costs, readmes, results
 from longctx_rl.report.experiment import Experiment, check_cells
 from longctx_rl.report.readings import Groups
 from longctx_rl.report.results import Result
@@ -23,67 +24,61 @@ from longctx_rl.report.study import (
     transfer_points,
 )
 from longctx_rl.report.tables import Table, comma_separated, latex, markdown
-from longctx_rl.runs.directory import write_text
 
 MADE = ("tables", "figures")
-"""Folders of an experiment in which everything is made here."""
+"""Folders of an experiment that contain nothing but files made here."""
 
 
-def files_of(experiment: Experiment, checkout: Path) -> dict[Path, bytes]:
-    """Path to content: tables, figures, and READMEs with their marks filled.
+def files_of(experiment: Experiment, checkout: Path, committed: Sequence[Result]) -> dict[Path, bytes]:
+    """Path to content: tables, figures, and READMEs with their blocks filled.
 
     Raises:
-        ValueError: no results, results that cannot stand beside each other, or a README's mark that is wrong.
+        ValueError: the results do not fit together, or a README has an invalid block.
     """
-    found = results.read_all(experiment.results)
-    made = {path: text.encode() for path, text in texts_of(experiment, checkout, found).items()}
-    for name, make in _figures(experiment, found, columns_of(found)).items():
+    made = {path: text.encode() for path, text in texts_of(experiment, checkout, committed).items()}
+    for name, make in _figures(experiment, committed, columns_of(committed)).items():
         for kind, content in figures.drawn(make).items():
             made[experiment.folder / "figures" / f"{name}.{kind}"] = content
     return made
 
 
-def texts_of(experiment: Experiment, checkout: Path, found: Sequence[Result]) -> dict[Path, str]:
-    """All files but the figures; raises as ``files_of``."""
-    if problems := check_cells(experiment, found):
+def texts_of(experiment: Experiment, checkout: Path, committed: Sequence[Result]) -> dict[Path, str]:
+    """All files of ``files_of`` except the figures. Raises ValueError as ``files_of`` does."""
+    if problems := check_cells(experiment, committed):
         raise ValueError(problems[0])
-    tables = ablation.tables_of(experiment, found) if experiment.axes else comparison.tables_of(found)
+    tables = ablation.tables_of(experiment, committed) if experiment.axes else comparison.tables_of(committed)
     made: dict[Path, str] = {}
     for table in tables:
         made[experiment.folder / "tables" / f"{table.name}.csv"] = comma_separated(table)
         made[experiment.folder / "tables" / f"{table.name}.tex"] = latex(table)
     made[experiment.folder / "tables.md"] = _page(experiment, tables)
-    if not experiment.axes and {LONGREASON, CODE_LONG, CODE_SHORT} <= set(columns_of(found)):
-        made[experiment.folder / "tables" / "transfer_points.csv"] = _transfer_points(found)
+    if not experiment.axes and {LONGREASON, CODE_LONG, CODE_SHORT} <= set(columns_of(committed)):
+        made[experiment.folder / "tables" / "transfer_points.csv"] = _transfer_points(committed)
     texts = {table.name: markdown(table) for table in tables}
-    for path in marks.readmes(checkout):
-        made[path] = marks.filled(path, experiment.name, texts)
+    for path in readmes.readmes(checkout):
+        made[path] = readmes.filled(path, experiment.name, texts)
     return made
 
 
 def stale(experiment: Experiment, made: dict[Path, bytes]) -> list[Path]:
-    """Files in the folders of what is made that no table or figure makes any more."""
+    """Files in ``MADE`` folders that no table or figure makes any more."""
     there = [path for folder in MADE for path in sorted((experiment.folder / folder).glob("[!.]*.*"))]
     return [path for path in there if path.is_file() and path not in made]
 
 
 def write(experiment: Experiment, checkout: Path) -> str:
-    """Write every file, remove what is made no more, and say what changed."""
-    made = files_of(experiment, checkout)
+    """Write every file, remove stale ones, and return a summary in lines. Raises ValueError as ``files_of`` does."""
+    made = files_of(experiment, checkout, results.read_all(experiment.results))
     changed = [path for path, content in made.items() if not path.is_file() or path.read_bytes() != content]
     for path in changed:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".png":
-            temporary = path.with_name(f".{path.name}")
+        with replacing(path) as temporary:
             temporary.write_bytes(made[path])
-            temporary.replace(path)
-        else:
-            write_text(path, made[path].decode())
     gone = stale(experiment, made)
     for path in gone:
         path.unlink()
     return "\n".join(
-        [f"{len(made)} files of {experiment.name}, {len(changed)} changed", *(f"removed: {path}" for path in gone)]
+        [f"{experiment.name}: {len(made)} files, {len(changed)} changed", *(f"removed: {path}" for path in gone)]
     )
 
 
@@ -95,23 +90,23 @@ def _page(experiment: Experiment, tables: Sequence[Table]) -> str:
 
 
 def _figures(
-    experiment: Experiment, found: Sequence[Result], columns: Sequence[Column]
+    experiment: Experiment, committed: Sequence[Result], columns: Sequence[Column]
 ) -> dict[str, Callable[[], Figure]]:
-    """Name to what draws it."""
-    base = base_of(found)
-    fixed = descriptions.fixed_of(found, base)
+    """Name of each figure to the function that draws it."""
+    base = base_of(committed)
+    fixed = descriptions.fixed_of(committed, base)
     wanted: dict[str, Callable[[], Figure]] = {}
     if experiment.axes:
         for axis in experiment.axes:
-            groups = ablation.groups_of(experiment, axis, found)
+            groups = ablation.groups_of(experiment, axis, committed)
             if groups and columns:
                 wanted[axis] = partial(figures.axis_figure, axis, groups, fixed, columns)
                 wanted |= _dynamics(f"{axis}_dynamics", groups, figures.level_dynamics_figure)
         return wanted
-    methods = methods_of(found)
+    methods = methods_of(committed)
     if columns:
         wanted["levels"] = partial(figures.level_figure, methods, fixed, columns)
-    if figures.asked_lengths(methods):
+    if figures.evaluated_lengths(methods):
         wanted["scaling"] = partial(figures.length_figure, methods, fixed)
     if length_costs.table(methods) is not None:
         wanted["scaling_costs"] = partial(figures.length_cost_figure, methods)
@@ -124,9 +119,9 @@ def _dynamics(name: str, groups: Groups, draw: Callable[[Groups], Figure]) -> di
     return {name: partial(draw, groups)} if figures.recorded(groups) else {}
 
 
-def _transfer_points(found: Sequence[Result]) -> str:
-    base = base_of(found)
-    methods = methods_of(found) if base is not None else {}
+def _transfer_points(committed: Sequence[Result]) -> str:
+    base = base_of(committed)
+    methods = methods_of(committed) if base is not None else {}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["method", "seed", "step", "last", "code", "gain_longreason", "gain_code"])

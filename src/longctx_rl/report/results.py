@@ -13,8 +13,8 @@ from typing import Any
 
 from longctx_rl.config import convert
 from longctx_rl.config.schema import Config
+from longctx_rl.files import json_lines, write_text
 from longctx_rl.launch.costs import Measured
-from longctx_rl.runs.directory import write_text
 
 Cell = tuple[str, str, int]
 """Suite, task, nominal prompt length."""
@@ -139,7 +139,7 @@ def missing(folder: Path) -> str:
 def read(path: Path) -> Result:
     """One result. Raises ValueError if the file is not one."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.checked() for line in json_lines(path)]
         described, costs, curves, *cells = lines
         return Result(
             **{**described, "problems": tuple(described["problems"])},
@@ -147,7 +147,7 @@ def read(path: Path) -> Result:
             curves=curves["curves"],
             cells={(cell["suite"], cell["task"], cell["length"]): _cell(cell) for cell in cells},
         )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is no committed result ({error}): restore it, or collect it again") from error
 
 

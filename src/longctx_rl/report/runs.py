@@ -15,6 +15,7 @@ import longctx_rl
 from longctx_rl.config import convert
 from longctx_rl.config.schema import Config
 from longctx_rl.evals.records import ItemRecord
+from longctx_rl.files import json_lines
 from longctx_rl.runs.metrics import Row
 
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -56,7 +57,7 @@ class Run:
     def rollouts(self) -> dict[int, list[dict[str, Any]]]:
         """Step to the completions that were saved there, by step; lines that cannot be read are left out."""
         files = sorted((self.path / "rollouts").glob("step-*.jsonl"))
-        return {int(file.stem.removeprefix("step-")): _json_lines(file)[0] for file in files}
+        return {int(file.stem.removeprefix("step-")): _json_objects(file)[0] for file in files}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def read_run(path: Path) -> Run:
     config = _config(path / "config.yaml", problems)
     environment = _environment(path / "environment.json", problems)
     there = (path / "metrics.jsonl").is_file()
-    rows, unread = _json_lines(path / "metrics.jsonl") if there else ([], [])
+    rows, unread = _json_objects(path / "metrics.jsonl") if there else ([], [])
     metrics = [row for row in rows if isinstance(row.get("step"), int)]
     problems += unread
     if len(metrics) < len(rows):
@@ -126,7 +127,7 @@ def read_evals(folder: Path) -> dict[str, tuple[list[ItemRecord], list[str]]]:
     """Suite to its records and to what could not be read of them, from ``evals/`` of a run or evaluation folder."""
     found: dict[str, tuple[list[ItemRecord], list[str]]] = {}
     for file in sorted((folder / "evals").glob("*.jsonl")):
-        lines, problems = _json_lines(file)
+        lines, problems = _json_objects(file)
         kept: list[ItemRecord] = []
         for line in lines:
             try:
@@ -174,18 +175,16 @@ def _environment(path: Path, problems: list[str]) -> dict[str, Any]:
     return dict(environment)
 
 
-def _json_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The objects of a file of lines, and what is wrong with it."""
-    *lines, rest = path.read_bytes().split(b"\n")
-    problems = [f"{path} ends in the middle of a line, left out"] if rest else []
-    found, broken = [], 0
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            value = None
-        if isinstance(value, dict):
-            found.append(value)
+def _json_objects(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The objects of a JSON Lines file, and what is wrong with it."""
+    found: list[dict[str, Any]] = []
+    problems: list[str] = []
+    broken = 0
+    for line in json_lines(path):
+        if line.cut:
+            problems.append(f"{path} ends in the middle of a line, left out")
+        elif isinstance(line.value, dict):
+            found.append(line.value)
         else:
             broken += 1
     if broken:

@@ -1,27 +1,38 @@
-"""Grading the final line, exactly.
+"""Exact graders of generated tasks, RULER's scores, and credit for evidence.
 
-Only the text after the last ``Answer:`` on the last line that is not empty counts. Naming the right answer anywhere
-else, or among others, earns nothing. Running text (``copy``, ``lookup``) has no such line and is graded from its start.
+Only the text after the last ``Answer:`` on the last non-empty line counts. Naming the right answer elsewhere, or among
+others, earns nothing. Exceptions are running text (``copy``, ``lookup``), which has no such line and is graded from its
+start, and RULER's answers, which may stand in any line.
 """
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
-from longctx_rl.rewards.evidence import evidence_score
-from longctx_rl.rewards.ruler import recall, strict
 from longctx_rl.rewards.text import letter, match
 from longctx_rl.types import Example, Reward
 
 ANSWER_MARK = "Answer:"
 LIST_SEPARATOR = ";"
+RULER_KINDS = (
+    r"\d{5,7}",
+    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+    r"[A-Z]{5}",
+    r"(?:[A-Z][a-z]{2}){2,3}",
+    r"(?:[bdfghjklmnprstvz][aeiou][lnrsmdkv]){2,3}",
+)
+"""The forms of RULER's answers: numbers, UUIDs, variables, names, coded words."""
+RULER_WORDS, RULER_WORDS_EACH = 64, 8
+"""Longest text that counts as a choice: so many words, and so many more for each reference answer."""
 
 Grader = Callable[[str, Example], Reward]
 
 
 def final_answer(text: str) -> str | None:
-    """What the last line says after its last ``Answer:``, without spaces and full stop at its ends.
+    """Return the text after the last ``Answer:`` of the last line, without surrounding spaces and final full stop.
 
-    None if the last line that is not empty holds no ``Answer:``, or nothing follows it.
+    None if the last non-empty line has no ``Answer:``, or nothing follows it.
     """
     lines = text.strip().splitlines()
     if not lines or ANSWER_MARK not in lines[-1]:
@@ -30,13 +41,13 @@ def final_answer(text: str) -> str | None:
 
 
 def grade(text: str, example: Example) -> Reward:
-    """Score of a completion by its task's exact grader, in [0, 1]: the answer alone counts.
+    """Grade a completion with its task's exact grader. The score, in [0, 1], is that of the answer alone.
 
     Args:
-        text: the completion, special tokens left out.
+        text: the completion without special tokens.
 
     Raises:
-        ValueError: a task without a grader.
+        ValueError: the task has no grader.
     """
     if example.task not in GRADERS:
         raise ValueError(f"no grader for task {example.task!r}: choose one of {', '.join(GRADERS)}")
@@ -44,23 +55,23 @@ def grade(text: str, example: Example) -> Reward:
 
 
 def grade_exact(text: str, example: Example) -> Reward:
-    """1 if the final answer is the reference answer, word for word, else 0."""
+    """Score 1 if the final answer equals the reference answer word for word, else 0."""
     predicted = final_answer(text)
     correct = predicted is not None and predicted.split() == _clean(example.answer).split()
     return _reward(float(correct), predicted, text, example)
 
 
 def grade_letter(text: str, example: Example) -> Reward:
-    """1 if the last line's answer is the reference's letter; ``format``: it is a letter at all."""
+    """Score 1 if the final answer is the reference's letter, else 0; ``format`` is whether it is a letter."""
     predicted = final_answer(text)
     chosen = letter(predicted) if predicted is not None else None
     return _reward(float(chosen == example.answer), chosen, text, example)
 
 
 def grade_ordered_list(text: str, example: Example) -> Reward:
-    """F1 of the longest common subsequence of predicted and reference items; repeated and surplus items count against.
+    """Score the F1 of the longest common subsequence of predicted and reference items.
 
-    ``set_f1`` disregards the order.
+    Repeated and surplus items lower the score. ``set_f1`` ignores the order.
     """
     predicted = final_answer(text)
     items = _items(predicted or "")
@@ -71,7 +82,7 @@ def grade_ordered_list(text: str, example: Example) -> Reward:
 
 
 def grade_continuation(text: str, example: Example) -> Reward:
-    """Running text, which nothing ends: the share of the reference that is right before the first wrong letter."""
+    """Score running text, which has no end: the share of the reference before the first wrong character."""
     reference = example.answer.strip()
     same = (a == b for a, b in zip(text.strip(), reference, strict=False))
     score = sum(1 for _ in takewhile(bool, same)) / len(reference)
@@ -79,19 +90,19 @@ def grade_continuation(text: str, example: Example) -> Reward:
 
 
 def grade_ruler(text: str, example: Example) -> Reward:
-    """Right minus wrong answers, so that dumping the text does not help; ``recall`` is RULER's own score."""
+    """Score right minus wrong answers, so that copying the document earns nothing; ``recall`` is RULER's own score."""
     wanted = example.answer.split("; ")
-    score = strict(text, wanted, example.question)
-    return _reward(score, text or None, text, example, recall=recall(text, wanted))
+    score = ruler_strict(text, wanted, example.question)
+    return _reward(score, text or None, text, example, recall=ruler_recall(text, wanted))
 
 
 def grade_question(text: str, example: Example) -> Reward:
-    """1 if what is said behind the last ``Answer:``, or at all, is one of the answers and next to nothing else
-    (``text.match``); ``recall`` is RULER's own score."""
+    """Score 1 if the text after the last ``Answer:``, or the whole text if there is none, matches one of the answers
+    (``text.match``), else 0; ``recall`` is RULER's own score."""
     wanted = example.answer.split("\n")
     said = text.rpartition("</think>")[2].rpartition(ANSWER_MARK)[2]
     score = max(match(said, answer) for answer in wanted)
-    return _reward(score, text or None, text, example, recall=recall(text, wanted, any_answer=True))
+    return _reward(score, text or None, text, example, recall=ruler_recall(text, wanted, any_answer=True))
 
 
 GRADERS: dict[str, Grader] = {
@@ -107,7 +118,64 @@ GRADERS: dict[str, Grader] = {
     "drill": grade_continuation,
     "pairs": grade_continuation,
 }
-"""Grader of each generated task but ``code``, which is run. ``composed`` adds evidence and more."""
+"""The grader of each generated task except ``code``, whose answers are run. ``composed`` adds further parts."""
+
+
+def ruler_recall(text: str, answers: Sequence[str], *, any_answer: bool = False) -> float:
+    """RULER's own scores, as published results use them.
+
+    Args:
+        any_answer: ``string_match_part``, which is 1 if any answer occurs in the text; False: ``string_match_all``, the
+            share of the answers that occur. Other content of the text does not matter in either.
+    """
+    found = [answer.lower() in text.lower() for answer in answers]
+    return float(any(found)) if any_answer else sum(found) / len(found)
+
+
+def ruler_strict(text: str, answers: Sequence[str], question: str = "") -> float:
+    """Return right minus wrong answers, divided by the number of answers and never below 0.
+
+    Listing every candidate earns nothing where the document holds as many wrong ones. Copying the document, which may
+    hold no wrong candidate, earns nothing either: a text of more than ``RULER_WORDS`` words, plus ``RULER_WORDS_EACH``
+    per answer, scores 0.
+
+    The answers are read after the last ``Answer:`` if there is one, else in the whole text after its reasoning. Only
+    strings of the reference answers' form count, and none that the question itself contains, so a sentence around the
+    answers costs nothing.
+    """
+    kind = next((one for one in RULER_KINDS if all(re.fullmatch(one, answer) for answer in answers)), None)
+    said = text.rpartition("</think>")[2].rpartition(ANSWER_MARK)[2]
+    if len(said.split()) > RULER_WORDS + RULER_WORDS_EACH * len(answers):
+        return 0.0
+    if kind is None:
+        items = {word.strip(".,;:") for word in said.split()} - {""}
+    else:
+        items = set(re.findall(rf"(?<![\w-])(?:{kind})(?![\w-])", said))
+        items -= set(re.findall(rf"(?<![\w-])(?:{kind})(?![\w-])", question))
+    right = len(items & set(answers))
+    return max(0, right - len(items - set(answers))) / len(set(answers))
+
+
+def evidence_score(text: str, example: Example, beta: float = 1.0) -> float:
+    """F-beta between the statements before the final line and the example's evidence, each counted once.
+
+    A beta above 1 penalises missing evidence more than surplus statements (LongRLVR, arXiv 2603.02146, uses 2).
+
+    Statements are separated by full stops or line breaks. Where the document does not hold the answer, the only
+    expected statement is that the requested fact is not stated.
+    """
+    reasoning = text.strip().rpartition("\n")[0]
+    stated = Counter(_statements(reasoning))
+    evidence = Counter(" ".join(item.statement.split()) for item in example.evidence)
+    if not evidence:
+        evidence = Counter(_statements(example.target.rpartition("\n")[0]))
+    hits, square = (stated & evidence).total(), beta * beta
+    total = square * evidence.total() + stated.total()
+    return (1 + square) * hits / total if total else 0.0
+
+
+def _statements(text: str) -> list[str]:
+    return [" ".join(piece.split()) for piece in re.split(r"\.\s|\.$|\n", text) if piece.strip()]
 
 
 def _reward(answer: float, predicted: str | None, text: str, example: Example, **parts: float) -> Reward:
@@ -124,7 +192,7 @@ def _items(answer: str) -> list[str]:
 
 
 def _common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
+    """Return the length of the longest common subsequence."""
     row = [0] * (len(right) + 1)
     for item in left:
         previous = row

@@ -1,13 +1,18 @@
-"""The reward of a run: a grader for each task's answers, and parts weighed as the configuration says.
+"""The reward of a run: a grader for each task's answers, and a weighted sum of parts.
 
-    score = sum of weight * part / sum of the weights that are no penalty's
+    score = sum of weight * part / sum of the weights of all parts except penalties
 
-Parts: ``answer`` in [0, 1] by the task's grader; ``evidence`` in [0, 1], F-beta of the restated evidence; ``grounded``,
-answer times evidence (with weights 1, eta and 1 - eta of answer, evidence and grounded this is LongRLVR's reward, arXiv
-2603.02146); ``format``, whether a final answer was found; ``unclear``, the judge said neither yes nor no, which counts
-as not right and has no weight; of code ``passed``, ``recall``, ``hallucinated`` and ``suspicious``, see code.py, which
-have none either; the penalties ``overlong`` (DAPO's soft one, arXiv 2503.14476) and ``repetition``, in
-[-1, 0].
+Parts:
+
+- ``answer``, in [0, 1], from the task's grader;
+- ``evidence``, in [0, 1], F-beta of the restated evidence;
+- ``grounded``, answer times evidence: with the weights 1, eta and 1 - eta for answer, evidence and grounded, the score
+  is LongRLVR's reward (arXiv 2603.02146);
+- ``format``, whether there is a final answer;
+- the penalties ``overlong`` (DAPO's soft penalty, arXiv 2503.14476) and ``repetition``, in [-1, 0].
+
+Some parts are reported and take no weight: ``unclear``, whether the judge said neither yes nor no, which counts as
+wrong; for code ``passed``, ``recall``, ``hallucinated`` and ``suspicious`` (see execution.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,16 +20,26 @@ from dataclasses import dataclass
 
 from longctx_rl.config.reward import PENALTIES, RewardConfig
 from longctx_rl.rewards import text as rules
-from longctx_rl.rewards.answers import ANSWER_MARK, Grader, final_answer, grade_continuation, grade_exact
-from longctx_rl.rewards.answers import grade_ordered_list as ordered_list
-from longctx_rl.rewards.evidence import evidence_score
+from longctx_rl.rewards.answers import (
+    ANSWER_MARK,
+    Grader,
+    evidence_score,
+    final_answer,
+    grade_continuation,
+    grade_exact,
+    grade_ordered_list,
+)
 from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rewards.judge import Judge, JudgeQuestion
 from longctx_rl.types import Example, Reward
 
 JUDGE, EXECUTION = "judge", "execution"
-WHOLE: dict[str, Grader] = {"exact": grade_exact, "ordered_list": ordered_list, "continuation": grade_continuation}
-"""Graders of a whole completion."""
+WHOLE: dict[str, Grader] = {
+    "exact": grade_exact,
+    "ordered_list": grade_ordered_list,
+    "continuation": grade_continuation,
+}
+"""Graders of the whole completion."""
 FINAL: dict[str, Callable[[str, str], float]] = {
     "match": rules.match,
     "token_f1": rules.token_f1,
@@ -34,11 +49,11 @@ FINAL: dict[str, Callable[[str, str], float]] = {
 }
 """Graders of the final answer against the reference."""
 LONG: dict[str, Callable[[str, str], float]] = {"rouge_l": rules.rouge_l}
-"""Graders of an answer of several lines: all that follows the last ``Answer:``, or everything."""
+"""Graders of answers of several lines: all text after the last ``Answer:``, or the whole text if there is none."""
 GRADER_NAMES = (*WHOLE, *FINAL, *LONG, JUDGE, EXECUTION)
 PARTS = ("answer", "evidence", "grounded", "format", *PENALTIES)
 REPEATED_WORDS = 8
-"""Length of the word sequences whose repetition counts."""
+"""Length, in words, of the sequences whose repetition is penalised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +62,16 @@ class Answered:
 
     text: str
     tokens: int
+    """Its length."""
     example: Example
 
 
 class Rewarder:
-    """Grades completions as configured. Rules are pure; the judge is asked for all completions at once.
+    """Grades completions as configured. Rules are pure functions; the judge is queried for all completions at once.
 
     Args:
-        max_tokens: the sampler's limit, for the penalty on length.
-        code: runs answers that are code; None: no task's are.
+        max_tokens: the sampler's length limit, for the penalty ``overlong``.
+        code: grades answers that are code; None: no task has such answers.
     """
 
     def __init__(self, config: RewardConfig, max_tokens: int, code: CodeGrader | None = None) -> None:
@@ -63,10 +79,10 @@ class Rewarder:
         self._judge = Judge(config.judge) if config.judge is not None else None
 
     def __call__(self, answered: Sequence[Answered]) -> list[Reward]:
-        """Scores with their parts.
+        """Return the reward of each completion.
 
         Raises:
-            GraderUnavailable: no score can be had from the judge, or no code can be run.
+            GraderUnavailable: the judge gives no scores, or code can no longer be run.
         """
         rewards = [self._by_rule(one) for one in answered]
         waiting = [index for index, one in enumerate(answered) if self._grader(one.example) == JUDGE]
@@ -119,25 +135,25 @@ class Rewarder:
 
 
 def long_answer(text: str) -> str:
-    """What follows the last ``Answer:``, over several lines; the whole text without its reasoning if there is none."""
+    """Return all lines after the last ``Answer:``, or the whole text if there is none; never the reasoning."""
     text = text.rpartition("</think>")[2]
     return text.rpartition(ANSWER_MARK)[2].strip()
 
 
 def overlong(tokens: int, limit: int, buffer: int) -> float:
-    """0 up to ``limit - buffer`` tokens, then a straight line to -1 at the limit."""
+    """Return 0 up to ``limit - buffer`` tokens, then linearly down to -1 at the limit."""
     return -min(1.0, max(0.0, (tokens - (limit - buffer)) / buffer)) if buffer else 0.0
 
 
 def repetition(text: str) -> float:
-    """Minus the share of sequences of ``REPEATED_WORDS`` words that occurred before."""
+    """Return minus the share of sequences of ``REPEATED_WORDS`` words that occur earlier in the text."""
     tokens = text.split()
     windows = [tuple(tokens[i : i + REPEATED_WORDS]) for i in range(len(tokens) - REPEATED_WORDS + 1)]
     return len(set(windows)) / len(windows) - 1.0 if windows else 0.0
 
 
 def check_reward(config: RewardConfig, tasks: Sequence[str]) -> None:
-    """Raise ValueError for the first thing that is wrong with a configuration."""
+    """Raise ValueError for the first setting of a configuration that is wrong."""
     for task, name in config.graders.items():
         if name not in GRADER_NAMES:
             raise ValueError(f"reward.graders.{task}={name}: choose one of {', '.join(GRADER_NAMES)}")
@@ -148,14 +164,14 @@ def check_reward(config: RewardConfig, tasks: Sequence[str]) -> None:
             raise ValueError(f"unknown key reward.weights.{part}: choose from {', '.join(PARTS)}")
         if weight < 0:
             raise ValueError(
-                f"reward.weights.{part}={weight}: set it to 0 or more; penalties are negative without a sign"
+                f"reward.weights.{part}={weight}: set it to 0 or more; a penalty's values are already negative"
             )
     if config.evidence_beta <= 0:
         raise ValueError(f"reward.evidence_beta={config.evidence_beta}: set it above 0")
     if config.weights.get("overlong") and not config.overlong_tokens > 0:
         raise ValueError("reward.weights.overlong needs reward.overlong_tokens above 0, such as 512")
     if not sum(weight for name, weight in config.weights.items() if name not in PENALTIES):
-        raise ValueError("reward.weights gives nothing for an answer: set reward.weights.answer=1")
+        raise ValueError("reward.weights gives no weight to any part except penalties: set reward.weights.answer=1")
     for task in tasks:
         if task not in config.graders and "other" not in config.graders:
             raise ValueError(f"reward={config.name} has no grader for task {task}: choose reward=rules or judge")

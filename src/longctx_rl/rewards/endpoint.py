@@ -1,5 +1,7 @@
-"""A language model behind any OpenAI-compatible endpoint: asked concurrently, again after errors that pass, and never
-twice for the same thing."""
+"""A language model behind an OpenAI-compatible endpoint.
+
+Requests are concurrent, transient errors are retried, and replies are cached on disk, so that none is paid for twice.
+"""
 
 import hashlib
 import json
@@ -18,33 +20,34 @@ T = TypeVar("T")
 
 
 class EndpointFailed(Exception):
-    """No reply can be had; says in one sentence why, and what to set."""
+    """The endpoint gives no replies. The message says why, and what to set."""
 
 
 class RequestRefused(Exception):
-    """The endpoint will never answer this one request: too long for the model, or filtered."""
+    """The endpoint rejects this request for good: it is too long for the model, or filtered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model wrote, without its reasoning."""
+    """A model's reply."""
 
     text: str
+    """Without its reasoning."""
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
     cached: bool
-    """It was on disk: nothing was asked."""
+    """It came from disk, without a request."""
 
 
 class Endpoint:
-    """Replies by model and prompt, kept in an SQLite file as they come.
+    """Queries a model and caches its replies, by model and prompt, in an SQLite file as they arrive.
 
     Args:
         key: the configuration's dotted path, for messages.
 
     Raises:
-        ValueError: the client's package is not installed.
+        ValueError: the client's package is not installed, or the cache cannot be opened.
     """
 
     def __init__(self, config: EndpointConfig, key: str) -> None:
@@ -69,11 +72,14 @@ class Endpoint:
             raise ValueError(f"{path} cannot be used ({error}): set {key}.cache") from error
 
     def ask(self, prompt: str, *, temperature: float = 0.0, keep: Callable[[str], bool] = lambda _: True) -> Reply:
-        """One reply. ``keep`` says of its text whether it is kept on disk.
+        """Return the reply to one prompt.
+
+        Args:
+            keep: decides from the reply's text whether the reply is cached.
 
         Raises:
-            EndpointFailed: after all retries; or replies cannot be kept.
-            RequestRefused: of this request alone.
+            EndpointFailed: no reply after all retries, or the cache cannot be read or written.
+            RequestRefused: the endpoint rejects this request.
         """
         request: dict[str, Any] = {
             "model": self._config.model,
@@ -82,7 +88,7 @@ class Endpoint:
             "max_tokens": self._config.max_tokens,
         }
         extra = {"chat_template_kwargs": {"enable_thinking": False}} if self._config.no_thinking else None
-        # Not where it is served: the same model may come back elsewhere.
+        # The key omits the base URL: the same model may later be served elsewhere.
         name = hashlib.blake2b(json.dumps([request, extra]).encode(), digest_size=16).hexdigest()
         if (found := self._kept(name)) is not None:
             return Reply(**found, cached=True)
@@ -124,12 +130,12 @@ class Endpoint:
             raise EndpointFailed(f"{self._config.cache} cannot be written ({error}): set {self._key}.cache") from error
 
     def each(self, work: Callable[[T], Any], items: Iterable[T]) -> list[Any]:
-        """``work`` on each item, ``concurrency`` at a time, in order. The first failure cancels what has not begun."""
+        """Apply ``work`` to items, ``concurrency`` at a time, in order. The first failure cancels the pending items."""
         pool = ThreadPoolExecutor(self._config.concurrency)
         try:
             return [future.result() for future in [pool.submit(work, item) for item in items]]
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for slow replies
+            pool.shutdown(wait=False, cancel_futures=True)  # does not wait for slow replies, such as after Ctrl-C
 
     def _explained(self, error: Exception) -> str:
         config, openai = self._config, self._openai

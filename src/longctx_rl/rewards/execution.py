@@ -1,7 +1,8 @@
-"""Grading code by running it: the answer is right if it returns what the task's own solution returns.
+"""Grading code by running it: an answer is right if it returns what the task's own solution returns.
 
-Inputs are drawn anew for each call, from what the completions of an item say together: nobody can know them
-beforehand, all completions of a group get the same, and a resumed run draws them again.
+Inputs are drawn for each call of the grader, seeded by the text of all completions of an item. No completion can
+therefore know its inputs in advance, all completions of a group get the same inputs, and a resumed run draws the same
+inputs again.
 """
 
 import ast
@@ -15,46 +16,50 @@ from typing import Any
 
 from longctx_rl.rewards.answers import grade as exact
 from longctx_rl.rewards.judge import GraderUnavailable
+from longctx_rl.sandbox.isolation import Backend
 from longctx_rl.sandbox.pool import Call, Sandbox, SandboxFailed
 from longctx_rl.sandbox.submissions import Submission, extract_code, grade
 from longctx_rl.types import CodeTask, Example, Reward
 
 INPUTS = 20
-"""Calls of each submission."""
+"""Number of calls of each submission."""
 DRAWS: dict[str, Callable[[Random], Any]] = {
     "x": lambda draw: draw.randint(-99, 99),
     "y": lambda draw: draw.randint(-99, 99),
     "values": lambda draw: [draw.randint(-20, 20) for _ in range(draw.randrange(12))],
 }
-"""Parameter to how its values are drawn."""
+"""How the values of each parameter are drawn, by the parameter's name."""
 EDGES: dict[str, tuple[Any, ...]] = {"x": (0, 1, -1), "y": (0, -1, 1), "values": ([], [7], [-3, -3])}
-"""Values that are always among them."""
+"""Edge cases that are always among the inputs, by the parameter's name."""
 REFERENCE_SECONDS = 20
-"""Of a task's own solution: what takes it longer is broken, not the machine busy."""
+"""CPU limit of a task's own solution: one that takes longer is broken, however busy the machine."""
 
 
 class CodeGrader:
-    """Runs answers that are code. Close it when it is no longer used.
+    """Grades answers that are code by running them. Close it after use.
 
     Args:
-        backend: see ``sandbox.isolation``.
-        ranks: processes of this machine that have one each.
+        backend: how the code is isolated, from ``sandbox.probe.choose``.
+        ranks: processes on this machine that each have a grader.
 
     Raises:
-        ValueError: generated code cannot be run here.
+        ValueError: no worker can be started.
     """
 
-    def __init__(self, backend: str, *, ranks: int = 1) -> None:
+    def __init__(self, backend: Backend, *, ranks: int = 1) -> None:
         self.sandbox = Sandbox(backend, ranks=ranks)
-        self.backend = self.sandbox.backend
+        self.backend = backend
 
     def __call__(self, answered: Sequence[tuple[str, Example]]) -> list[Reward]:
-        """``answer``: 1 if every result is right; ``passed``: share of them that are; ``format``: it defines the
-        function; ``recall``: share of the needed helpers that are called; ``hallucinated``: it uses names that exist
-        nowhere; ``suspicious``: it shows signs of an attack on the judge.
+        """Return the reward of each answer.
+
+        Parts: ``answer``, 1 if every result is right; ``passed``, the share of results that are right; ``format``,
+        whether the code defines the function; ``recall``, the share of the required helpers that it calls;
+        ``hallucinated``, whether it uses names that do not exist; ``suspicious``, whether it shows signs of an attack
+        on the grader.
 
         Raises:
-            GraderUnavailable: no code can be run any more.
+            GraderUnavailable: workers can no longer be started, or a task's own solution does not run.
         """
         tasks = {example.id: _task(example) for _, example in answered}
         said = {name: "\0".join(text for text, one in answered if one.id == name) for name in tasks}
@@ -84,7 +89,7 @@ class CodeGrader:
         ]
 
     def _expected(self, tasks: dict[str, CodeTask], inputs: dict[str, list[list[Any]]]) -> dict[str, list[Any]]:
-        """What each task's own solution returns. It is run where answers are: it may come from a file."""
+        """Return the results of each task's own solution. It runs in the sandbox because it may come from a file."""
         calls = [
             Call(task.reference, task.entry, inputs[name], cpu_seconds=REFERENCE_SECONDS)
             for name, task in tasks.items()
@@ -94,26 +99,27 @@ class CodeGrader:
             errors = [result.error for result in outcome.results if result.error]
             if outcome.status != "returned" or errors:
                 why = errors[0] if errors else outcome.status
-                raise GraderUnavailable(f"the solution of {name} does not run ({why}): leave the item out")
+                raise GraderUnavailable(f"the solution of {name} does not run ({why}): drop the item")
             found[name] = [result.value for result in outcome.results]
         return found
 
     def close(self) -> None:
+        """Stop the sandbox's workers."""
         self.sandbox.close()
 
 
 class ExactGrader:
-    """Generated tasks' own graders: code is run, everything else is compared. The answer alone counts.
+    """The exact graders of generated tasks: code is run, everything else is compared. The score is the answer alone.
 
     Args:
-        code: runs answers that are code; None: no item's are.
+        code: grades answers that are code; None: no item has such answers.
     """
 
     def __init__(self, code: CodeGrader | None = None) -> None:
         self._code = code
 
     def __call__(self, answered: Sequence[tuple[str, Example]]) -> list[Reward]:
-        """Scores with their parts. Raises GraderUnavailable when code cannot be run any more."""
+        """Return the reward of each answer. Raises GraderUnavailable if code can no longer be run."""
         running = [(text, example) for text, example in answered if example.code is not None]
         ran = iter(self._code(running) if self._code is not None and running else ())
         assert self._code is not None or not running
@@ -121,7 +127,7 @@ class ExactGrader:
 
 
 def draw_inputs(task: CodeTask, seed: str) -> list[list[Any]]:
-    """[n] argument lists of a task's function, none twice while that is possible."""
+    """Return [n] distinct argument lists for a task's function; n is ``INPUTS``, or less if too many draws repeat."""
     draw = Random(seed)
     edges = [EDGES[name] for name in task.parameters]
     found: list[list[Any]] = [list(arguments) for arguments in zip(*edges, strict=True)]
@@ -135,10 +141,10 @@ def draw_inputs(task: CodeTask, seed: str) -> list[list[Any]]:
 
 
 def used_names(code: str, task: CodeTask) -> dict[str, float]:
-    """``format``, ``recall`` and ``hallucinated`` of some code, read from its syntax and never run.
+    """Return ``format``, ``recall`` and ``hallucinated`` of code, from its syntax tree: the code never runs.
 
-    Hallucinated: an import that neither the task's modules nor Python's library has, an attribute that an imported
-    module of the task lacks, or a call of a name that is not defined, imported or built in.
+    Hallucinated is an import that neither the task's modules nor Python's standard library has, an attribute that an
+    imported module of the task lacks, or a call of a name that is not defined, imported or built in.
     """
     try:
         tree = ast.parse(code)
@@ -149,7 +155,7 @@ def used_names(code: str, task: CodeTask) -> dict[str, float]:
     known = defined | set(dir(builtins))
     invented, called = False, set()
     modules: dict[str, frozenset[str]] = {}
-    """Names under which modules of the task are known, and what is in them."""
+    """Names that refer to modules of the task, and what each module exports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             names = exported.get(node.module or "")
@@ -196,7 +202,7 @@ def _exported(source: str) -> frozenset[str]:
 
 
 def _defined(tree: ast.AST) -> set[str]:
-    """Names that code binds, anywhere in it."""
+    """Return the names that the code binds, at any depth."""
     found: set[str] = set()
     for node in ast.walk(tree):
         match node:

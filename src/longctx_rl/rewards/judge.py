@@ -1,8 +1,8 @@
-"""A language model as judge of answers that no rule finds right, behind any OpenAI-compatible endpoint.
+"""A language model as judge of answers that no rule can grade, behind an OpenAI-compatible endpoint.
 
-Binary, as in the dGRPO paper. The judge sees question, reference and answer, not the document. Rules come first: an
-answer in the reference's own words is right, and one without content, or one of the phrases that are known to fool
-judges ("master keys", arXiv 2507.08794), is wrong without asking. An unclear verdict is asked for once more.
+Verdicts are binary, as in the dGRPO paper. The judge sees question, reference and answer, but not the document. Rules
+come first, without a query: an answer in the reference's own words is right; an answer without content, or one of the
+phrases known to fool judges ("master keys", arXiv 2507.08794), is wrong. An unclear verdict is requested once more.
 """
 
 import re
@@ -20,20 +20,20 @@ MASTER_KEYS = frozenset(
         "The answer is", "The correct answer", "Yes", "Correct", "解", "解答", "かいせつ", "Respuesta", "Lösung",
     )
 )  # fmt: skip
-"""Answers that are never sent to the judge, unless the reference is just that."""
+"""Answers that are wrong without a query to the judge, unless the reference is the same phrase."""
 UNCLEAR_LIMIT = 0.2
-"""Share of verdicts that may be neither yes nor no before a judge is given up."""
+"""Share of verdicts that may be neither yes nor no before the judge counts as unusable."""
 MARKS = re.compile(r"\[(?:question|reference|answer|end)\]", re.IGNORECASE)
-"""The prompt's own marks, which no answer may set."""
+"""The section marks of the prompt, which are removed from answers."""
 
 
 class GraderUnavailable(Exception):
-    """What grades cannot be used: the endpoint, or the sandbox. Nothing that it was asked has a score."""
+    """The judge's endpoint or the sandbox cannot be used. No answer of the failed call has a score."""
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeQuestion:
-    """What the judge is asked."""
+    """A question to the judge."""
 
     question: str
     reference: str
@@ -41,14 +41,14 @@ class JudgeQuestion:
 
 
 class Judge:
-    """Verdicts, each asked for once and kept on disk. Raises ValueError if the client's package is not installed."""
+    """Gives verdicts, which are cached on disk. Raises ValueError if the client's package is not installed."""
 
     def __init__(self, config: JudgeConfig) -> None:
         self._config = config
         self._endpoint = Endpoint(config, "reward.judge")
 
     def scores(self, questions: Sequence[JudgeQuestion]) -> list[float | None]:
-        """1 or 0 for each, asked concurrently; None where the judge said neither yes nor no, twice.
+        """Return 1 or 0 for each question, queried concurrently; None where the judge twice said neither yes nor no.
 
         Raises:
             GraderUnavailable: the endpoint fails after all retries, or too many verdicts are unclear.
@@ -63,14 +63,14 @@ class Judge:
         if unclear > UNCLEAR_LIMIT * max(len(verdicts), 5):
             raise GraderUnavailable(
                 f"the judge {self._config.model} answered neither yes nor no to {unclear} of {len(verdicts)} "
-                "questions: choose another model or mend reward.judge.prompt"
+                "questions: choose another reward.judge.model, or fix reward.judge.prompt"
             )
         for index, verdict in zip(open_ones, verdicts, strict=True):
             decided[index] = None if verdict is None else float(verdict)
         return decided
 
     def _verdict(self, one: JudgeQuestion) -> bool | None:
-        """Whether the judge says yes; None if it says neither, or the endpoint refuses this one request."""
+        """Whether the judge says yes; None if it says neither yes nor no, or the endpoint rejects this request."""
         texts = {name: MARKS.sub("", text) for name, text in asdict(one).items()}
         prompt = self._config.prompt.format(**texts)
         for temperature in (0.0, 1.0):
@@ -84,7 +84,7 @@ class Judge:
 
 
 def by_rule(one: JudgeQuestion) -> float | None:
-    """A score that needs no judge; None if one is needed."""
+    """Return the score that a rule gives, or None if the judge has to decide."""
     found = words(one.answer)
     if not found:
         return 0.0
@@ -94,6 +94,6 @@ def by_rule(one: JudgeQuestion) -> float | None:
 
 
 def parse_verdict(reply: str) -> bool | None:
-    """The first word after any reasoning: yes or no. None if it is neither."""
+    """Return whether the first word after any reasoning is yes; None if it is neither yes nor no."""
     said = words(reply.rpartition("</think>")[2])
     return {"yes": True, "no": False}.get(said[0]) if said else None

@@ -1,7 +1,7 @@
-"""Grading free text by rules: what to compare, and how, so that no cheat of the usual kinds scores.
+"""Rules that grade free text and resist the common ways of gaming them.
 
-An answer is compared token by token: a word, a number, or one character of a script that has no spaces. Case, width,
-punctuation and English articles do not count. What is left of nothing is nothing, and nothing is never right.
+Answers are compared token by token. A token is a word, a number, or one character of a script without spaces. Case,
+width, punctuation and English articles do not count. An answer without tokens is never right.
 """
 
 import threading
@@ -14,7 +14,7 @@ import regex
 ARTICLES = frozenset({"a", "an", "the"})
 YES_NO = frozenset({"yes", "no", "noanswer"})
 ALTERNATIVES = frozenset({"or", "and", "either", "und", "oder", "et", "ou", "y", "o", "e", "或", "和"})
-"""Words that list answers. So do the signs in ``LISTING``."""
+"""Words that separate alternative answers, as do the signs in ``LISTING``."""
 LISTING = regex.compile(r"[/;|&,:\n\u3001\u3002\uff0c]|\.\s+\S|\s-\s")
 FUNCTION_WORDS = frozenset(
     [
@@ -41,7 +41,7 @@ FUNCTION_WORDS = frozenset(
         ),
     ]
 )
-"""Words that say nothing of their own around an answer."""
+"""Words around an answer that carry no content of their own."""
 NEGATIONS = frozenset({"not", "no", "never", "nor", "neither", "nicht", "kein", "keine", "non", "não", "nunca", "pas"})
 MATCH_FACTOR, MATCH_SURPLUS, CONTENT_SURPLUS = 3, 5, 1
 _TOKEN = regex.compile(
@@ -53,7 +53,7 @@ _TOKEN = regex.compile(
 
 
 def words(text: str) -> list[str]:
-    """Tokens that count, in order; articles only where there is nothing else."""
+    """Return the tokens that count, in order. Articles count only where there is no other token."""
     text = unicodedata.normalize("NFKC", text).casefold()
     text = regex.sub(r"(?<=\d),(?=\d{3}\b)", "", text)  # 1,000
     tokens = _TOKEN.findall(text)
@@ -61,24 +61,24 @@ def words(text: str) -> list[str]:
 
 
 def contains(text: str, part: str) -> bool:
-    """The words of ``part`` stand in ``text``, whole and in order."""
+    """Whether the tokens of ``part`` occur in ``text``, contiguous and in order."""
     found, wanted = words(text), words(part)
     windows = (found[start : start + len(wanted)] for start in range(len(found) - len(wanted) + 1))
     return bool(wanted) and any(window == wanted for window in windows)
 
 
 def same(predicted: str, reference: str) -> bool:
-    """The same words; where the reference has none, such as ``**``, the same text."""
+    """Whether both have the same tokens, or the same text where the reference has no tokens, such as ``**``."""
     found, wanted = words(predicted), words(reference)
     return found == wanted if wanted else predicted.strip() == reference.strip() != ""
 
 
 def match(predicted: str, reference: str) -> float:
-    """1 if the reference stands in the answer as whole words, and the answer says next to nothing else.
+    """Return 1 if the answer contains the reference as whole words and little else, else 0.
 
-    One way: an answer that is a part of the reference is not right. At most three times the reference's tokens and
-    five more, of which at most one is neither of the reference nor a function word; no other number, no negation; no
-    more alternatives ("A or B", "A, B") than the reference itself has.
+    The test is one-sided: an answer that is a part of the reference is wrong. The answer may have at most three times
+    the reference's tokens plus five, of which at most one is neither in the reference nor a function word; no negation,
+    and no other number where the reference has one; and no more alternatives ("A or B", "A, B") than the reference.
     """
     if same(predicted, reference):
         return 1.0
@@ -99,7 +99,7 @@ def _alternatives(text: str, tokens: Sequence[str]) -> int:
 
 
 def token_f1(predicted: str, reference: str) -> float:
-    """F1 of the tokens, each as often as it occurs (SQuAD); where one side is yes or no, both must be."""
+    """Return the F1 of the tokens with multiplicity (SQuAD). If one side is yes or no, the other must be the same."""
     found, wanted = words(predicted), words(reference)
     if found != wanted and any(len(side) == 1 and side[0] in YES_NO for side in (found, wanted)):
         return 0.0
@@ -108,7 +108,7 @@ def token_f1(predicted: str, reference: str) -> float:
 
 
 def set_f1(predicted: str, reference: str) -> float:
-    """F1 of the items between semicolons, commas or line breaks, in any order; repeated items count against."""
+    """Return the F1 of items separated by semicolons, commas or line breaks, in any order. Repeats lower the score."""
     found, wanted = (
         [tuple(words(item)) for item in regex.split(r"[;,\u3001\uff0c\n]", text) if words(item)]
         for text in (predicted, reference)
@@ -118,26 +118,26 @@ def set_f1(predicted: str, reference: str) -> float:
 
 
 def letter(text: str) -> str | None:
-    """The option that an answer names: ``B``, ``(B)``, ``B.``, ``option B``; None if it says anything else."""
+    """Return the option that an answer names: ``B``, ``(B)``, ``B.``, ``option B``; None if it says anything else."""
     found = regex.fullmatch(r"(?:option\s+)?\(?([A-Za-z])\)?[.:]?", text.strip(), regex.IGNORECASE)
     return found[1].upper() if found else None
 
 
 def choice(predicted: str, reference: str) -> float:
-    """1 if the answer is the reference's letter and nothing else."""
+    """Return 1 if the answer is the reference's letter and nothing else, else 0."""
     wanted = regex.match(r"\(?([A-Za-z])\b", reference.strip())
     return float(wanted is not None and letter(predicted) == wanted[1].upper())
 
 
 def rouge_l(predicted: str, reference: str) -> float:
-    """F1 of the longest common subsequence of tokens (Lin, 2004). Words in the right order can be had without sense."""
+    """Return the F1 of the longest common subsequence of tokens (Lin, 2004). Incoherent text can score high."""
     found, wanted = words(predicted), words(reference)
     common = longest_common_subsequence(found, wanted)
     return 2 * common / (len(found) + len(wanted)) if common else 0.0
 
 
 def longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
-    """Its length, a row of the table at a time as the bits of one number (Hyyrö, 2004)."""
+    """Return the length of the longest common subsequence. Each row of the table is one integer (Hyyrö, 2004)."""
     where: dict[str, int] = {}
     for place, item in enumerate(left):
         where[item] = where.get(item, 0) | 1 << place
@@ -150,12 +150,14 @@ def longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> int
 
 MATH_CHARACTERS = 200
 EXPLODES = regex.compile(r"!|\^\s*\{?\s*\(?[\w\\]*\s*\^|\*\*[^+]*\*\*|(?:\^|\*\*)\s*\{?\s*\(?\d{3,}|\d{40,}")
-"""Factorials, powers of powers and huge exponents: short to write, endless to compute."""
+"""Factorials, powers of powers and huge exponents, which are short to write and too expensive to compute."""
 MATH_SECONDS = 3
 
 
 def mathematical(predicted: str, reference: str) -> float:
-    """1 if both are the same number or expression, by ``math-verify``. What is long or would explode is not parsed.
+    """Return 1 if both are the same number or expression according to ``math-verify``, else 0.
+
+    An answer that is longer than ``MATH_CHARACTERS``, or too expensive to compute, is wrong without being parsed.
 
     Raises:
         ValueError: math-verify is not installed.
@@ -166,7 +168,7 @@ def mathematical(predicted: str, reference: str) -> float:
         from math_verify import parse, verify
     except ImportError as error:
         raise ValueError("the grader math needs math-verify: pip install 'longctx-rl[rewards]'") from error
-    # Its time limits are alarms, which only the main thread may set.
+    # The time limits of math-verify are alarms, which only the main thread may set.
     limit = MATH_SECONDS if threading.current_thread() is threading.main_thread() else None
     wanted = parse(f"${reference}$", parsing_timeout=limit) or parse(reference, parsing_timeout=limit)
     found = parse(f"${predicted}$", parsing_timeout=limit) or parse(predicted, parsing_timeout=limit)

@@ -13,7 +13,7 @@ from longctx_rl.types import Completion
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """One prompt, and how many completions of it are wanted.
+    """A prompt and the seeds of its completions.
 
     Example: ``SampleRequest(prompt_ids, seeds=tuple(sample_seed(0, step, prompt, i) for i in range(8)))``.
     """
@@ -21,31 +21,32 @@ class SampleRequest:
     prompt_ids: tuple[int, ...]
     """[P], at least one token."""
     seeds: tuple[int, ...]
-    """[G], one per completion. Two requests with the same prompt and seed get the same completion."""
+    """[G], one per completion. Requests with the same prompt and seed get the same completion."""
     prefix_len: int = 0
-    """Leading tokens that other requests of the same call may share (a document): computed once for all of them."""
+    """Number of leading tokens that other requests of the same call may share, such as a document. A shared prefix is
+    computed once."""
     max_new_tokens: int | None = None
-    """Length limit of its completions, below the sampler's; None: the sampler's."""
+    """Length limit of the completions, below the sampler's; None: the sampler's."""
 
 
 class Sampler(Protocol):
-    """Draws completions from a model."""
+    """Samples completions from a model."""
 
     def sample(self, model: PreTrainedModel, requests: Sequence[SampleRequest]) -> list[tuple[Completion, ...]]:
-        """Completions of each request, in the order of the requests and of their seeds.
+        """Return the completions of each request, in the order of the requests and of their seeds.
 
-        A completion depends on its prompt, its seed and the weights alone: not on the other requests, their order or
-        the number of ranks. With several ranks every rank makes the same number of calls; the requests, and their
-        number, may differ and may be none.
+        A completion depends only on its prompt, its seed and the weights: not on the other requests, their order or the
+        number of ranks. All ranks make the same number of calls; their requests may differ in content and number, and a
+        rank may have none.
         """
 
 
 def sample_seed(run_seed: int, step: int, prompt_index: int, sample_index: int) -> int:
-    """A 63-bit seed that is the same on every machine, in every process and after every resume.
+    """Return a 63-bit seed that is the same on every machine, in every process and after every resume.
 
     Args:
-        prompt_index: the prompt's place among those of all ranks, so that sharding does not matter.
-        sample_index: the completion's place in its group.
+        prompt_index: index of the prompt among those of all ranks, so that the number of ranks does not matter.
+        sample_index: index of the completion in its group.
     """
     packed = struct.pack("<4q", run_seed, step, prompt_index, sample_index)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1

@@ -1,4 +1,4 @@
-"""Key-value caches of the sampler: each prompt is computed once and kept once, however many rows continue it."""
+"""Key-value caches of the sampler: each prompt is computed and stored once, however many rows continue it."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from longctx_rl.rollout import SampleRequest
 
 
 class ReservedLayer(DynamicLayer):
-    """A cache layer with room for ``capacity`` tokens, so that a decoding step writes one token and copies nothing."""
+    """A cache layer preallocated for ``capacity`` tokens, so that a decode step writes one token and copies nothing."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -21,7 +21,7 @@ class ReservedLayer(DynamicLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, width = key_states.shape
-        like = value_states  # under autocast keys come in float32, and attention casts them like the values
+        like = value_states  # under autocast keys arrive in float32, and attention casts them to the values' dtype
         self.room = tuple(like.new_empty(rows, heads, self.capacity, width) for _ in range(2))
         self.dtype, self.device = like.dtype, like.device
         self.is_initialized = True
@@ -29,7 +29,7 @@ class ReservedLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append [B, heads, n, d] keys and values; returns all of them so far."""
+        """Append keys and values, [B, heads, n, d], and return all keys and values so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[-2]
@@ -39,7 +39,7 @@ class ReservedLayer(DynamicLayer):
         return self._show()
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows, by number or by a mask."""
+        """Keep the rows of an index or a mask."""
         self.room = tuple(room[rows] for room in self.room)
         self._show()
 
@@ -50,12 +50,12 @@ class ReservedLayer(DynamicLayer):
 
 
 class DecodeCache:
-    """What a batch of rows decodes with: each prompt once, and each row's own tokens.
+    """The cache of a batch of rows in decode: each prompt once, and each row's own tokens.
 
     Args:
-        capacity: tokens that a row may add.
-        prompt_lens: tokens of each prompt.
-        groups: rows of each prompt.
+        capacity: number of tokens that a row may add.
+        prompt_lens: number of tokens of each prompt.
+        groups: number of rows of each prompt.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class DecodeCache:
         layers = [ReservedLayer(capacity) for _ in full_attention_layers(DynamicCache(config=model.config))]
         self.layers = layers
         self.own = Cache(layers=list(layers))
-        """The rows' own tokens, for ``generate``."""
+        """The rows' own tokens, as ``generate`` expects them."""
         self.prompts: list[SharedPrompts] = []
-        """Per layer; empty if no prompt has a token."""
-        # Under autocast the prefill's cache is in float32, as its first entries are.
+        """The prompts, per layer; empty if no prompt has a token."""
+        # Under autocast the prefill's cache is in float32, the dtype of its first entries.
         autocast = torch.is_autocast_enabled(model.device.type)
         self.dtype = torch.get_autocast_dtype(model.device.type) if autocast else model.dtype
         self.lens = torch.tensor(prompt_lens, device=model.device)
         self.rows = RowsOfPrompts.of(groups, model.device)
 
     def place(self, number: int, prompt: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Set out a prompt: its keys and values, [1, kv_heads, n, d] per layer; none for a prompt without tokens."""
+        """Store the keys and values of a prompt, [1, kv_heads, n, d] per layer; an empty prompt has no layers."""
         if not self.prompts and prompt:
             self.prompts = [self._empty(keys, values) for keys, values in prompt]
         for shared, (keys, values) in zip(self.prompts, prompt, strict=False):
@@ -82,7 +82,7 @@ class DecodeCache:
             shared.values[number, :, : values.shape[2]] = values[0]
 
     def select(self, keep: Tensor) -> None:
-        """Keep the rows of this mask, [B], and the prompts that have a row left."""
+        """Keep the rows of the mask, [B], and the prompts that still have a row."""
         for layer in self.layers:
             layer.select(keep)
         counts = [int(part.sum()) for part in torch.split(keep.cpu(), list(self.rows.counts))]
@@ -102,18 +102,18 @@ class DecodeCache:
         bias = None
         if int(self.lens.min()) < longest:
             behind = torch.arange(longest, device=keys.device) >= self.lens[:, None]
-            # Half the lowest number, not infinity: a prompt without tokens gets weight zero and not nan.
+            # Half the lowest finite number, not -inf: a prompt without tokens gets weight zero instead of nan.
             bias = torch.zeros(behind.shape, dtype=self.dtype, device=keys.device)
             bias = bias.masked_fill_(behind, torch.finfo(self.dtype).min / 2)[:, None, None]
-        # Zeros and not empty: what the bias hides still enters a product, where a stray nan would survive.
+        # Zeros, not uninitialised memory: masked entries still enter a product, where a nan would persist.
         rooms = (like.new_zeros(*shape, like.shape[3], dtype=self.dtype) for like in (keys, values))
         return SharedPrompts(next(rooms), next(rooms), bias, self.rows)
 
 
 class Prefill:
-    """Runs prompts through a model, one at a time and all but their last token.
+    """Prefill: runs prompts through a model one at a time, without their last token.
 
-    A prompt alone needs no mask, so none of P x P is made. A prefix that the prompt before has just used is kept.
+    A single prompt needs no attention mask, so no P x P mask is allocated. The prefix of the previous prompt is reused.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -122,7 +122,7 @@ class Prefill:
         self.cache = DynamicCache(config=model.config)
 
     def passes(self, requests: Sequence[SampleRequest]) -> int:
-        """Forward passes that these requests take, following each other and whatever came last."""
+        """Return the number of forward passes for these requests, in order and after the last prompt that ran."""
         count, known = 0, self.prefix
         for request in requests:
             prefix, rest = _split(request)
@@ -131,7 +131,7 @@ class Prefill:
         return count
 
     def run(self, request: SampleRequest) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of a prompt without its last token, [1, heads, P - 1, d] per layer; empty for one token."""
+        """Return keys and values of a prompt without its last token, [1, heads, P - 1, d] per layer; [] if P is 1."""
         prefix, rest = _split(request)
         if prefix and prefix == self.prefix:
             self.cache.crop(len(prefix) - self.cache.get_seq_length())
@@ -141,12 +141,12 @@ class Prefill:
         self.prefix = prefix
         self._extend(rest)
         layers = full_attention_layers(self.cache)
-        if not prefix:  # of no use to the next request, and as large as what the caller keeps
+        if not prefix:  # the next request cannot use it, and it is as large as what the caller keeps
             self.cache = DynamicCache(config=self.model.config)
         return [(layer.keys, layer.values) for layer in layers if layer.keys is not None and layer.values is not None]
 
     def idle(self, token: int) -> None:
-        """A pass whose result is not used: ranks that hold each other's weights must make equally many."""
+        """Run a pass whose result is not used: ranks that shard weights must make equally many passes."""
         self.model.base_model(input_ids=torch.tensor([[token]], device=self.model.device), use_cache=False)
 
     def _extend(self, tokens: tuple[int, ...]) -> None:
@@ -156,13 +156,13 @@ class Prefill:
 
 
 def _split(request: SampleRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The prefix and the rest of a prompt without its last token."""
+    """Split a prompt without its last token into its prefix and the rest."""
     body = request.prompt_ids[:-1]
     return body[: request.prefix_len], body[request.prefix_len :]
 
 
 def full_attention_layers(cache: Cache) -> list[DynamicLayer]:
-    """The layers of a cache, each of which keeps every token: ``attention.install`` lets no other model pass."""
+    """Return a cache's layers. Each keeps every token: ``dispatch.install`` rejects models with other layers."""
     layers = [layer for layer in cache.layers if type(layer) is DynamicLayer]
     assert len(layers) == len(cache.layers)
     return layers

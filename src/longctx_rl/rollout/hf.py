@@ -1,8 +1,8 @@
-"""Sampling with transformers' own ``generate``, on prompts that are computed once and kept once.
+"""Sampling with transformers' ``generate``, on prompts that are computed and stored once.
 
-Each sequence has its own stream of uniform random numbers, made from its seed before decoding starts. A token is the
-inverse of the cumulative distribution at its number, so a draw depends on weights, prompt and seed alone, and the
-recorded log-probability is of the very distribution that was drawn from.
+Each sequence has its own stream of uniform random numbers, generated from its seed before decoding starts. Tokens come
+from inverse transform sampling, so a draw depends only on weights, prompt and seed, and the recorded log-probability is
+that of the distribution the token was drawn from.
 """
 
 from collections import Counter
@@ -16,9 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
     StoppingCriteriaList,
 )
 
@@ -26,22 +28,73 @@ from longctx_rl.policy.attention import dispatch
 from longctx_rl.policy.attention.shared_prompts import reading
 from longctx_rl.rollout import SampleRequest
 from longctx_rl.rollout.cache import DecodeCache, Prefill
-from longctx_rl.rollout.choosing import HalfEnded, TokenDraw
 from longctx_rl.types import Completion
 
 
+class TokenDraw(LogitsProcessor):
+    """Draws each sequence's next token, records its log-probability, and masks all other tokens for ``generate``.
+
+    Args:
+        uniforms: [B, max_new_tokens] in [0, 1); None: greedy decoding.
+        temperature: divides the logits; 0 counts as 1.
+        vocabulary: number of leading rows of the head that can be drawn; None: all.
+    """
+
+    def __init__(self, uniforms: Tensor | None, temperature: float, vocabulary: int | None) -> None:
+        self.uniforms = uniforms
+        self.temperature = temperature or 1.0
+        self.vocabulary = vocabulary
+        self.logprobs: list[Tensor] = []  # [B] per step
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Map [B, V] logits to [B, V] scores that are zero at the drawn token and -inf elsewhere."""
+        logprobs = torch.log_softmax(scores[:, : self.vocabulary].float() / self.temperature, -1)
+        if self.uniforms is None:
+            token = logprobs.argmax(-1, keepdim=True)
+        else:
+            step = len(self.logprobs)
+            cumulative = logprobs.double().exp().cumsum(-1)
+            # A uniform number is at most 1 - 2^-53, so the product stays below the total; only nan needs the clamp.
+            point = self.uniforms[:, step : step + 1] * cumulative[:, -1:]
+            token = torch.searchsorted(cumulative, point, right=True).clamp_(max=logprobs.shape[1] - 1)
+        self.logprobs.append(logprobs.gather(1, token)[:, 0])
+        return torch.full_like(logprobs, -torch.inf).scatter_(1, token, 0.0)
+
+
+class HalfEnded(StoppingCriteria):
+    """Stops ``generate`` once half of its sequences have ended, so that they can leave the batch.
+
+    Args:
+        eos_ids: end tokens.
+        limits: [B] length limit of each sequence.
+    """
+
+    def __init__(self, eos_ids: Sequence[int], limits: Tensor) -> None:
+        self.eos_ids, self.limits = eos_ids, limits
+        self.steps = 0
+        self.ended: Tensor | None = None  # [B]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        """Return [B] booleans, all equal."""
+        self.steps += 1
+        ends = torch.isin(input_ids[:, -1], torch.tensor(self.eos_ids, device=input_ids.device))
+        ends |= self.limits <= self.steps
+        self.ended = ends if self.ended is None else self.ended | ends
+        return (2 * self.ended.sum() >= len(self.ended)).expand(len(self.ended))
+
+
 class HFSampler:
-    """Draws completions with transformers' ``generate``.
+    """Samples completions with transformers' ``generate``.
 
     Args:
         tokenizer: decodes completions.
-        temperature: divides the logits. 0: the most likely token (log-probabilities are then those at temperature 1).
-        max_new_tokens: length limit of a completion; a request can ask for less.
-        batch_tokens: tokens whose keys and values are held together: each prompt once, padding included, and the
-            completions at full length. One prompt may exceed it.
-        eos_ids: tokens that end a completion; None: the tokenizer's own.
-        vocabulary: rows of the head that count; None: all.
-        synced_gpus: ranks hold parts of each other's weights, so all of them must run equally many forward passes.
+        temperature: divides the logits. 0: greedy decoding, whose log-probabilities are those at temperature 1.
+        max_new_tokens: length limit of a completion; a request can set a lower one.
+        batch_tokens: number of tokens whose keys and values are in memory at a time: each prompt once, with padding,
+            and the completions at full length. A single prompt may exceed it.
+        eos_ids: tokens that end a completion; None: the tokenizer's end token.
+        vocabulary: number of leading rows of the head that can be drawn; None: all.
+        synced_gpus: the weights are sharded, so that all ranks must run equally many forward passes.
 
     Raises:
         ValueError: there is no end token.
@@ -69,16 +122,16 @@ class HFSampler:
         self.eos_ids = tuple(eos_ids)
         self.vocabulary = vocabulary
         self.synced_gpus = synced_gpus
-        # Where no request is left, a rank keeps step with the others by running this.
+        # A rank without requests runs this one to make as many passes as the others.
         self.idle_request = SampleRequest(prompt_ids=self.eos_ids[:1], seeds=(0,))
 
     @torch.no_grad()
     def sample(self, model: PreTrainedModel, requests: Sequence[SampleRequest]) -> list[tuple[Completion, ...]]:
-        """Completions of each request, in the order of the requests and of their seeds. See ``Sampler``.
+        """Return the completions of each request, in the order of the requests and of their seeds. See ``Sampler``.
 
         Raises:
-            ValueError: an empty prompt, one that leaves no room in the model's context, a model whose attention cannot
-                be replaced, or one whose logits are not finite.
+            ValueError: a prompt is empty or leaves no room in the model's context, the model's attention cannot be
+                replaced, or its logits are not finite.
         """
         self._check_lengths(model, requests)
         requests = _without_lone_prefixes(requests)
@@ -109,7 +162,7 @@ class HFSampler:
                 )
 
     def _plan(self, requests: Sequence[SampleRequest]) -> list[list[int]]:
-        """Indices of the requests of each decode batch: similar lengths together, longest first."""
+        """Return the indices of each decode batch's requests: similar lengths together, longest first."""
 
         def order(index: int) -> tuple[int, tuple[int, ...], int]:
             request = requests[index]
@@ -129,7 +182,10 @@ class HFSampler:
         return batches
 
     def _agree_on_passes(self, batches: Sequence[Sequence[SampleRequest]], prefill: Prefill) -> list[int]:
-        """Prefill passes before each decode batch: the most that any rank needs, over the most batches of any rank."""
+        """Return the number of prefill passes before each decode batch.
+
+        That is the maximum over ranks, for as many batches as the rank with the most batches has.
+        """
         passes = [prefill.passes(batch) for batch in batches]
         if not (self.synced_gpus and dist.is_initialized()):
             return passes
@@ -149,7 +205,7 @@ class HFSampler:
         model, device = prefill.model, prefill.model.device
         groups = [len(request.seeds) for request in requests]
         lengths = torch.tensor([len(request.prompt_ids) for request in requests])
-        # A peer that has finished still feeds its last token while others decode, so room is for the full length.
+        # A rank that has finished still feeds its last token while others decode, so it needs the full capacity.
         cache = DecodeCache(model, self.max_new_tokens, (lengths - 1).tolist(), groups)
         for _ in range(passes - prefill.passes(requests)):
             prefill.idle(self.eos_ids[0])
@@ -187,7 +243,7 @@ class HFSampler:
             logprobs[live, done:upto] = torch.stack(draw.logprobs, 1)
             done = upto
             going = ~torch.isin(drawn, torch.tensor(self.eos_ids, device=device)).any(1) & (limits[live] > done)
-            # With shared weights one call of generate is all that every rank makes.
+            # With sharded weights every rank makes exactly one call of generate.
             if self.synced_gpus or done == limit or not going.any():
                 break
             live, last = live[going], drawn[going, -1]
@@ -196,7 +252,7 @@ class HFSampler:
         return [tuple(next(completions) for _ in range(group)) for group in groups]
 
     def _uniforms(self, requests: Sequence[SampleRequest], device: torch.device) -> Tensor | None:
-        """[B, max_new_tokens] float64 in [0, 1): each sequence's stream, from its seed."""
+        """Return [B, max_new_tokens] float64 in [0, 1), each row a stream from its seed; None for greedy decoding."""
         if self.temperature == 0:
             return None
         # Philox uses the whole seed as its key; torch's CPU generator reads the lower 32 bits only.
@@ -214,7 +270,7 @@ class HFSampler:
         )
 
     def _completions(self, tokens: Tensor, logprobs: Tensor, limits: Tensor) -> list[Completion]:
-        """Cut each row of [B, n] tokens behind its first end token, or at its limit, [B]."""
+        """Truncate each row of [B, n] tokens after its first end token, or at its limit, [B]."""
         ended = torch.isin(tokens, torch.tensor(self.eos_ids, device=tokens.device))
         ended &= torch.arange(tokens.shape[1], device=tokens.device) < limits[:, None]
         stopped = ended.any(1)
@@ -222,8 +278,8 @@ class HFSampler:
         past_end = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
         if not (logprobs.isfinite() | past_end).all():
             raise ValueError(
-                "the policy's logits are not finite: its weights are broken, start from an earlier "
-                "checkpoint with a lower optim.lr"
+                "the policy's logits are not finite, so its weights are broken: start from an earlier checkpoint with "
+                "a lower optim.lr"
             )
         results = []
         columns = (tokens.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist())
@@ -236,7 +292,7 @@ class HFSampler:
 
 
 def _without_lone_prefixes(requests: Sequence[SampleRequest]) -> list[SampleRequest]:
-    """The requests, with a prefix only where another request has the same one."""
+    """Return the requests, with a prefix only where another request shares it."""
     prefixes = [request.prompt_ids[: request.prefix_len] for request in requests]
     uses = Counter(prefixes)
     return [
@@ -247,10 +303,10 @@ def _without_lone_prefixes(requests: Sequence[SampleRequest]) -> list[SampleRequ
 
 @contextmanager
 def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode and shared prompts, without the model's own generation defaults; all restored afterwards.
+    """Set evaluation mode and shared prompts, and remove the model's generation defaults; restore all of it afterwards.
 
-    ``generate`` fills whatever a given GenerationConfig leaves open from the model's own, so top-p or a repetition
-    penalty that a model was published with would change the distribution behind the recorded log-probabilities.
+    ``generate`` fills the unset fields of a GenerationConfig from the model's own, so a top-p or repetition penalty
+    that a model was published with would change the distribution behind the recorded log-probabilities.
     """
     training, defaults, attends = model.training, model.generation_config, model.config._attn_implementation
     dispatch.install(model)

@@ -1,36 +1,35 @@
-"""The run directory: made once, by the main rank, under a lock, when a run is about to start.
+"""The run directory, which the main rank creates under a lock when a run is about to start.
 
-A directory in which nothing was trained yet is never in the way: it is removed when its run fails, and taken over if it
-could not be removed (``kill -9``). A directory that holds training is only continued, with the same configuration.
+An untrained directory never blocks a run: it is removed when its run fails, and reused if it could not be removed
+(``kill -9``). A directory that contains training steps can only be resumed, with the same configuration.
 """
 
-import fcntl
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from longctx_rl.config import schema as configuration
-from longctx_rl.runs import environment
 from longctx_rl.config import convert
+from longctx_rl.config import load as configuration
 from longctx_rl.config.schema import Config
+from longctx_rl.files import InUse, lock, write_text
+from longctx_rl.runs import environment
 
 LOCK = ".lock"
 FINISHED = "finished.json"
-"""What a run writes when everything else is written."""
+"""The file that a run writes last, when everything else is on disk."""
 LOCK_PATIENCE = 2.0
-"""Seconds that a process which was just killed may take to let go."""
+"""Seconds that a process may take to release the lock after it was killed."""
 
 OWN = re.compile(
     r"(config\.yaml|environment\.json|finished\.json|metrics\.jsonl|log\.txt|evals|rollouts|checkpoints|wandb|export)"
     r"|\.(lock|tmp-.*|[a-z]+\.[a-z]+\.\d+)"
 )
-"""Names of what a run writes into its directory. Nothing else is ever removed."""
+"""Names of the files and folders that a run writes. Nothing else is ever removed."""
 
 MAY_CHANGE = (
     "resume",
@@ -46,28 +45,33 @@ MAY_CHANGE = (
     "engine.threads",
     "engine.frozen_weights",
     "model.teacher_cache",
-    # Where the same data lie; their content is compared.
+    # Location of the data; their content is compared instead.
     *(f"data.longblocks.{key}" for key in ("path", "cache", "books")),
     *(f"reward.judge.{key}" for key in ("base_url", "api_key_env", "concurrency", "timeout", "retries", "cache")),
 )
-"""What a resumed run may do differently without being another run."""
+"""Settings that may differ when a run is resumed."""
 
 
 @contextmanager
 def opened(config: Config) -> Iterator[Path]:
-    """The run's directory, created or continued, locked until the block ends.
+    """Create or reopen the run's directory and lock it until the block ends.
 
-    If the block fails before anything was trained, a directory that was created here is removed.
+    If the block fails before the first training step, the directory is removed.
 
     Raises:
-        ValueError: it holds another run, is in use, or cannot be written.
+        ValueError: the directory holds another run, is in use, or cannot be written.
     """
     path = Path(config.run_dir)
     check(config)
     with _explained(config):
         path.mkdir(parents=True, exist_ok=True)
-        lock = _locked(path)
-    with lock:
+        try:
+            held = lock(path / LOCK, LOCK_PATIENCE)
+        except InUse as error:
+            raise ValueError(
+                f"{path} is in use by {error.owner}: wait for it or end it, or choose another experiment_name or seed"
+            ) from None
+    with held:
         try:
             check(config)
             with _explained(config):
@@ -79,7 +83,7 @@ def opened(config: Config) -> Iterator[Path]:
 
 
 def check(config: Config) -> None:
-    """Raise ValueError if the run can neither start nor continue in its directory. Writes nothing."""
+    """Raise ValueError if the run can neither start nor resume in its directory. Writes nothing."""
     path = Path(config.run_dir)
     if path.exists() and not path.is_dir():
         raise ValueError(f"run_dir={path} is a file: choose another experiment_name or runs_root")
@@ -89,11 +93,11 @@ def check(config: Config) -> None:
         foreign = _foreign(path)
         if foreign:
             raise ValueError(
-                f"run_dir={path} holds {foreign[0]}, which is not of a run: choose another experiment_name or run_dir"
+                f"run_dir={path} holds {foreign[0]}, which no run wrote: choose another experiment_name or run_dir"
             )
         return
     if not (path / "config.yaml").is_file():
-        raise ValueError(f"run_dir={path} has no config.yaml, so it is not a run: choose another experiment_name")
+        raise ValueError(f"run_dir={path} has no config.yaml and is not a run: choose another experiment_name")
     if not config.resume:
         raise ValueError(
             f"{path} exists already: continue it with resume=true, or start another run with "
@@ -108,7 +112,7 @@ def check(config: Config) -> None:
 
 
 def trained(path: Path) -> bool:
-    """True once a run directory holds at least one training step or a checkpoint."""
+    """Whether a run directory holds at least one training step or a checkpoint."""
     checkpoints = path / "checkpoints"
     if checkpoints.is_dir() and any(not entry.name.startswith(".") for entry in checkpoints.iterdir()):
         return True
@@ -120,33 +124,32 @@ def trained(path: Path) -> bool:
 
 
 def discard_untrained(config: Config) -> None:
-    """Remove what a failed run left behind, if nothing was trained and nobody uses it."""
+    """Remove the directory of a failed run if it is untrained and not in use."""
     path = Path(config.run_dir)
     if not (path / LOCK).is_file():
         return
     try:
-        lock = _locked(path, patience=0.0)
-    except ValueError:
+        held = lock(path / LOCK)
+    except InUse:
         return
-    with lock:
+    with held:
         _discard(path, config)
 
 
+def append_log(config: Config, line: str) -> None:
+    """Append a line to the run's log.txt, for the time before its recorder exists."""
+    with Path(config.run_dir, "log.txt").open("a", encoding="utf-8") as log:
+        log.write(f"{line}\n")
+
+
 def resume_command(config: Config) -> str:
-    """The command that continues this run."""
+    """Return the command that resumes this run."""
     command = environment.command() or f"python -m longctx_rl +algo={config.algo.name} run_dir={config.run_dir}"
     return command if " resume=true" in command else f"{command} resume=true"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one move: readers see the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def _fill(path: Path, config: Config) -> None:
-    """Write config.yaml and environment.json; anything left of a run that never trained goes first."""
+    """Write config.yaml and environment.json, after removing the remains of an untrained run."""
     described: dict[str, Any] = environment.describe()
     if trained(path):
         record = path / "environment.json"
@@ -160,13 +163,13 @@ def _fill(path: Path, config: Config) -> None:
 
 
 def record_finished(config: Config, step: int, reason: str, seconds: float) -> None:
-    """Note that the run is finished: after how many steps, why, and the seconds that its steps took."""
+    """Record that the run is finished: after which step, why, and the seconds that its steps took."""
     found = {"step": step, "reason": reason, "seconds": seconds, "budget": convert.plain(config.budget)}
     write_text(Path(config.run_dir, FINISHED), json.dumps(found, indent=2) + "\n")
 
 
 def finished(config: Config) -> dict[str, Any] | None:
-    """What ``record_finished`` noted, if the run asked for is finished; a larger budget makes it unfinished."""
+    """Return the record of a finished run. None if it is unfinished, which a changed budget makes it."""
     record = Path(config.run_dir, FINISHED)
     if not record.is_file():
         return None
@@ -175,10 +178,10 @@ def finished(config: Config) -> dict[str, Any] | None:
 
 
 def record_parts(path: Path, data: dict[str, Any], models: dict[str, Any], weights: dict[str, str | None]) -> None:
-    """Note in environment.json what the run trains on, the sizes of its models, and what weights they have.
+    """Record in environment.json the run's training data, and the sizes and weight hashes of its models.
 
     Raises:
-        ValueError: the run continues, and its data or weights are others than when it began.
+        ValueError: the run is resumed, and its data or weights differ from those it started with.
     """
     record = path / "environment.json"
     environment = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
@@ -189,18 +192,19 @@ def record_parts(path: Path, data: dict[str, Any], models: dict[str, Any], weigh
             f"{data['content_hash']}): restore them, or choose another experiment_name"
         )
     weights_before = environment.get("weights", {})
-    for role, its in weights_before.items():
+    known = {role: its for role, its in weights_before.items() if its is not None}
+    for role, its in known.items():
         if its != weights.get(role, its):
             raise ValueError(
-                f"the {role} of {path} has other weights than when the run began: restore them, or choose another "
+                f"the {role} of {path} has different weights than when the run began: restore them, or choose another "
                 "experiment_name"
             )
-    noted = {"data": data, "models": models, "weights": weights | weights_before}
+    noted = {"data": data, "models": models, "weights": weights_before | weights | known}
     write_text(record, json.dumps(environment | noted, indent=2) + "\n")
 
 
 def _discard(path: Path, config: Config) -> None:
-    """Remove an untrained run directory, and its experiment's folder if that is empty then."""
+    """Remove an untrained run directory, and its experiment's folder if that becomes empty."""
     if trained(path) or _foreign(path):
         return
     _empty(path)
@@ -211,7 +215,7 @@ def _discard(path: Path, config: Config) -> None:
 
 
 def _empty(path: Path) -> None:
-    """Remove what a run wrote, the lock left out."""
+    """Remove everything that a run wrote except the lock."""
     for entry in path.iterdir():
         if entry.name == LOCK or not OWN.fullmatch(entry.name):
             continue
@@ -222,7 +226,7 @@ def _empty(path: Path) -> None:
 
 
 def _foreign(path: Path) -> list[str]:
-    """Names in a directory that no run writes. ``config.yaml`` alone is common: a run's has environment.json beside."""
+    """Return names that no run writes. ``config.yaml`` is a common name; only a run has environment.json beside it."""
     names = sorted(entry.name for entry in path.iterdir())
     foreign = [name for name in names if not OWN.fullmatch(name)]
     if not foreign and "config.yaml" in names and "environment.json" not in names:
@@ -230,32 +234,9 @@ def _foreign(path: Path) -> list[str]:
     return foreign
 
 
-def _locked(path: Path, patience: float = LOCK_PATIENCE) -> IO[str]:
-    """The open lock file. The kernel frees it when its process ends, however it ends."""
-    deadline = time.monotonic() + patience
-    while True:
-        lock = (path / LOCK).open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            lock.close()
-            if time.monotonic() < deadline:
-                time.sleep(0.1)
-                continue
-            raise ValueError(
-                f"{path} is in use by {owner}: wait for it or end it, or choose another experiment_name or seed"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        lock.flush()
-        return lock
-
-
 @contextmanager
 def _explained(config: Config) -> Iterator[None]:
-    """Turn a file system's refusal into a sentence with the fix."""
+    """Turn an OSError of the file system into a ValueError that names the fix."""
     try:
         yield
     except OSError as error:
@@ -265,7 +246,7 @@ def _explained(config: Config) -> Iterator[None]:
 
 
 def _changes(old: Config, new: Config) -> list[str]:
-    """``key old -> new`` for each difference that makes it another run."""
+    """Return ``key old -> new`` for each difference that must not change on resume."""
     before, after = (dict(convert.flat(convert.plain(config))) for config in (old, new))
     return [
         f"{key} {_shown(before.get(key))} -> {_shown(after.get(key))}"
@@ -275,7 +256,7 @@ def _changes(old: Config, new: Config) -> list[str]:
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Equal, or two names of one folder or file: a model under ``runs_root``, which may be said in another way."""
+    """Whether two values are equal, or paths of the same file or folder: a model may be given by another path."""
     if old == new or not (isinstance(old, str) and isinstance(new, str)):
         return bool(old == new)
     return os.path.exists(old) and os.path.exists(new) and os.path.samefile(old, new)

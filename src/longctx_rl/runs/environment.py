@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, command line, machine."""
+"""The environment of a run: versions, commit, command line, machine."""
 
 import os
 import platform
@@ -24,8 +24,8 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """Plain data for ``environment.json``. What cannot be known is null."""
-    import torch  # here, so that reading a configuration stays quick
+    """Return the contents of ``environment.json`` as plain data. Unknown values are null."""
+    import torch  # imported late, so that reading a configuration stays fast
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
@@ -47,17 +47,17 @@ def describe() -> dict[str, Any]:
 
 
 def command() -> str | None:
-    """The command that a person would type to start this run, as the launcher noted it."""
+    """Return the command line that starts this run, as recorded by the launcher."""
     return os.environ.get("LONGCTX_RL_COMMAND")
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def git_state(checkout: Path) -> dict[str, Any] | None:
-    """Commit and whether tracked files differ from it; None outside a checkout of this project."""
+    """Return the commit and whether tracked files differ from it; None outside a checkout of this project."""
     if not (checkout / ".git").exists() or not (checkout / "conf" / "config.yaml").is_file():
         return None
     commit = _git(checkout, "rev-parse", "HEAD")

@@ -1,4 +1,4 @@
-"""The live progress line: one line rewritten on a terminal, a plain line now and then elsewhere."""
+"""The progress line: rewritten in place on a terminal, printed at intervals elsewhere."""
 
 import sys
 import time
@@ -8,13 +8,13 @@ from typing import TextIO
 from longctx_rl.config.schema import BudgetConfig
 
 PLAIN_SECONDS = 10.0
-"""Between two plain lines, and between two lines of log.txt."""
+"""Minimum interval between two printed lines, and between two lines of log.txt."""
 
 _CLEAR = "\r\x1b[K"
 
 
 class Progress:
-    """Writes progress and messages to the terminal and to log.txt without one garbling the other."""
+    """Writes progress and messages to the terminal and to log.txt, without mixing them on one line."""
 
     def __init__(self, budget: BudgetConfig, log: TextIO, terminal: TextIO | None = None) -> None:
         self._budget = budget
@@ -40,25 +40,25 @@ class Progress:
             self._write_log(line)
 
     def say(self, text: str) -> None:
-        """Write a message on lines of its own."""
+        """Write a message on its own line."""
         self.end_line()
         self._terminal.write(text + "\n")
         self._terminal.flush()
         self._write_log(text)
 
     def end_line(self) -> None:
-        """Leave the live line as it is; what follows starts below it."""
+        """Finish the live line, so that further output starts below it."""
         if self._line_open:
             self._terminal.write("\n")
             self._terminal.flush()
             self._line_open = False
 
     def share_spent(self, metrics: Mapping[str, float]) -> float:
-        """How much of the budget that will end the run is spent, in [0, 1]."""
+        """Return the spent share of the budget that will end the run, in [0, 1]."""
         return share_spent(self._budget, metrics)
 
     def render(self, metrics: Mapping[str, float], now: float) -> str:
-        """One line: step, loss, reward, KL to the teacher, speed, time left. A dash for what a method does not have."""
+        """Return one line: step, loss, reward, KL to the teacher, speed, time left; a dash for missing metrics."""
         spent = self.share_spent(metrics)
         if self._begun is None:
             self._begun = (now - metrics.get("perf/step_seconds", 0.0), spent - self._one_step(metrics, spent))
@@ -76,7 +76,7 @@ class Progress:
 
     @staticmethod
     def _one_step(metrics: Mapping[str, float], spent: float) -> float:
-        """The share of the budget that the step just taken may have used: steps cost about the same."""
+        """Estimate the share of the budget that the latest step used: steps cost about the same."""
         return spent / max(metrics["progress/step"], 1.0)
 
     def _write_log(self, text: str) -> None:
@@ -85,12 +85,12 @@ class Progress:
 
 
 def share_spent(budget: BudgetConfig, metrics: Mapping[str, float]) -> float:
-    """How much of the budget that will end a run is spent by these ``progress/`` metrics, in [0, 1]."""
+    """Return the spent share of the budget that will end the run, in [0, 1], from ``progress/`` metrics."""
     return min(1.0, max((metrics.get(name, 0.0) / limit for name, limit in limits(budget).items()), default=1.0))
 
 
 def limits(budget: BudgetConfig) -> dict[str, float]:
-    """The budgets that are set, by the metric that counts against them."""
+    """Return the configured budgets, by the metric that counts against them."""
     found = {
         "progress/step": budget.steps,
         "progress/trained_tokens": budget.trained_tokens,
@@ -109,7 +109,7 @@ def _count(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Minutes and seconds, with hours if there are any; ``?`` for what is not a number."""
+    """Format seconds as ``m:ss`` or ``h:mm:ss``; ``?`` for NaN."""
     if seconds != seconds:
         return "?"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,6 +1,6 @@
-"""What a run leaves behind: ``metrics.jsonl``, sampled rollouts, log.txt, and a wandb mirror of the metrics.
+"""The records of a run: ``metrics.jsonl``, sampled rollouts, log.txt, and a wandb mirror of the metrics.
 
-``metrics.jsonl`` is the truth: one JSON object a line, ``step`` first. wandb gets the same rows (mirror.py).
+``metrics.jsonl`` is authoritative: one JSON object per line, ``step`` first. wandb gets the same rows (runs/wandb.py).
 """
 
 import json
@@ -11,52 +11,52 @@ from typing import Any, Protocol
 
 from longctx_rl.config.schema import Config
 from longctx_rl.engine import distributed
+from longctx_rl.files import write_text
 from longctx_rl.runs.metrics import Row, read_metrics
-from longctx_rl.runs.wandb import Mirror, training_settings
 from longctx_rl.runs.progress import Progress
-from longctx_rl.runs.directory import write_text
+from longctx_rl.runs.wandb import Mirror, training_settings
 from longctx_rl.types import Completion, RolloutGroup
 
 PROMPT_TAIL = 400
-"""Characters of the document that are kept with a saved rollout."""
+"""Characters at the end of the document that are saved with a rollout."""
 GAP_DIGITS = 4
-"""Decimals of a token's gap to the teacher."""
+"""Decimal places of a token's gap to the teacher."""
 
 TokenTexts = Callable[[Sequence[int]], list[str]]
-"""Token ids to the text that each of them adds."""
+"""Maps token ids to the text that each of them adds."""
 
 
 class Recorder(Protocol):
-    """Where the loop reports to."""
+    """Receives everything that the training loop reports."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics of a step. A step may have several rows."""
+        """Record the metrics of a step. A step may have several rows."""
 
     def save_rollouts(self, step: int, groups: Sequence[RolloutGroup], token_texts: TokenTexts) -> None:
-        """Keep scored completions for people to read; ``token_texts`` spells the tokens whose gap is known."""
+        """Save scored completions for inspection; ``token_texts`` decodes tokens whose teacher gap is known."""
 
     def keep(self, export: Path) -> None:
-        """The run has reached its end and left ``export``: hand over what is uploaded of it."""
+        """Upload what is configured, after the run has finished and written ``export``."""
 
     def say(self, text: str) -> None:
-        """Tell the person at the terminal, and log.txt."""
+        """Print a message to the terminal and to log.txt."""
 
     def close(self) -> None:
-        """Finish all files."""
+        """Flush and close all files."""
 
 
 def build_recorder(config: Config, run_dir: Path, *, resume_step: int | None, evaluated: bool) -> Recorder:
-    """The recorder of this rank: only the main one writes.
+    """Return the recorder of this rank: only the main rank writes.
 
     Args:
-        resume_step: step of the checkpoint that the run continues from; None: it starts.
-        evaluated: the checkpoint knows of an evaluation at its step. One that it does not know of is recorded anew.
+        resume_step: step of the checkpoint that the run resumes from; None: the run starts.
+        evaluated: whether the checkpoint includes the evaluation at its step; otherwise that is recorded again.
     """
     return RunRecorder(config, run_dir, resume_step, evaluated) if distributed.is_main() else NullRecorder()
 
 
 class NullRecorder:
-    """The recorder of every rank but the main one."""
+    """The recorder of every rank except the main rank."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         pass
@@ -75,7 +75,7 @@ class NullRecorder:
 
 
 class RunRecorder:
-    """Writes a run directory. What an earlier process recorded after its checkpoint is cut away."""
+    """Writes the records of a run. Records of an earlier process after the checkpoint are removed."""
 
     def __init__(self, config: Config, run_dir: Path, resume_step: int | None, evaluated: bool = False) -> None:
         self._run_dir, self._uploads_model = run_dir, config.logging.artifacts
@@ -124,9 +124,9 @@ class RunRecorder:
 
 
 def cut_back(run_dir: Path, resume_step: int | None, evaluated: bool) -> None:
-    """Drop what was recorded after the checkpoint of ``resume_step``, to be recorded anew. None: everything.
+    """Remove the records after the checkpoint of ``resume_step``, which will be recorded again. None: all records.
 
-    Without ``evaluated`` the evaluation at that very step came after its checkpoint, too.
+    Without ``evaluated``, the evaluation at that step came after its checkpoint as well.
     """
     metrics = run_dir / "metrics.jsonl"
     last = -1 if resume_step is None else resume_step
@@ -143,7 +143,7 @@ def cut_back(run_dir: Path, resume_step: int | None, evaluated: bool) -> None:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no word for what is not a finite number; null it is."""
+    """Return None for a value that is not finite, since JSON cannot represent it."""
     return value if math.isfinite(value) else None
 
 
@@ -168,7 +168,7 @@ def _rollout_rows(group: RolloutGroup, token_texts: TokenTexts) -> list[dict[str
 
 
 def _token_columns(completion: Completion, token_texts: TokenTexts) -> dict[str, Any]:
-    """``tokens_text`` and ``teacher_gap``, [C] each, if there is a teacher."""
+    """Return ``tokens_text`` and ``teacher_gap``, [C] each, if there is a teacher."""
     if completion.teacher_gap is None:
         return {}
     gaps = [round(gap, GAP_DIGITS) + 0.0 for gap in completion.teacher_gap]

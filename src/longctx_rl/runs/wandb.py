@@ -1,11 +1,10 @@
-"""The wandb mirror of a run: the same rows, tables of rollouts, and what the run leaves behind.
+"""The wandb mirror of a run: the same metrics, tables of rollouts, and the final artifacts.
 
-A training is a wandb run of job type ``train``; answers of fixed weights are one of job type ``eval``.
+A training run has the job type ``train``; the evaluation of a fixed checkpoint has the job type ``eval``.
 
-It works in a thread of its own, so that a mirror which fails or hangs costs a warning and nothing else.
+The mirror runs in its own thread, so that a failure or a hang of wandb costs a warning and nothing else.
 """
 
-import json
 import os
 import queue
 import re
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from longctx_rl.config import convert
-from longctx_rl.config.schema import Config
 from longctx_rl.config.eval import EvaluateConfig
 from longctx_rl.config.logging import LoggingConfig
+from longctx_rl.config.schema import Config
+from longctx_rl.files import json_values, write_text
 from longctx_rl.runs.environment import git_state
 from longctx_rl.runs.metrics import Row, read_metrics
-from longctx_rl.runs.directory import write_text
 
 SUMMARIES = {
     "progress": "last",
@@ -35,8 +34,8 @@ SUMMARIES = {
     "time": "last,mean",
     "eval": None,
 }
-"""Group of metrics to what of each stands in wandb's table of runs: its end, and its best or mean. None: its end as a
-plain number under the metric's own name, which bar panels need."""
+"""Maps a group of metrics to its summary in wandb's table of runs: last value, and best value or mean. None: the last
+value as a plain number under the metric's own name, which bar panels need."""
 ROLLOUT_COLUMNS = (
     "id",
     "task",
@@ -50,13 +49,13 @@ ROLLOUT_COLUMNS = (
 )
 
 IDENTITY = Path("wandb", "id")
-"""Where in a run's folder its id stands, once wandb has taken it."""
+"""File in the run's folder with its wandb id, written once wandb has accepted the id."""
 Work = Callable[[Any, Any], None]
-"""Something to do with the wandb module and its run."""
+"""A task that takes the wandb module and the wandb run."""
 
 
 def training_settings(config: Config, run_dir: Path, resumed: bool) -> dict[str, Any]:
-    """Arguments of ``wandb.init``: how a training appears there."""
+    """Return the arguments of ``wandb.init`` for a training run."""
     return _settings(config.logging, run_dir, resumed) | {
         "group": config.experiment_name,
         "job_type": "train",
@@ -66,9 +65,9 @@ def training_settings(config: Config, run_dir: Path, resumed: bool) -> dict[str,
 
 
 def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
-    """Arguments of ``wandb.init`` for the answers of fixed weights.
+    """Return the arguments of ``wandb.init`` for the evaluation of a fixed checkpoint.
 
-    They are compared with the trainings whose folders lie beside theirs: runs/table1/base belongs to table1, as the
+    The evaluation is grouped with the training runs in sibling folders: runs/table1/base belongs to table1, as the
     method "base".
     """
     out = Path(config.out).resolve()
@@ -81,7 +80,7 @@ def evaluation_settings(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _settings(logging: LoggingConfig, folder: Path, resumed: bool) -> dict[str, Any]:
-    """Where a wandb run is kept. It keeps its id for as long as it is resumed, so it is one run there."""
+    """Return the settings common to all runs. A resumed run keeps its id, so it stays one run in wandb."""
     identity = folder / IDENTITY
     known = resumed and identity.is_file()
     return {
@@ -101,16 +100,16 @@ def _tags(logging: LoggingConfig, *names: str) -> list[str]:
 
 
 class Mirror:
-    """wandb in a thread of its own. After its first failure it says so once and does nothing more.
+    """wandb in its own thread. After the first failure it warns once and does nothing more.
 
-    wandb cannot go on with an offline run. So each process writes a whole one, from what was recorded (``replay``), and
-    sets earlier pieces aside in ``wandb/replaced/``, where no upload looks. An online run is continued; steps that a
-    crash left behind the last checkpoint stand there twice.
+    wandb cannot resume an offline run. Each process therefore writes a complete run from the records on disk
+    (``replay``), and moves earlier pieces to ``wandb/replaced/``, which is not uploaded. An online run is resumed; the
+    steps after its last checkpoint before a crash appear there twice.
     """
 
     CLOSE_SECONDS = 60.0
     UPLOAD_SECONDS = 3600.0
-    """How long ``close`` waits where a model is uploaded."""
+    """Seconds that ``close`` waits if a model is uploaded."""
     ROWS_WAITING = 10_000
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -123,19 +122,19 @@ class Mirror:
         self._thread.start()
 
     def log(self, row: Row) -> None:
-        """Hand over a row of metrics. Never waits.
+        """Queue a row of metrics without waiting.
 
-        A row gets what had been spent by then, if it does not say: a panel takes both axes from one row, and
-        evaluations are rows of their own.
+        The latest ``progress/`` metrics are added if the row lacks them: a panel takes both axes from one row, and
+        evaluations have separate rows.
         """
         self._hand_over(lambda wandb, run: self._log(run, row))
 
     def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Hand over saved completions, as a table. Never waits."""
+        """Queue saved completions as a table, without waiting."""
         self._hand_over(lambda wandb, run: _log_rollouts(wandb, run, step, rows))
 
     def replay(self, run_dir: Path) -> None:
-        """Hand over what a resumed run recorded before, if wandb does not have it. Never waits. Call it first."""
+        """Queue the earlier records of a resumed run, unless wandb has them. Does not wait. Call it first."""
         rows = read_metrics(run_dir / "metrics.jsonl")
         files = sorted((run_dir / "rollouts").glob("step-*.jsonl"))
 
@@ -145,13 +144,13 @@ class Mirror:
             for row in rows:
                 self._log(run, row)
             for file in files:
-                saved = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+                saved = list(json_values(file))
                 _log_rollouts(wandb, run, int(file.stem.removeprefix("step-")), saved)
 
         self._hand_over(work)
 
     def keep(self, run_dir: Path, export: Path | None) -> None:
-        """Hand over the run's results, and its model if there is one to upload."""
+        """Queue the upload of the run's results, and of its model if ``export`` is given."""
         if export is not None:
             self._patience = self.UPLOAD_SECONDS
         name = re.sub(r"[^\w.-]", "-", f"{run_dir.parent.name}-{run_dir.name}")
@@ -171,7 +170,7 @@ class Mirror:
         self._hand_over(work)
 
     def close(self) -> None:
-        """Finish, unless it takes more than a minute; an hour where a model is uploaded."""
+        """Wait for the queue to finish, for at most a minute, or an hour if a model is uploaded."""
         if self._failed:
             return
         self._waiting.put(None)
@@ -190,7 +189,7 @@ class Mirror:
         try:
             self._waiting.put_nowait(work)
         except queue.Full:
-            self._give_up("it does not keep up")
+            self._give_up("it cannot keep up")
 
     def _work(self, settings: dict[str, Any]) -> None:
         try:
@@ -202,7 +201,7 @@ class Mirror:
             sent = any(any(piece.glob("*.wandb.synced")) for piece in earlier)
             run = wandb.init(**settings, settings=wandb.Settings(silent=True, console="off", init_timeout=60))
             run.define_metric("step", summary="last")
-            for group, summary in SUMMARIES.items():  # progress/ among them: every panel can be drawn over a cost
+            for group, summary in SUMMARIES.items():  # including progress/, so that panels can use a cost as x-axis
                 run.define_metric(f"{group}/*", step_metric="step", summary=summary)
             self._whole = "resume" not in settings or (bool(earlier) and not sent)
             (folder / IDENTITY).parent.mkdir(exist_ok=True)
@@ -211,7 +210,7 @@ class Mirror:
             while (work := self._waiting.get()) is not None:
                 work(wandb, run)
             run.finish()
-        except Exception as error:  # whatever a mirror dies of, the run goes on
+        except Exception as error:  # a failure of the mirror must not stop the run
             self._give_up(f"{type(error).__name__}: {error}")
 
     def _give_up(self, reason: str) -> None:

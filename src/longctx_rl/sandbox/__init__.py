@@ -1,6 +1,6 @@
-"""Running generated Python without believing it.
+"""Grading generated Python code without trusting it.
 
-The trusted side keeps expected values; the child gets code and inputs and hands back plain data. Nothing else counts:
-not its exit status, not what it prints, not an object of its own making. So whatever a candidate does to its own
-process, it can only pass by returning the right values for inputs it has not seen.
+The trusted side keeps the expected values; the child process receives code and inputs and returns plain data. Nothing
+else counts: neither its exit status, nor what it prints, nor an object of its own making. Whatever a candidate does to
+its own process, it can pass only by returning the right values for inputs it has not seen.
 """

@@ -1,18 +1,18 @@
-"""Benchmarks whose tests are code: HumanEval, MBPP and their like, from local files, graded without believing the
+"""Benchmarks whose tests are code, such as HumanEval and MBPP, read from local files and graded without trusting the
 answer.
 
-Three processes, of which the answer's code is in the second alone:
+Grading takes three processes, and the answer's code runs only in the second:
 
-1. the test runs on the reference solution, and what it is called with is noted;
-2. the answer is called with the same inputs and hands back plain data;
-3. the test runs again, on a function that plays those results back to those inputs.
+1. the test runs on the reference solution, and the arguments of each call are recorded;
+2. the answer is called with the same arguments and returns plain data;
+3. the test runs again, on a function that replays those results for those arguments.
 
-So any assertion works, unique solution or not, and the answer never meets the test.
+So any assertion works, whether or not the solution is unique, and the answer never shares a process with the test.
 """
 
 import ast
 import gzip
-import json
+import io
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -20,20 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longctx_rl.files import parse_lines
 from longctx_rl.sandbox.pool import Call, Outcome, Sandbox
 from longctx_rl.sandbox.submissions import Grade, suspicious
 
 REFERENCE_SECONDS = 20
-"""Of a reference or a test: what takes it longer is broken."""
+"""CPU limit of a reference solution or a test: one that takes longer is broken."""
 PLUS_TOLERANCE = 1e-6
-"""Of floats, where a row names no other."""
+"""Absolute tolerance of floats where a row has no ``atol``."""
 COLLECT = """
 import builtins as _builtins, copy as _copy, random as _random
 
 def _collect():
     _random.seed(0)
     calls, results = [], []
-    def noted(*arguments):
+    def recorded(*arguments):
         calls.append(_copy.deepcopy(list(arguments)))
         try:
             value = {entry}(*arguments)
@@ -42,45 +43,46 @@ def _collect():
             raise
         results.append([True, _copy.deepcopy(value)])
         return value
-    _test(noted)
+    _test(recorded)
     _replay(calls, results)
     return calls
 
 def _replay(calls, results):
     _random.seed(0)
     rest = iter(list(zip(calls, results, strict=True)))
-    def played(*arguments):
+    def replayed(*arguments):
         expected, (fine, value) = next(rest)
         if list(arguments) != expected:
-            raise AssertionError("called with something else")
+            raise AssertionError("called with other arguments")
         if fine:
             return _copy.deepcopy(value)
         error = getattr(_builtins, value, RuntimeError)
         raise error if isinstance(error, type) and issubclass(error, Exception) else RuntimeError
-    _test(played)
+    _test(replayed)
     if next(rest, None) is not None:
-        raise AssertionError("called less often")
+        raise AssertionError("called fewer times")
     return True
 """
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionProblem:
-    """A function to write, as the file has it."""
+    """A problem of a file: a function to write, and its test."""
 
     id: str
     prompt: str
-    """What the model sees."""
+    """The text that the model sees."""
     entry: str
+    """Name of the function."""
     reference: str
-    """A whole solution."""
+    """A complete solution."""
     test: str
     """Code that defines ``_test(function)``, which raises if the function is wrong."""
     stub: str = ""
-    """Code of the prompt, which stands before an answer: imports, helpers, and the function without a body."""
+    """Code of the prompt, which precedes an answer: imports, helpers, and the function without a body."""
 
     def program(self, code: str) -> str:
-        """An answer as a whole program: the function, or what continues the prompt."""
+        """Return an answer, which is the whole function or the body that continues the stub, as a complete program."""
         if not self.stub:
             return code
         if re.search(rf"^\s*(?:async\s+)?def\s+{re.escape(self.entry)}\b", code, re.MULTILINE):
@@ -88,7 +90,7 @@ class FunctionProblem:
         return f"{self.stub}\n{textwrap.indent(textwrap.dedent(code), '    ')}"
 
     def checking(self) -> str:
-        """The code of the first and third process."""
+        """Return the code of the first and the third process."""
         return f"{self.reference}\n\n{self.test}\n{COLLECT.format(entry=self.entry)}"
 
 
@@ -107,22 +109,24 @@ def _test(function):
     for arguments in _cases:
         wanted = _solution(*_copy.deepcopy(arguments))
         found = function(*_copy.deepcopy(arguments))
-        assert _close(found, wanted), "another value"
+        assert _close(found, wanted), "wrong value"
 """
-"""EvalPlus's inputs: an answer is right if it returns what the solution returns, floats to a tolerance."""
+"""The test of an EvalPlus problem: the answer must return what the solution returns, floats within a tolerance."""
 
 
 def read_humaneval(path: Path) -> list[FunctionProblem]:
-    """Rows with ``task_id``, ``prompt``, ``entry_point``, ``canonical_solution`` and ``test``, which defines ``check``;
-    or EvalPlus's, with ``base_input`` and ``plus_input`` in its place.
+    """Read a file in the format of HumanEval.
+
+    Rows have ``task_id``, ``prompt``, ``entry_point``, ``canonical_solution`` and ``test``, which defines ``check``.
+    Rows of EvalPlus have ``base_input`` and ``plus_input`` instead of ``test``.
 
     Raises:
-        ValueError: the file cannot be read, or a row lacks a column.
+        ValueError: the file cannot be read, a row lacks a column, or a prompt does not start the function.
     """
     rows = _rows(path, ("task_id", "prompt", "entry_point", "canonical_solution"), ("test", "base_input"))
     for row in rows:
-        if f"def {row['entry_point']}" not in row["prompt"]:  # MBPP's, whose prompts are text
-            raise ValueError(f"{path}: the prompt of {row['task_id']} does not begin {row['entry_point']}")
+        if f"def {row['entry_point']}" not in row["prompt"]:  # as in MBPP, whose prompts are text
+            raise ValueError(f"{path}: the prompt of {row['task_id']} does not contain def {row['entry_point']}")
     return [
         FunctionProblem(
             id=str(row["task_id"]),
@@ -137,19 +141,21 @@ def read_humaneval(path: Path) -> list[FunctionProblem]:
 
 
 def _plus(row: Mapping[str, Any]) -> str:
+    """Return the test of a row of EvalPlus."""
     cases = [*row["base_input"], *row["plus_input"]]
     return PLUS.format(entry=row["entry_point"], cases=cases, tolerance=row.get("atol") or PLUS_TOLERANCE)
 
 
 def read_mbpp(path: Path) -> list[FunctionProblem]:
-    """Rows with ``task_id``, ``text`` (or ``prompt``), ``code`` and ``test_list``: assertions that call the function.
+    """Read a file in the format of MBPP.
 
-    Or EvalPlus's, as in ``read_humaneval``, whose prompts end with an assertion, which is left out.
+    Rows have ``task_id``, ``text`` (or ``prompt``), ``code`` and ``test_list``: assertions that call the function. Rows
+    of EvalPlus are as in ``read_humaneval``; the assertion at the end of their prompts is dropped.
 
-    The model is told the function's name and sees no test: shown ones can be learnt by heart.
+    The model is told the function's name but sees no test, because an answer can hard-code the tests that it sees.
 
     Raises:
-        ValueError: the file cannot be read, a row lacks a column, or its code defines no function.
+        ValueError: the file cannot be read, a row lacks a column, or its code defines no function that its tests call.
     """
     found = []
     for row in _rows(path, ("task_id",), ("code", "base_input")):
@@ -168,7 +174,9 @@ def read_mbpp(path: Path) -> list[FunctionProblem]:
         defined = [node for node in ast.parse(row["code"]).body if isinstance(node, ast.FunctionDef)]
         entry = next((node for node in reversed(defined) if node.name in called), None)
         if entry is None or not text:
-            raise ValueError(f"{path}: row {row['task_id']} has no text, or its tests call no function of its code")
+            raise ValueError(
+                f"{path}: row {row['task_id']} has no column text or prompt, or its tests call no function of its code"
+            )
         checks = "\n".join(f"    {line}" for test in row["test_list"] for line in test.splitlines())
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
         parameters = ast.unparse(entry.args)
@@ -185,6 +193,7 @@ def read_mbpp(path: Path) -> list[FunctionProblem]:
 
 
 def _mbpp_plus(path: Path, row: Mapping[str, Any]) -> FunctionProblem:
+    """Return the problem of a row of EvalPlus's MBPP."""
     if missing := [name for name in ("prompt", "entry_point", "canonical_solution", "plus_input") if name not in row]:
         raise ValueError(f"{path}: row {row['task_id']} has no column {missing[0]}")
     defined = [node for node in ast.parse(row["canonical_solution"]).body if isinstance(node, ast.FunctionDef)]
@@ -203,11 +212,11 @@ def _mbpp_plus(path: Path, row: Mapping[str, Any]) -> FunctionProblem:
 
 
 def _rows(path: Path, columns: Sequence[str], either: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Rows of a file, ``.gz`` or not, that have all ``columns`` and one of ``either``."""
+    """Return the rows of a file, gzipped or not. Each must have all ``columns`` and at least one of ``either``."""
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        lines = io.BytesIO(gzip.decompress(data) if path.suffix == ".gz" else data)
+        rows = [line.checked() for line in parse_lines(lines) if not line.blank]
     except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON lines: {error}") from error
     if not rows:
@@ -222,17 +231,18 @@ def _rows(path: Path, columns: Sequence[str], either: Sequence[str] = ()) -> lis
 
 
 def usable(sandbox: Sandbox, problems: Sequence[FunctionProblem]) -> tuple[dict[str, list[list[Any]]], dict[str, str]]:
-    """What each problem's test calls its function with, and why other problems cannot be graded, by id.
+    """Return, by id, the arguments with which each problem's test calls the function, and why other problems cannot be
+    graded.
 
-    Usable is what the reference passes, and passes again when its results are played back: no test that looks at what a
-    function changes, gives keywords, or has values that are not plain data.
+    A problem is usable if its reference passes the test, and passes again when its results are replayed. This rules out
+    tests that look at what a function modifies, pass keyword arguments, or use values that are not plain data.
 
     Raises:
-        ValueError: two problems have one id.
-        SandboxFailed: nothing can be run any more.
+        ValueError: two problems have the same id.
+        SandboxFailed: workers can no longer be started.
     """
     if len({problem.id for problem in problems}) < len(problems):
-        raise ValueError("two problems have one id: give each file's problems ids of their own")
+        raise ValueError("two problems have the same id: give every problem of the file its own id")
     inputs: dict[str, list[list[Any]]] = {}
     unusable: dict[str, str] = {}
     calls = [Call(problem.checking(), "_collect", [()], cpu_seconds=REFERENCE_SECONDS) for problem in problems]
@@ -242,20 +252,20 @@ def usable(sandbox: Sandbox, problems: Sequence[FunctionProblem]) -> tuple[dict[
             inputs[problem.id] = found
         else:
             why = outcome.results[0].error if outcome.results else outcome.error
-            unusable[problem.id] = why or ("its test calls nothing" if found == [] else outcome.status)
+            unusable[problem.id] = why or ("its test never calls the function" if found == [] else outcome.status)
     return inputs, unusable
 
 
 def grade_functions(
     sandbox: Sandbox, answers: Sequence[tuple[str, FunctionProblem]], inputs: Mapping[str, list[list[Any]]]
 ) -> list[Grade]:
-    """Grades of answers, each a whole program that defines the problem's function.
+    """Grade answers, each of which is a complete program that defines the problem's function.
 
     Args:
-        inputs: what ``usable`` found; of every problem here.
+        inputs: the arguments from ``usable``, by id, for every problem among the answers.
 
     Raises:
-        SandboxFailed: nothing can be run any more.
+        SandboxFailed: workers can no longer be started.
     """
     ran = sandbox.run([Call(code, problem.entry, inputs[problem.id]) for code, problem in answers])
     replays = [
@@ -276,5 +286,5 @@ def grade_functions(
 
 
 def _value(outcome: Outcome) -> Any:
-    """What the one call returned, or None."""
+    """Return the value of the first call, or None."""
     return outcome.results[0].value if outcome.results else None

@@ -1,4 +1,4 @@
-"""Warm workers, and what candidates returned in them. The trusted side."""
+"""A pool of warm workers that run candidates and return their results. The trusted side."""
 
 import contextlib
 import json
@@ -17,34 +17,36 @@ from types import TracebackType
 from typing import Any, Literal
 
 from longctx_rl.sandbox import isolation, values, worker
+from longctx_rl.sandbox.isolation import Backend
 
 Status = Literal["returned", "raised", "timeout", "too much output", "died", "not plain"]
-"""``raised``: before anything could be called. ``not plain``: what came back is no list of results."""
+"""How a candidate ended. ``raised``: the code failed before its function could be called. ``not plain``: the reply is
+not a list of results."""
 CPU_SECONDS = 2
-"""Of a candidate, all its calls together."""
+"""CPU limit of a candidate, over all its calls."""
 WALL_FACTOR = 3
-"""Wall-clock limit over the CPU's: a busy machine must not decide what is right."""
+"""Wall-clock limit as a multiple of the CPU limit, so that a busy machine does not change a grade."""
 MEMORY, OUTPUT = 512 * 2**20, 2**20
-"""Bytes of a candidate's address space, and of what it returns."""
+"""Limits in bytes: a candidate's address space, and the data it returns."""
 GRACE = 5.0
-"""Seconds beyond a candidate's own after which its worker is given up."""
+"""Seconds past a candidate's wall-clock limit after which its worker is replaced."""
 MAX_WORKERS = 16
 STATUS: dict[bytes, Status] = {worker.TIMEOUT: "timeout", worker.OUTPUT: "too much output", worker.DIED: "died"}
 
 
 class SandboxFailed(Exception):
-    """No worker can be had."""
+    """No worker can be started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A candidate, and the inputs it is called with."""
+    """A candidate and the inputs of its calls."""
 
     code: str
     entry: str
     """Name of the function."""
     inputs: Sequence[Sequence[Any]]
-    """[n] the arguments of each call: plain data."""
+    """[n] The arguments of each call, as plain data."""
     modules: Mapping[str, str] = field(default_factory=dict)
     """Modules that the code can import: name to source."""
     cpu_seconds: int = CPU_SECONDS
@@ -52,35 +54,37 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """What one call came to."""
+    """The result of one call."""
 
     value: Any = None
     error: str = ""
-    """Name of the exception; empty if a value was returned."""
+    """Name of the exception; empty if the call returned a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a candidate came to; ``results`` [n] if its status is ``returned``, else none."""
+    """The result of a candidate."""
 
     status: Status
     results: tuple[Returned, ...] = ()
+    """[n] One for each input if the status is ``returned``, else empty."""
     error: str = ""
 
 
 class Sandbox:
-    """Runs candidates, each in processes of its own, several at a time.
+    """Runs candidates concurrently, each in its own processes.
 
     Args:
-        backend: ``auto``, ``bwrap`` or ``rlimit``. See isolation.py.
-        workers: processes; None: one for each processor, 16 at most, shared by ``ranks`` that have a pool each.
+        backend: how workers are isolated; ``probe.choose`` says which backend works on this machine.
+        workers: number of workers; None: one per CPU, at most 16, divided among ``ranks``.
+        ranks: processes on this machine that each have a pool.
 
     Raises:
-        ValueError: the backend does not work here.
+        ValueError: a worker cannot be started.
     """
 
-    def __init__(self, backend: str = "auto", *, workers: int | None = None, ranks: int = 1) -> None:
-        self.backend = isolation.choose(backend)
+    def __init__(self, backend: Backend, *, workers: int | None = None, ranks: int = 1) -> None:
+        self.backend = backend
         count = workers or max(1, min(len(os.sched_getaffinity(0)), MAX_WORKERS) // ranks)
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(count)
@@ -92,12 +96,12 @@ class Sandbox:
             raise ValueError(str(error)) from error
 
     def run(self, calls: Sequence[Call]) -> list[Outcome]:
-        """The outcome of each candidate, in order.
+        """Run candidates and return their outcomes, in order.
 
-        A candidate whose worker is lost is run once more on a new one: something else may have ended it.
+        A candidate whose worker is lost runs once more on a new worker: another process may have ended the first.
 
         Raises:
-            SandboxFailed: workers cannot be started any more.
+            SandboxFailed: workers can no longer be started.
         """
         return list(self._threads.map(self._outcome, calls))
 
@@ -109,12 +113,12 @@ class Sandbox:
                 reply = one.ask(frame, WALL_FACTOR * call.cpu_seconds + GRACE)
                 if reply is not None:
                     return read(reply, len(call.inputs))
-            return Outcome("died", error="its worker was lost, twice")
+            return Outcome("died", error="its worker was lost twice")
         finally:
             self._idle.put(one)
 
     def close(self) -> None:
-        """End the workers. Waits for candidates that are being run."""
+        """Stop the workers, after the candidates that are running."""
         self._threads.shutdown()
         while not self._idle.empty():
             self._idle.get().stop()
@@ -129,7 +133,7 @@ class Sandbox:
 
 
 def request(call: Call) -> bytes:
-    """What a worker is sent."""
+    """Return the payload of a request to a worker, as JSON."""
     parts = {
         "code": call.code,
         "entry": call.entry,
@@ -144,19 +148,23 @@ def request(call: Call) -> bytes:
 
 
 def read(reply: bytes, expected: int) -> Outcome:
-    """A worker's reply, which may be of the candidate's making."""
+    """Parse a worker's reply, which the candidate may have forged.
+
+    Args:
+        expected: number of results that a valid reply has.
+    """
     status, text = reply[:1], reply[1:]
     if status in STATUS:
         return Outcome(STATUS[status])
     try:
         data = values.parse(text)
         if not isinstance(data, dict):
-            raise values.NotPlain("no object")
+            raise values.NotPlain("not an object")
         if isinstance(error := data.get("error"), str):
             return Outcome("raised", error=error[:80])
         outputs = data.get("outputs")
         if not isinstance(outputs, list) or len(outputs) != expected:
-            raise values.NotPlain("not a result for each input")
+            raise values.NotPlain("not one result per input")
         return Outcome("returned", tuple(_returned(one) for one in outputs))
     except values.NotPlain as error:
         return Outcome("not plain", error=str(error))
@@ -164,7 +172,7 @@ def read(reply: bytes, expected: int) -> Outcome:
 
 def _returned(data: Any) -> Returned:
     if not isinstance(data, dict):
-        raise values.NotPlain("no object")
+        raise values.NotPlain("not an object")
     if "value" in data:
         return Returned(values.decode(data["value"]))
     if isinstance(error := data.get("error"), str) and error:
@@ -173,9 +181,9 @@ def _returned(data: Any) -> Returned:
 
 
 class Worker:
-    """A worker's process, started again when it is lost. Raises SandboxFailed if it cannot be started."""
+    """A worker process, restarted when it is lost. Raises SandboxFailed if it cannot be started."""
 
-    def __init__(self, backend: isolation.Backend) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._start()
 
@@ -199,16 +207,16 @@ class Worker:
             self.stop()
             said.seek(0)
             lines = said.read().decode(errors="replace").strip().splitlines()
-        raise SandboxFailed(f"a worker for generated code cannot be started: {lines[-1] if lines else 'no sign of it'}")
+        raise SandboxFailed(f"a worker for generated code cannot be started: {lines[-1] if lines else 'no output'}")
 
     def ask(self, frame: bytes, seconds: float) -> bytes | None:
-        """The reply, or None if the worker was lost; then there is a new one."""
-        if self.process.returncode is not None:  # it could not be started again
+        """Send a request and return the reply, or None if the worker was lost and has been replaced."""
+        if self.process.returncode is not None:  # an earlier restart failed
             self._start()
         assert self.process.stdin is not None and self.process.stdout is not None
         deadline = time.monotonic() + seconds
         reply = None
-        if not _ready(self.process.stdout.fileno(), select.POLLIN, 0.0):  # nothing is owed: what is there is forged
+        if not _ready(self.process.stdout.fileno(), select.POLLIN, 0.0):  # no reply is due: bytes here are forged
             with contextlib.suppress(OSError):
                 _write(self.process.stdin.fileno(), struct.pack(">I", len(frame)) + frame, deadline)
                 reply = self._receive(seconds, OUTPUT + (1 << 17))
@@ -219,7 +227,7 @@ class Worker:
         return reply
 
     def _receive(self, seconds: float, most: int) -> bytes | None:
-        """A frame; None if it does not come in time, is too long, or the worker has ended."""
+        """Return a frame; None if it is late, exceeds ``most`` bytes, or the worker has ended."""
         assert self.process.stdout is not None
         fd, deadline = self.process.stdout.fileno(), time.monotonic() + seconds
         head = _read(fd, 4, deadline)
@@ -229,11 +237,11 @@ class Worker:
         return _read(fd, length, deadline) if length <= most else None
 
     def stop(self) -> None:
-        """End the worker, and what its candidate started."""
+        """Kill the worker and every process that its candidate started."""
         process = self.process
         if process.poll() is None:
             if self.backend == "rlimit":
-                process.send_signal(signal.SIGSTOP)  # so that nothing new is adopted meanwhile
+                process.send_signal(signal.SIGSTOP)  # so that it adopts no new process in the meantime
             below = worker.descendants(process.pid) if self.backend == "rlimit" else set()
             for pid in (process.pid, *below):
                 with contextlib.suppress(ProcessLookupError):
@@ -258,7 +266,7 @@ def _read(fd: int, count: int, deadline: float) -> bytes | None:
 
 
 def _write(fd: int, data: bytes, deadline: float) -> None:
-    """Raises OSError if the worker has ended or does not read."""
+    """Write all of ``data``. Raises OSError if the worker has ended or does not read."""
     view = memoryview(data)
     while view:
         if not _ready(fd, select.POLLOUT, deadline):
@@ -267,6 +275,7 @@ def _write(fd: int, data: bytes, deadline: float) -> None:
 
 
 def _ready(fd: int, event: int, deadline: float) -> bool:
-    poll = select.poll()  # a trainer can have more files open than select takes
+    # Not select, which fails for file descriptors above 1023: a training process can have more open.
+    poll = select.poll()
     poll.register(fd, event)
     return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))

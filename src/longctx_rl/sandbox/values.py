@@ -1,4 +1,7 @@
-"""Plain data across the process boundary, and whether two values are the same. The trusted side."""
+"""Plain data across the process boundary, and equality of values. The trusted side.
+
+The untrusted side has its own encoder and decoder in worker.py, which imports nothing of this package.
+"""
 
 import json
 import math
@@ -7,17 +10,17 @@ from typing import Any
 
 MAX_DEPTH = 80
 MAX_KEYS = 2_000
-"""Of a set or dictionary: keys can be chosen so that all of them collide."""
+"""Size limit of a set or dictionary, whose keys can be chosen so that all of them collide."""
 RELATIVE, ABSOLUTE = 1e-6, 1e-9
 """Tolerances of floating-point results."""
 
 
 class NotPlain(Exception):
-    """What came back is not a value in the agreed form."""
+    """Data from the untrusted side does not have the agreed form."""
 
 
 def encode(value: Any) -> Any:
-    """A value as JSON data: containers other than lists are tagged. See ``worker.plain``."""
+    """Return a value as JSON data, in which containers other than lists are tagged. See ``worker.plain``."""
     if isinstance(value, list):
         return [encode(one) for one in value]
     if isinstance(value, tuple):
@@ -31,15 +34,15 @@ def encode(value: Any) -> Any:
 
 
 def parse(text: bytes) -> Any:
-    """JSON from an untrusted process. Raises NotPlain for whatever is none."""
+    """Parse JSON from an untrusted process. Raises NotPlain if it is not valid JSON."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also numbers with thousands of digits, and broken UTF-8
+    except (ValueError, RecursionError) as error:  # including numbers with thousands of digits, and invalid UTF-8
         raise NotPlain(str(error)[:80]) from error
 
 
 def decode(data: Any, depth: int = 0) -> Any:
-    """The reverse of ``encode``, of untrusted data. Raises NotPlain."""
+    """Invert ``encode`` on untrusted data. Raises NotPlain if the data does not have the form of ``encode``."""
     if depth > MAX_DEPTH:
         raise NotPlain("nested too deeply")
     if isinstance(data, list):
@@ -47,10 +50,10 @@ def decode(data: Any, depth: int = 0) -> Any:
     if not isinstance(data, dict):
         return data
     if len(data) != 1:
-        raise NotPlain("no tagged container")
+        raise NotPlain("not a tagged container")
     ((name, items),) = data.items()
     if not isinstance(items, list) or (name != "tuple" and len(items) > MAX_KEYS):
-        raise NotPlain("no tagged container, or too large a one")
+        raise NotPlain("not a tagged container, or too large")
     try:
         match name:
             case "tuple":
@@ -61,14 +64,14 @@ def decode(data: Any, depth: int = 0) -> Any:
                 return {decode(key, depth + 1): decode(one, depth + 1) for key, one in items}
     except (TypeError, ValueError) as error:  # not hashable, not pairs
         raise NotPlain(str(error)[:80]) from error
-    raise NotPlain("no tagged container")
+    raise NotPlain("not a tagged container")
 
 
 def same(found: Any, expected: Any) -> bool:
-    """Whether a returned value is the expected one: same shape, numbers within tolerance, nan like nan.
+    """Whether a returned value equals the expected one: same shape, floats within tolerance, nan equal to nan.
 
-    Integers and floats of one value are the same (2 and 2.0); booleans are no numbers, tuples no lists. Tolerance is
-    for floats against floats alone.
+    An integer equals a float of the same value (2 and 2.0), but a boolean is not a number and a tuple is not a list.
+    The tolerance applies only where both values are floats.
     """
     if isinstance(found, bool) or isinstance(expected, bool):
         return found is expected
@@ -91,5 +94,5 @@ def same(found: Any, expected: Any) -> bool:
 
 
 def _marked(keys: Iterable[Any]) -> set[tuple[bool, Any]]:
-    """Keys with a mark on booleans, which Python counts as 0 and 1."""
+    """Mark the booleans among keys, which Python treats as equal to 0 and 1."""
     return {(isinstance(key, bool), key) for key in keys}

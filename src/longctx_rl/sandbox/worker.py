@@ -1,12 +1,13 @@
-"""The untrusted side: a warm interpreter that grades each candidate in processes of its own. Standard library only.
+"""The untrusted side: a warm interpreter that runs each candidate in its own processes. Standard library only.
 
-This file's source is handed to an isolated interpreter with -c; of it the trusted side uses constants alone. Three
-kinds of process: the *zygote*, which never sees a candidate's data; for each request a *handler*, forked from it, which
-reads the request, collects what comes and answers; and the *candidate*, forked from the handler. So what a candidate
-finds in its own memory is its own request, and nothing of it is left for the next.
+An isolated interpreter receives the source of this file through ``-c``, so the file must stay self-contained; the
+trusted side imports constants and ``descendants`` from it. There are three kinds of process: the *zygote*, which never
+sees a candidate's data; the *handler*, forked from the zygote for each request, which reads the request, collects the
+candidate's output and sends the reply; and the *candidate*, forked from the handler. A candidate's memory therefore
+holds no request but its own, and nothing of it remains for the next candidate.
 
-Requests come as frames on fd 0, replies go as frames on fd 1: a 4-byte big-endian length and that many bytes. A reply
-begins with one byte of status and carries, if that is OK, the JSON that the candidate's process wrote.
+Requests arrive as frames on fd 0 and replies leave as frames on fd 1: a 4-byte big-endian length and that many bytes. A
+reply starts with a status byte, followed, if the status is OK, by the JSON that the candidate's process wrote.
 """
 
 import contextlib
@@ -27,37 +28,38 @@ from importlib.machinery import ModuleSpec
 from typing import Any
 
 OK, TIMEOUT, OUTPUT, DIED = b"O", b"T", b"L", b"D"
-"""Status: values were returned; took too long; returned too much; ended without returning."""
+"""Status bytes: values were returned; time limit reached; too much was returned; ended without returning."""
 NOBODY = 65534
+"""User and group id of ``nobody``."""
 SET_DEATH_SIGNAL, SET_DUMPABLE, SET_CHILD_SUBREAPER = 1, 4, 36
+"""Options of prctl(2)."""
 WARM = """
 bisect collections copy dataclasses datetime functools heapq itertools math operator random re statistics string typing
 """
-"""Modules that candidates often import, loaded once."""
+"""Modules that candidates often import, loaded once in the zygote."""
 MAX_PROCESSES = 64
-"""Of the user that candidates run as, on the whole machine where that user has no namespace of its own."""
+"""Process limit of the user that candidates run as: machine-wide if that user has no namespace of its own."""
+MAX_FILES = 32
+"""Limit on open files of a candidate."""
 MAX_DEPTH = 64
-"""Of nested containers."""
+"""Nesting limit of containers."""
 MAX_BITS = 10_000
-"""Of an integer: longer ones cannot be written as JSON."""
+"""Size limit of an integer: longer ones cannot be written as JSON."""
 BASES = (dict, list, tuple, set, frozenset, str, float, int)
 
 
 def main() -> None:
+    """Run the zygote: fork a handler for each request, and kill what its candidate left behind.
+
+    The one argument is ``alone`` if this is process 1 of a process namespace, else ``shared``.
+    """
     requests, replies = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     for name in WARM.split():
         __import__(name)
-    libc = ctypes.CDLL(None)
-    if os.getuid() == 0:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-    libc.prctl(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)  # changing users clears it
-    libc.prctl(SET_DUMPABLE, 0, 0, 0, 0)
-    libc.prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    drop_rights()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     alone = sys.argv[1] == "alone"
     gc.freeze()
@@ -65,7 +67,7 @@ def main() -> None:
     poll = select.poll()
     poll.register(requests, select.POLLIN)
     while True:
-        if not poll.poll()[0][1] & select.POLLIN:  # closed
+        if not poll.poll()[0][1] & select.POLLIN:  # the trusted side closed the pipe
             return
         handler = os.fork()
         if handler == 0:
@@ -76,21 +78,33 @@ def main() -> None:
                 os._exit(done)
         _, status = os.waitpid(handler, 0)
         clear(alone)
-        if status:  # somebody ended it, perhaps in the middle of a reply
+        if status:  # the handler was killed, perhaps in the middle of a reply
             return
 
 
+def drop_rights() -> None:
+    """Become ``nobody`` if this is root, end with the parent process, and adopt the orphans of candidates."""
+    libc = ctypes.CDLL(None)
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    libc.prctl(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)  # after the change of user, which clears it
+    libc.prctl(SET_DUMPABLE, 0, 0, 0, 0)
+    libc.prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def handle(requests: int, replies: int) -> int:
-    """Read one request, run its candidate, send the reply. 0 if that went well."""
+    """Read one request, run its candidate and send the reply. Returns 0, or 1 if no request came."""
     frame = receive(requests)
     if frame is None:
         return 1
     request = json.loads(frame)
-    noted, note = os.pipe()
-    for end in (noted, note):
+    woken, waking = os.pipe()
+    for end in (woken, waking):
         os.set_blocking(end, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(note)
+    signal.set_wakeup_fd(waking)
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -99,17 +113,18 @@ def handle(requests: int, replies: int) -> int:
         finally:
             os._exit(1)
     os.close(writing)
-    send(replies, collect(pid, reading, noted, request["wall_seconds"], request["output_bytes"]))
+    send(replies, collect(pid, reading, woken, request["wall_seconds"], request["output_bytes"]))
     return 0
 
 
 def receive(fd: int) -> bytes | None:
-    """One frame, or None at the end."""
+    """Return one frame, or None at the end of the stream."""
     head = read_exactly(fd, 4)
     return None if head is None else read_exactly(fd, struct.unpack(">I", head)[0])
 
 
 def read_exactly(fd: int, count: int) -> bytes | None:
+    """Return ``count`` bytes, or None if the stream ends before."""
     parts = []
     while count:
         part = os.read(fd, min(count, 1 << 20))
@@ -121,6 +136,7 @@ def read_exactly(fd: int, count: int) -> bytes | None:
 
 
 def send(fd: int, payload: bytes) -> None:
+    """Write one frame."""
     write_all(fd, struct.pack(">I", len(payload)) + payload)
 
 
@@ -130,8 +146,17 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def collect(pid: int, reading: int, noted: int, seconds: float, most: int) -> bytes:
-    """Status and output. Ends with the candidate's first process, whatever it leaves behind."""
+def collect(pid: int, reading: int, woken: int, seconds: float, most: int) -> bytes:
+    """Return the status byte and the candidate's output.
+
+    Collection ends when the candidate's first process ends, whatever processes it leaves behind.
+
+    Args:
+        reading: pipe that the candidate writes to.
+        woken: pipe that gets a byte when a child process ends.
+        seconds: wall-clock limit.
+        most: limit on the output in bytes.
+    """
     deadline = time.monotonic() + seconds
     parts: list[bytes] = []
     size, ended, closed, status = 0, False, False, 0
@@ -141,16 +166,16 @@ def collect(pid: int, reading: int, noted: int, seconds: float, most: int) -> by
         if left <= 0:
             return TIMEOUT
         if not ended:
-            select.select([noted] if closed else [reading, noted], [], [], left)
+            select.select([woken] if closed else [reading, woken], [], [], left)
             found, status = os.waitpid(pid, os.WNOHANG)
             ended = found != 0
             with contextlib.suppress(BlockingIOError):
-                os.read(noted, 64)
+                os.read(woken, 64)
         try:
             part = b"" if closed else os.read(reading, 1 << 16)
             closed = closed or not part
         except BlockingIOError:
-            part, closed = b"", ended  # others may hold the pipe open; what the first process wrote is read
+            part, closed = b"", ended  # other processes may hold the pipe open; all that the first wrote is read
         parts.append(part)
         size += len(part)
         if size > most:
@@ -161,8 +186,8 @@ def collect(pid: int, reading: int, noted: int, seconds: float, most: int) -> by
 
 
 def clear(alone: bool) -> None:
-    """End what the candidate left behind."""
-    if alone:  # first of a process namespace: everything but this process
+    """Kill the processes that the candidate left behind."""
+    if alone:  # as process 1 of a namespace: every other process
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
@@ -179,7 +204,7 @@ def clear(alone: bool) -> None:
 
 
 def descendants(root: int) -> set[int]:
-    """Living processes below ``root``, which adopts those whose parents ended."""
+    """Return the live processes below ``root``, which adopts the orphans among them."""
     parents = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -200,7 +225,7 @@ def descendants(root: int) -> set[int]:
 
 
 def candidate(request: dict[str, Any], writing: int) -> None:
-    """In the forked process: no way back but ``writing``, then the code."""
+    """Run the candidate in the forked process, whose only way out is ``writing``, and write its results there."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGXCPU):
@@ -209,14 +234,7 @@ def candidate(request: dict[str, Any], writing: int) -> None:
     os.closerange(4, 1024)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    limits = {resource.RLIMIT_CPU: request["cpu_seconds"], resource.RLIMIT_AS: request["memory_bytes"]}
-    limits |= {resource.RLIMIT_NPROC: MAX_PROCESSES, resource.RLIMIT_NOFILE: 32}
-    limits |= {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
-    for name, limit in limits.items():
-        hard = resource.getrlimit(name)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard - (name == resource.RLIMIT_CPU))
-        # The processor's soft limit sends a signal that says what it is; a second later the hard one ends the process.
-        resource.setrlimit(name, (limit, limit + (name == resource.RLIMIT_CPU)))
+    limit_resources(request["cpu_seconds"], request["memory_bytes"])
     try:
         found = execute(request["code"], request["modules"], request["entry"], request["inputs"])
     except BaseException as error:
@@ -225,8 +243,27 @@ def candidate(request: dict[str, Any], writing: int) -> None:
     os._exit(0)
 
 
+def limit_resources(cpu_seconds: int, memory_bytes: int) -> None:
+    """Set the resource limits of this process, within the hard limits that it already has."""
+    limits = {
+        resource.RLIMIT_CPU: cpu_seconds,
+        resource.RLIMIT_AS: memory_bytes,
+        resource.RLIMIT_NPROC: MAX_PROCESSES,
+        resource.RLIMIT_NOFILE: MAX_FILES,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    for name, limit in limits.items():
+        # The soft CPU limit sends SIGXCPU, which names the cause; one second later the hard limit kills the process.
+        extra = 1 if name == resource.RLIMIT_CPU else 0
+        hard = resource.getrlimit(name)[1]
+        if hard != resource.RLIM_INFINITY:
+            limit = min(limit, hard - extra)
+        resource.setrlimit(name, (limit, limit + extra))
+
+
 class CandidateModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Modules from their sources, compiled when they are imported."""
+    """Imports modules from their sources, which are compiled at import."""
 
     def __init__(self, sources: dict[str, str]) -> None:
         self.sources = sources
@@ -239,7 +276,7 @@ class CandidateModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader
 
 
 def execute(code: str, modules: dict[str, str], entry: str, inputs: list[list[Any]]) -> dict[str, Any]:
-    """What ``entry`` returns for each input, or why it does not."""
+    """Return what ``entry`` returns for each input, or the name of the exception it raises."""
     sys.meta_path.insert(0, CandidateModules(modules))
     sys.modules["candidate"] = module = types.ModuleType("candidate")
     exec(compile(code, "candidate.py", "exec"), module.__dict__)
@@ -254,11 +291,17 @@ def execute(code: str, modules: dict[str, str], entry: str, inputs: list[list[An
 
 
 def named(error: BaseException) -> str:
+    """Return the name of an exception's type."""
     return str(type(error).__name__)[:80]
 
 
 def plain(value: Any, depth: int) -> Any:
-    """A value as JSON: containers tagged, subclasses of built-in types as what they hold. Any other type is refused."""
+    """Return a value as JSON data: containers are tagged, and subclasses of built-in types become those types.
+
+    Raises:
+        TypeError: any other type.
+        ValueError: too deep a nesting, or too long an integer.
+    """
     if depth > MAX_DEPTH:
         raise ValueError("nested too deeply")
     if value is None or value is True or value is False:
@@ -268,7 +311,7 @@ def plain(value: Any, depth: int) -> Any:
     if base is int:
         value = int.__index__(value)
         if value.bit_length() > MAX_BITS:
-            raise ValueError("too long a number")
+            raise ValueError("too long an integer")
         return value
     if base is float:
         return float.__add__(value, 0.0)
@@ -285,7 +328,7 @@ def plain(value: Any, depth: int) -> Any:
 
 
 def restored(value: Any) -> Any:
-    """The reverse of ``plain``."""
+    """Invert ``plain``."""
     if type(value) is list:
         return [restored(one) for one in value]
     if type(value) is dict:

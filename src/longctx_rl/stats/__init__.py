@@ -1,10 +1,11 @@
-"""What can be said from item scores: intervals, paired comparisons, and studies of several methods and seeds.
+"""Statistics of item scores: intervals, paired comparisons, and studies of several methods and seeds.
 
-See docs/evaluation.md for which of them a table uses.
+docs/evaluation.md says which of them each table uses. Importing this package does not import scipy: functions that need
+it import it when they are called.
 """
 
 from longctx_rl.stats.comparisons import holm, mcnemar, pass_at_k, permutation_test
-from longctx_rl.stats.intervals import Estimate, bootstrap_mean, detectable, paired_difference, wilson
+from longctx_rl.stats.intervals import Estimate, bootstrap_mean, detectable, paired_difference, t_quantile, wilson
 from longctx_rl.stats.studies import (
     Contrast,
     contrast,
@@ -29,5 +30,6 @@ __all__ = [
     "performance_profile",
     "permutation_test",
     "retention_influence",
+    "t_quantile",
     "wilson",
 ]

@@ -1,29 +1,31 @@
-"""Tests of two models on the same items, many of them at once, and pass@k."""
+"""Tests that compare two models on the same items, correction for multiple tests, and pass@k."""
 
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy.stats import binomtest
 
 RESAMPLES = 10_000
 _CHUNK = 500
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Two-sided p-value of McNemar's exact test: do two models solve equally many of the same independent items?
+    """Two-sided p-value of McNemar's exact test that two models solve equally many of the same independent items.
 
-    Only items that one of them solves count; under no difference each is as likely the one as the other.
+    Only items that exactly one of them solves count. Under the null hypothesis, either model is equally likely to have
+    solved such an item.
 
     Source: Q. McNemar, Psychometrika 12 (1947); the exact form is the sign test of the discordant pairs.
 
     Args:
-        first, second: [n] solved or not, in the same order.
+        first, second: [n] whether each item was solved, in the same order.
 
     Raises:
-        ValueError: lists of different lengths.
+        ValueError: the lists differ in length.
     """
+    from scipy.stats import binomtest
+
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} results against {len(second)}: pair the same items")
+        raise ValueError(f"{len(first)} results cannot be paired with {len(second)}: pair the same items")
     pairs = list(zip(first, second, strict=True))
     won, lost = pairs.count((True, False)), pairs.count((False, True))
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
@@ -32,28 +34,28 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
 def permutation_test(
     differences: Sequence[float], families: Sequence[Hashable] | None = None, *, seed: int, resamples: int = RESAMPLES
 ) -> float:
-    """Two-sided p-value of a paired mean difference by exchanging the two models' labels, family by family.
+    """Two-sided p-value of a paired mean difference, from random exchanges of the two models' labels within families.
 
-    The observed labelling counts as one of the draws, so the value is never 0 and the test holds its level.
+    The observed labelling counts as one of the draws, so the p-value is never 0 and the test holds its level.
 
     Source: Fisher, "The Design of Experiments" (1935), section 21; Phipson and Smyth, SAGMB 9 (2010), for the draws.
 
     Args:
         differences: [n] second score minus first.
-        families: [n] which family each item belongs to; a family's labels are exchanged together.
+        families: [n] the family of each item; the labels of a family are exchanged together.
 
     Raises:
-        ValueError: no differences, or a family list of another length.
+        ValueError: there are no differences, or the list of families has another length.
     """
     data = np.asarray(differences, dtype=np.float64)
     if not data.size or (families is not None and len(families) != data.size):
-        raise ValueError(f"{data.size} differences: need at least one, and a family for each")
+        raise ValueError(f"{data.size} differences: give at least one, and a family for each")
     if families is not None:
         numbers: dict[Hashable, int] = {}
         index = [numbers.setdefault(family, len(numbers)) for family in families]
         data = np.bincount(index, data).astype(np.float64)
     rng = np.random.default_rng(seed)
-    observed = abs(data.sum()) - 1e-12 * abs(data).sum()  # equal sums in another order are equal
+    observed = abs(data.sum()) - 1e-12 * abs(data).sum()  # rounding must not separate sums that are equal up to order
     extreme = 1
     for done in range(0, resamples, _CHUNK):
         signs = rng.integers(0, 2, size=(min(_CHUNK, resamples - done), data.size)) * 2.0 - 1.0
@@ -62,12 +64,12 @@ def permutation_test(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted so that the chance of any false positive among them stays below the level.
+    """p-values adjusted so that the probability of any false positive among them stays below the level.
 
     Source: S. Holm, Scandinavian Journal of Statistics 6 (1979).
 
     Returns:
-        [n] adjusted values in the order given, at most 1.
+        [n] adjusted values in the order of the input, at most 1.
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted, highest = [0.0] * len(p_values), 0.0
@@ -78,17 +80,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Chance that at least one of ``k`` samples is right, without bias, from ``samples`` of which ``right`` are.
+    """Unbiased estimate of the probability that at least one of ``k`` samples is right.
 
-    1 - C(n - c, k) / C(n, k), as a product that does not overflow.
+    With n ``samples`` of which c are ``right`` it is 1 - C(n - c, k) / C(n, k), as a product that does not overflow.
 
     Source: Chen et al., "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, equation 1.
 
     Raises:
-        ValueError: fewer samples than k, or an impossible count.
+        ValueError: there are fewer samples than k, or the counts are impossible.
     """
     if not 1 <= k <= samples or not 0 <= right <= samples:
-        raise ValueError(f"pass@{k} of {right} right among {samples} samples: need at least k samples")
+        raise ValueError(f"pass@{k} from {right} right of {samples} samples: give at least k samples")
     if samples - right < k:
         return 1.0
     return float(1.0 - np.prod(1.0 - k / np.arange(samples - right + 1, samples + 1)))

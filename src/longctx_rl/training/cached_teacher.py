@@ -10,16 +10,18 @@ from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.config.schema import Config
 from longctx_rl.data.preparation import fingerprint
-from longctx_rl.data.source import check_lengths, check_tasks, open_source
-from longctx_rl.engine import distributed
+from longctx_rl.data.source import check_lengths, open_source
+from longctx_rl.engine import distributed, startup
 from longctx_rl.engine.local import cast_parameters
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.loading import check_pair, context_length, load_model, load_tokenizer
 from longctx_rl.policy.scoring import part_of
 from longctx_rl.policy.shape import ModelShape
-from longctx_rl.policy.teacher_cache import CachedScorer, Identity, TeacherCache, group_key, weights_fingerprint
-from longctx_rl.training.groups import recorded_groups
-from longctx_rl.training.step import FrozenAnchor, anchor_signal, divergence_from, packed_in_step
+from longctx_rl.policy.teacher_cache import CachedScorer, Identity, TeacherCache, group_key
+from longctx_rl.policy.weights import config_hash, weights_hash
+from longctx_rl.training.anchors import FrozenAnchor, anchor_signal
+from longctx_rl.training.groups import packed_in_step, recorded_groups
+from longctx_rl.training.preflight import check_cache
 
 COMMAND = "python -m longctx_rl.data teacher-cache and the run's own settings"
 
@@ -29,7 +31,9 @@ def identity_of(config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary: 
     assert config.model.teacher is not None
     kd = config.algo.kd
     return Identity(
-        teacher=weights_fingerprint(config.model.teacher),
+        # Only the main rank hashes the weights, which can be many gigabytes.
+        teacher=distributed.broadcast(weights_hash(config.model.teacher) if distributed.is_main() else None),
+        config=config_hash(config.model.teacher),
         name=config.model.teacher,
         tokenizer=fingerprint(tokenizer),
         estimator=kd.estimator,
@@ -50,32 +54,25 @@ def cached_anchor(
     device = distributed.device(config)
     head = cache.head()
     head = None if head is None else head.to(device)
-    anchor = FrozenAnchor(CachedScorer(cache, COMMAND), divergence_from(config.algo.kd), head, cache.shape)
+    anchor = FrozenAnchor(CachedScorer(cache, COMMAND), config.algo.kd, head, cache.shape)
     return anchor, cache.context
 
 
 def build(config: Config) -> Path:
-    """Ask the teacher about every row that the run will train on, in the rows' own packing; returns the folder.
+    """Query the teacher for every row that the run will train on, packed as the run packs them; return the folder.
 
-    Step by step as the run takes them, so that a run on one process reads what the teacher would have said to it, to
-    the bit, as long as no prompt comes twice in another company. What is there already is not asked again.
+    Rows are packed step by step, so a run on one process reads, bit for bit, what its teacher would have computed, as
+    long as no prompt is repeated next to other prompts. Signals that the cache already holds are not computed again.
 
     Raises:
         ValueError: a method whose tokens are not recorded; a teacher that cannot be loaded or compared.
     """
-    if config.algo.source != "dataset" or not config.needs_teacher:
-        raise ValueError(
-            f"+algo={config.algo.name} does not learn from a teacher on recorded answers, so nothing can be kept for "
-            "it: choose +algo=kd"
-        )
+    check_cache(config)
     name, root, steps = config.model.teacher, config.model.teacher_cache, config.budget.steps
-    if steps is None:
-        raise ValueError("budget.steps=null: say for how many steps the teacher is asked, such as budget.steps=200")
-    assert name is not None and root is not None
-    check_tasks(config)
+    assert name is not None and root is not None and steps is not None
     # One process, whatever the run will have.
     config = replace(config, engine=replace(config.engine, name="local", num_processes=1, num_nodes=1))
-    distributed.init(config)
+    startup.init(config)
     tokenizer = load_tokenizer(config.model.tokenizer or config.model.student)
     vocabulary = check_pair(config.model, tokenizer)
     source = open_source(config, tokenizer)
@@ -83,7 +80,7 @@ def build(config: Config) -> Path:
     scorer = FrozenScorer(load_model(name, config.model.yarn), chunk=config.model.scoring_chunk, vocabulary=vocabulary)
     check_lengths(config, context_length(scorer.model))
     cast_parameters(scorer.freeze(), dtype).to(device)
-    divergence = divergence_from(config.algo.kd)
+    divergence = config.algo.kd
     head: Tensor | None = scorer.head.get_parameter("weight").detach() if divergence.estimator == "exact" else None
     live = FrozenAnchor(scorer, divergence, head, ModelShape.of(scorer.model))
     cache = TeacherCache.create(
@@ -96,7 +93,7 @@ def build(config: Config) -> Path:
     )
     prompts = config.batch.prompts_per_step
     try:
-        for step in tqdm(range(steps), desc="asking the teacher", unit=" steps", disable=None):
+        for step in tqdm(range(steps), desc="querying the teacher", unit=" steps", disable=None):
             groups = recorded_groups(source, tokenizer, range(step * prompts, (step + 1) * prompts))
             rows = packed_in_step(groups, config.batch.micro_batch_tokens, config.model.scoring_chunk, device)
             for packed in rows:

@@ -1,21 +1,25 @@
-"""The groups of one step: drawn from the policy and graded, or read from the data set."""
+"""The groups of one step: sampled from the policy and graded, or read from the data set; and as packed rows."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.config.schema import Config
+from longctx_rl.data.packing import empty_row, pack, plan_rows
 from longctx_rl.data.source import TrainingSource, prompt_ids, recorded_group
-from longctx_rl.engine import Engine, distributed
+from longctx_rl.engine import distributed
 from longctx_rl.objective.advantages import STD_FLOOR, group_advantages
+from longctx_rl.policy.scoring import num_pieces
 from longctx_rl.rewards.composed import Answered, Rewarder
 from longctx_rl.rewards.judge import GraderUnavailable
-from longctx_rl.rollout import Sampler, SampleRequest, sample_seed
+from longctx_rl.rollout import SampleRequest, sample_seed
+from longctx_rl.training.parts import Parts
 from longctx_rl.training.state import Stopwatch
-from longctx_rl.types import Reward, RolloutGroup
+from longctx_rl.types import PackedGroups, Reward, RolloutGroup
 
 
 def recorded_groups(
@@ -25,17 +29,7 @@ def recorded_groups(
     return [recorded_group(tokenizer, source.document(index)) for index in indices]
 
 
-def sampled_groups(
-    config: Config,
-    engine: Engine,
-    sampler: Sampler,
-    source: TrainingSource,
-    tokenizer: PreTrainedTokenizerBase,
-    rewarder: Rewarder,
-    indices: Sequence[int],
-    step: int,
-    watch: Stopwatch,
-) -> list[RolloutGroup]:
+def sampled_groups(parts: Parts, indices: Sequence[int], step: int, watch: Stopwatch) -> list[RolloutGroup]:
     """Completions of the current policy, with rewards and advantages.
 
     Args:
@@ -43,22 +37,23 @@ def sampled_groups(
             resumed run draws the same completions.
         step: optimizer steps so far.
     """
-    examples = [source.document(index)[0] for index in indices]
+    config = parts.config
+    examples = [parts.source.document(index)[0] for index in indices]
     requests = [
         SampleRequest(
-            prompt_ids(tokenizer, example),
+            prompt_ids(parts.tokenizer, example),
             tuple(sample_seed(config.seed, step, index, i) for i in range(config.algo.group_size)),
         )
         for index, example in zip(indices, examples, strict=True)
     ]
-    with watch("rollout"), engine.full_weights() as policy:
-        completions = sampler.sample(policy.model, requests)  # type: ignore[arg-type]
+    with watch("rollout"), parts.engine.full_weights() as policy:
+        completions = parts.sampler.sample(policy.model, requests)  # type: ignore[arg-type]
     groups = [
         RolloutGroup(example, request.prompt_ids, tuple(replace(one, policy_version=step) for one in group))
         for example, request, group in zip(examples, requests, completions, strict=True)
     ]
     with watch("reward"):
-        return graded(config, rewarder, groups)
+        return graded(config, parts.rewarder, groups)
 
 
 def graded(config: Config, rewarder: Rewarder, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
@@ -99,6 +94,21 @@ def task_spread(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     for task, values in distributed.gather(list(mine.items())):
         scores.setdefault(task, []).extend(values)
     return {task: statistics.stdev(values) for task, values in scores.items()}
+
+
+def packed_in_step(
+    groups: Sequence[RolloutGroup], row_tokens: int, chunk: int, device: torch.device
+) -> list[PackedGroups]:
+    """This rank's groups as rows, so that all ranks run the same modules in the same order.
+
+    Equally many rows, the missing ones empty; each scored in as many pieces as the rank with most loss tokens needs.
+    """
+    rows = [pack([groups[index] for index in row], device) for row in plan_rows(groups, row_tokens)]
+    longest = int(distributed.all_reduce_max({"rows": len(rows)})["rows"])
+    rows += [empty_row(device) for _ in range(longest - len(rows))]
+    needed = {str(index): num_pieces(row.num_loss_tokens, chunk) for index, row in enumerate(rows)}
+    agreed = distributed.all_reduce_max(needed)
+    return [replace(row, score_pieces=int(agreed[str(index)])) for index, row in enumerate(rows)]
 
 
 def with_teacher_gaps(groups: Sequence[RolloutGroup], gaps: Tensor, first: int) -> list[RolloutGroup]:

@@ -4,7 +4,6 @@ groups -> rows -> signals of the frozen anchors -> token scores -> objective -> 
 """
 
 import signal
-import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -13,21 +12,20 @@ from typing import Any
 from torch import Tensor
 
 from longctx_rl import cli
-from longctx_rl.config import schema as configuration
 from longctx_rl.config.schema import Config
 from longctx_rl.data.prompts import token_texts
 from longctx_rl.data.source import check_lengths
-from longctx_rl.engine import checkpoint, distributed
-from longctx_rl.policy.loading import locate
-from longctx_rl.policy.weights import fingerprint
+from longctx_rl.engine import checkpoint, distributed, startup
+from longctx_rl.policy.weights import weights_hash
 from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.runs import directory
 from longctx_rl.runs.recorder import Recorder, build_recorder
 from longctx_rl.training import closing
+from longctx_rl.training.assembly import build_parts, peak_gib
 from longctx_rl.training.groups import recorded_groups, rollout_metrics, rollout_sums, sampled_groups, with_teacher_gaps
-from longctx_rl.training.parts import Parts, build_parts, peak_gib
+from longctx_rl.training.parts import Parts
 from longctx_rl.training.state import Stopwatch, TrainState, parts_spent, spent, spent_share
-from longctx_rl.training.step import add_costs, global_count, objective_from, prepare, update
+from longctx_rl.training.step import add_costs, global_count, prepare, update
 from longctx_rl.types import RolloutGroup
 
 
@@ -54,12 +52,12 @@ def run(config: Config) -> None:
         SystemExit: with status 130 after Ctrl-C, once the step is finished and saved.
     """
     interrupt = Interrupt()
-    distributed.init(config)
+    startup.init(config)
     try:
         parts = build_parts(config)
         check_lengths(config, parts.context)
         interrupt.training = True
-        state = restore(config, parts)
+        state = restore(parts)
         parts.evaluation.drop_after(state.step if state else -1)
         recorder = build_recorder(
             config,
@@ -74,7 +72,7 @@ def run(config: Config) -> None:
             noted = (parts.source.describe(), parts.sizes())
             distributed.on_main(lambda: directory.record_parts(path, *noted, weights(config)))
             state = state or TrainState()
-            reason = train(config, parts, state, recorder, interrupt)
+            reason = train(parts, state, recorder, interrupt)
         finally:
             recorder.close()
             if parts.code is not None:
@@ -86,19 +84,20 @@ def run(config: Config) -> None:
 
 
 def weights(config: Config) -> dict[str, str | None]:
-    """Hashes of what the run starts from and is taught by; None for weights of the Hub or drawn at random."""
+    """Hashes of the weights of student and teacher, in folders or the local Hub cache; None: randomly initialised."""
     names = {"student": None if config.model.architecture else config.model.student}
     if config.needs_teacher and config.model.teacher_cache is None:
         names["teacher"] = config.model.teacher
-    return {role: name and fingerprint(Path(locate(name))) for role, name in names.items()}
+    return {role: name and weights_hash(name) for role, name in names.items()}
 
 
-def restore(config: Config, parts: Parts) -> TrainState | None:
+def restore(parts: Parts) -> TrainState | None:
     """Load the latest checkpoint into the engine; None if there is none yet."""
+    run_dir = Path(parts.config.run_dir)
     on_disk: list[tuple[Path, dict[str, Any]]] = []
 
     def look() -> None:
-        if (latest := checkpoint.latest_checkpoint(Path(config.run_dir))) is not None:
+        if (latest := checkpoint.latest_checkpoint(run_dir)) is not None:
             checkpoint.verify(latest)
             on_disk.append((latest, checkpoint.read_trainer_state(latest)))
 
@@ -110,22 +109,23 @@ def restore(config: Config, parts: Parts) -> TrainState | None:
     return None
 
 
-def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> str:
+def train(parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> str:
     """Steps until a budget is spent, with evaluations and checkpoints between them, then what a run leaves behind.
 
     Returns which budget that was.
     """
+    config = parts.config
     try:
-        reason = steps(config, parts, state, recorder, interrupt)
+        reason = steps(parts, state, recorder, interrupt)
         if reason is None:
             resume = directory.resume_command(config)
             recorder.say(f"interrupted after step {state.step}; continue with:\n  {resume}")
             raise SystemExit(cli.INTERRUPTED)
         if config.eval.at_end and (state.evaluated_step, state.evaluated_items) != (state.step, config.eval.items):
-            evaluate(config, parts, state, recorder, config.eval.items)
+            evaluate(parts, state, recorder, config.eval.items)
     except GraderUnavailable as error:
         if state.saved_step != state.step:
-            save(config, parts, state)
+            save(parts, state)
         resume = directory.resume_command(config)
         raise ValueError(f"{error}. Step {state.step} is saved; continue with: {resume}") from error
     export = Path(config.run_dir) / "export"
@@ -136,24 +136,25 @@ def train(config: Config, parts: Parts, state: TrainState, recorder: Recorder, i
     return reason
 
 
-def steps(config: Config, parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> str | None:
+def steps(parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> str | None:
     """Train and save; returns the budget that is spent, or None if the run is to stop before that."""
+    config = parts.config
     if state.step == 0 and config.eval.at_start and state.evaluated_step < 0:
-        evaluate(config, parts, state, recorder, config.eval.items)
+        evaluate(parts, state, recorder, config.eval.items)
     reason = spent(state, config.budget)
     if reason is None and state.step and evaluation_due(config, state):
-        evaluate(config, parts, state, recorder, config.eval.during_items)  # which had stopped the run
+        evaluate(parts, state, recorder, config.eval.during_items)  # which had stopped the run
         reason = spent(state, config.budget)
     while reason is None and not distributed.any_rank(interrupt.asked):
-        train_step(config, parts, state, recorder)
+        train_step(parts, state, recorder)
         reason = spent(state, config.budget)
         if reason is None and evaluation_due(config, state):
-            evaluate(config, parts, state, recorder, config.eval.during_items)
+            evaluate(parts, state, recorder, config.eval.during_items)
             reason = spent(state, config.budget)
         if config.checkpoint.every and state.step % config.checkpoint.every == 0:
-            save(config, parts, state)
+            save(parts, state)
     if state.saved_step != state.step:
-        save(config, parts, state)
+        save(parts, state)
     return reason
 
 
@@ -165,40 +166,29 @@ def evaluation_due(config: Config, state: TrainState) -> bool:
     return bool(every) and state.step % every == 0 and state.evaluated_step != state.step
 
 
-def train_step(config: Config, parts: Parts, state: TrainState, recorder: Recorder) -> None:
+def train_step(parts: Parts, state: TrainState, recorder: Recorder) -> None:
     """One step: collect, prepare, update, record."""
+    config = parts.config
     start, watch = time.perf_counter(), Stopwatch()
     indices = list(range(state.prompts, state.prompts + config.batch.prompts_per_step))
     mine = indices[distributed.rank() :: distributed.world_size()]
     sampled = config.algo.source == "policy"
     if sampled:
-        groups = sampled_groups(
-            config, parts.engine, parts.sampler, parts.source, parts.tokenizer, parts.rewarder, mine, state.step, watch
-        )
+        groups = sampled_groups(parts, mine, state.step, watch)
     else:
         groups = recorded_groups(parts.source, parts.tokenizer, mine)
     denominators = global_count(groups)
-    rows = prepare(config, parts.engine, parts.anchors, groups, watch, scheduled=parts.scheduled)
-    spec = objective_from(config)
+    rows = prepare(parts, groups, watch)
     every = config.optim.pg_kd_cosine_every
     compare = bool(every) and state.step % every == 0
     share = spent_share(state, config.budget)
     for _ in range(config.algo.updates_per_rollout):
-        outcome, metrics, gaps = update(
-            parts.engine,
-            rows,
-            spec,
-            denominators,
-            config.rollout.temperature,
-            watch,
-            compare_terms=compare,
-            spent=share,
-        )
+        outcome, metrics, gaps = update(parts, rows, denominators, watch, compare_terms=compare, spent=share)
         state.skipped += outcome.skipped
 
     state.step += 1
     state.prompts += len(indices)
-    tokens = add_costs(state, rows, parts.anchors, parts.shape, config.algo.updates_per_rollout, sampled)
+    tokens = add_costs(parts, state, rows)
     if sampled:
         sums = distributed.all_reduce_sum(rollout_sums(groups))
         state.sampled_tokens += int(sums["tokens"])
@@ -209,16 +199,13 @@ def train_step(config: Config, parts: Parts, state: TrainState, recorder: Record
     metrics |= {"perf/step_seconds": seconds, "perf/tokens_per_second": tokens / seconds, "perf/peak_gib": peak_gib()}
     recorder.log(state.step, state.metrics() | metrics | watch.metrics())
     if sampled:
-        save_rollouts(config, state.step, groups, gaps, parts, recorder)
+        save_rollouts(parts, state.step, groups, gaps, recorder)
 
 
-def save_rollouts(
-    config: Config, step: int, groups: list[RolloutGroup], gaps: Tensor | None, parts: Parts, recorder: Recorder
-) -> None:
+def save_rollouts(parts: Parts, step: int, groups: list[RolloutGroup], gaps: Tensor | None, recorder: Recorder) -> None:
     """A few groups of the main rank, every ``logging.rollouts_every`` steps; ``gaps``: those of ``update``."""
-    every = config.logging.rollouts_every
+    every, kept = parts.config.logging.rollouts_every, parts.config.logging.rollouts_kept
     if groups and every and step % every == 0:
-        kept = config.logging.rollouts_kept
         recorder.save_rollouts(
             step,
             groups[:kept] if gaps is None else with_teacher_gaps(groups, gaps, kept),
@@ -226,11 +213,12 @@ def save_rollouts(
         )
 
 
-def evaluate(config: Config, parts: Parts, state: TrainState, recorder: Recorder, items: int) -> None:
+def evaluate(parts: Parts, state: TrainState, recorder: Recorder, items: int) -> None:
     """Held-out accuracy of the current policy, recorded at the current step.
 
     A run that was stopped after an evaluation, before the next checkpoint, finds the answers there.
     """
+    config = parts.config
     start = time.perf_counter()
     metrics = parts.evaluation.kept(state.step, items)
     if metrics is None:
@@ -241,21 +229,11 @@ def evaluate(config: Config, parts: Parts, state: TrainState, recorder: Recorder
     recorder.log(state.step, {"progress/step": state.step, "time/eval": time.perf_counter() - start} | metrics)
 
 
-def save(config: Config, parts: Parts, state: TrainState) -> None:
+def save(parts: Parts, state: TrainState) -> None:
     """Write a checkpoint of the current step."""
+    config = parts.config
     state.saved_step = state.step
     trainer_state = state.as_dict() | {"rng": checkpoint.rng_states()}
     checkpoint.save_checkpoint(
         Path(config.run_dir), state.step, parts.engine.save, trainer_state, config.checkpoint.keep
     )
-
-
-def main() -> None:
-    """Entry of a launched process: ``python -m longctx_rl.training.loop <run>/config.yaml``."""
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m longctx_rl.training.loop <run>/config.yaml")
-    cli.leave(cli.execute(configuration.read(Path(sys.argv[1])), run))
-
-
-if __name__ == "__main__":
-    main()

@@ -80,7 +80,7 @@ def prompt_of(packed: PackedGroups) -> PackedGroups:
     )
 
 
-class ScheduledGroup:
+class OneAtATime:
     """The passes over one group: ``score`` of each piece and its backward pass, then that of ``prompt_loss``."""
 
     def __init__(self, engine: Engine, packed: PackedGroups, temperature: float) -> None:

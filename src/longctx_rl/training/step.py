@@ -5,29 +5,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from longctx_rl.config.schema import Config, DivergenceConfig
-from longctx_rl.data.packing import count, empty_row, pack, plan_rows
-from longctx_rl.engine import Engine, StepOutcome, distributed
-from longctx_rl.objective.divergences import Divergence
-from longctx_rl.objective.terms import LossOutput, Objective, objective
+from longctx_rl.data.packing import count
+from longctx_rl.engine import StepOutcome, distributed
+from longctx_rl.objective.spec import Objective
+from longctx_rl.objective.terms import LossOutput, objective
 from longctx_rl.policy.scoring import Anchor, num_pieces
-from longctx_rl.policy.shape import ModelShape, step_flops
-from longctx_rl.training.one_at_a_time import Piece, ScheduledGroup, split
+from longctx_rl.policy.shape import step_flops
+from longctx_rl.training.anchors import anchor_signal
+from longctx_rl.training.groups import packed_in_step
+from longctx_rl.training.one_at_a_time import OneAtATime, Piece, split
+from longctx_rl.training.parts import Parts
 from longctx_rl.training.state import Stopwatch, TrainState
 from longctx_rl.types import Denominators, PackedGroups, RolloutGroup, TokenScores
-
-
-@dataclass(frozen=True, slots=True)
-class FrozenAnchor:
-    """A frozen model and how the policy is compared with it."""
-
-    scorer: nn.Module
-    divergence: Divergence
-    head: Tensor | None
-    """[V, H] whole output weights, for the exact divergence."""
-    shape: ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,29 +31,6 @@ class PreparedRow:
     """The completions of the row's group, if the gradient is taken one at a time."""
 
 
-def divergence_from(config: DivergenceConfig) -> Divergence:
-    """The objective's view of a configured divergence."""
-    return Divergence(config.direction, config.estimator, config.placement, config.top_k, config.js_mixture)
-
-
-def objective_from(config: Config) -> Objective:
-    """The objective's view of a configured method."""
-    algo = config.algo
-    return Objective(
-        ce=algo.weights.ce,
-        pg=algo.weights.pg,
-        kd=algo.weights.kd,
-        ref=algo.weights.ref,
-        kd_in_advantage=bool(algo.weights.kd) and algo.kd.placement == "advantage",
-        ref_in_advantage=bool(algo.weights.ref) and algo.ref.placement == "advantage",
-        aggregate=algo.aggregate,
-        clip_low=algo.clip_low,
-        clip_high=algo.clip_high,
-        importance_cap=algo.importance_cap,
-        max_length=config.rollout.max_new_tokens,
-    )
-
-
 def global_count(groups: Sequence[RolloutGroup]) -> Denominators:
     """Sequences and loss tokens over all ranks."""
     local = count(groups)
@@ -70,29 +38,20 @@ def global_count(groups: Sequence[RolloutGroup]) -> Denominators:
     return Denominators(int(total["sequences"]), int(total["tokens"]))
 
 
-def prepare(
-    config: Config,
-    engine: Engine,
-    anchors: dict[str, FrozenAnchor],
-    groups: Sequence[RolloutGroup],
-    watch: Stopwatch,
-    *,
-    scheduled: bool = False,
-) -> list[PreparedRow]:
+def prepare(parts: Parts, groups: Sequence[RolloutGroup], watch: Stopwatch) -> list[PreparedRow]:
     """Pack this rank's groups and score them once with every frozen model.
 
-    ``scheduled``: each group by itself, for a gradient that is taken one completion at a time.
-
-    All ranks return equally many rows; the missing ones are empty. Old log-probs are recorded only when the policy is
-    updated more than once on the same rollouts: before the first update they are its own.
+    All ranks return equally many rows; the missing ones are empty. Where the gradient is taken one completion at a
+    time, each group is a row of its own. Old log-probs are recorded only when the policy is updated more than once on
+    the same rollouts: before the first update they are its own.
     """
-    row_tokens, chunk = 0 if scheduled else config.batch.micro_batch_tokens, config.model.scoring_chunk
-    packed_rows = packed_in_step(groups, row_tokens, chunk, engine.device)
+    config, engine = parts.config, parts.engine
+    row_tokens = 0 if parts.one_at_a_time else config.batch.micro_batch_tokens
     temperature = config.rollout.temperature
     rows = []
-    for packed in packed_rows:
+    for packed in packed_in_step(groups, row_tokens, config.model.scoring_chunk, engine.device):
         signals: dict[str, Anchor] = {}
-        for name, anchor in anchors.items():
+        for name, anchor in parts.anchors.items():
             with watch("teacher"):
                 signals[name] = anchor_signal(anchor, packed, temperature)
         if config.algo.updates_per_rollout > 1:
@@ -100,47 +59,18 @@ def prepare(
                 old: TokenScores = engine.forward(packed, temperature=temperature)
             packed = replace(packed, old_logprobs=old.logprobs)
         pieces: tuple[Piece, ...] = ()
-        if scheduled:
+        if parts.one_at_a_time:
             # As many calls of the head as the longest completion can need, on every rank.
-            calls = num_pieces(config.rollout.max_new_tokens, chunk)
+            calls = num_pieces(config.rollout.max_new_tokens, config.model.scoring_chunk)
             pieces = split(packed, signals, config.algo.group_size, calls)
         rows.append(PreparedRow(packed, signals, pieces))
     return rows
 
 
-def packed_in_step(
-    groups: Sequence[RolloutGroup], row_tokens: int, chunk: int, device: torch.device
-) -> list[PackedGroups]:
-    """This rank's groups as rows, so that all ranks run the same modules in the same order.
-
-    Equally many rows, the missing ones empty; each scored in as many pieces as the rank with most loss tokens needs.
-    """
-    rows = [pack([groups[index] for index in row], device) for row in plan_rows(groups, row_tokens)]
-    longest = int(distributed.all_reduce_max({"rows": len(rows)})["rows"])
-    rows += [empty_row(device) for _ in range(longest - len(rows))]
-    needed = {str(index): num_pieces(row.num_loss_tokens, chunk) for index, row in enumerate(rows)}
-    agreed = distributed.all_reduce_max(needed)
-    return [replace(row, score_pieces=int(agreed[str(index)])) for index, row in enumerate(rows)]
-
-
-def anchor_signal(anchor: FrozenAnchor, packed: PackedGroups, temperature: float) -> Anchor:
-    """What a frozen model says about a packed row."""
-    signal = anchor.scorer(
-        packed,
-        estimator=anchor.divergence.estimator,
-        temperature=temperature,
-        top_k=anchor.divergence.top_k,
-        head=anchor.head,
-    )
-    return Anchor(anchor.divergence, signal)
-
-
 def update(
-    engine: Engine,
+    parts: Parts,
     rows: Sequence[PreparedRow],
-    spec: Objective,
     denominators: Denominators,
-    temperature: float,
     watch: Stopwatch,
     *,
     compare_terms: bool = False,
@@ -155,59 +85,55 @@ def update(
         The engine's outcome, metrics already reduced over rows and ranks, and [T] log p(student) - log p(teacher) of
         each loss token of this rank, in the order of ``rows``; None without a teacher.
     """
+    algo, max_length = parts.config.algo, parts.config.rollout.max_new_tokens
     sums: dict[str, float] = {}
     maxima: dict[str, float] = {}
-    terms = spec.split() if compare_terms else (spec,)
+    terms = algo.split() if compare_terms else (algo,)
     gradients: list[Tensor] = []
     gaps: list[Tensor] = []
     for term in terms:
         for index, row in enumerate(rows):
             last = index == len(rows) - 1
-            for packed, scores, output in passes(engine, row, term, denominators, temperature, watch, last=last):
+            for packed, scores, output in passes(parts, row, term, denominators, watch, last=last):
                 if term is not terms[-1]:
                     continue
                 if "logprob_gap" in scores.diagnostics:
                     gaps.append(-scores.diagnostics["logprob_gap"])
                 if len(terms) > 1:
-                    output = objective(spec, scores, packed, denominators)
+                    output = objective(algo, scores, packed, denominators, max_length=max_length)
                 for name, value in (output.sums | score_sums(scores, denominators)).items():
                     sums[name] = sums.get(name, 0.0) + value.item()
                 for name, value in output.maxima.items():
                     maxima[name] = max(maxima.get(name, value.item()), value.item())
         if len(terms) > 1:
-            gradients.append(engine.gradient())
+            gradients.append(parts.engine.gradient())
     with watch("backward"):
-        outcome = engine.step(spent)
+        outcome = parts.engine.step(spent)
     metrics = distributed.all_reduce_sum(sums) | distributed.all_reduce_max(maxima)
     metrics |= term_agreement(gradients[0], gradients[1]) if gradients else {}
     return outcome, metrics, torch.cat(gaps) if gaps else None
 
 
 def passes(
-    engine: Engine,
-    row: PreparedRow,
-    term: Objective,
-    denominators: Denominators,
-    temperature: float,
-    watch: Stopwatch,
-    *,
-    last: bool,
+    parts: Parts, row: PreparedRow, term: Objective, denominators: Denominators, watch: Stopwatch, *, last: bool
 ) -> Iterator[tuple[PackedGroups, TokenScores, LossOutput]]:
     """Add a row's gradient, in one pass or completion by completion; what was scored, after its backward pass."""
+    engine = parts.engine
+    temperature, max_length = parts.config.rollout.temperature, parts.config.rollout.max_new_tokens
     if not row.pieces:
         with watch("policy"):
             scores: TokenScores = engine.forward(row.packed, temperature=temperature, anchors=row.anchors)
-            output = objective(term, scores, row.packed, denominators)
+            output = objective(term, scores, row.packed, denominators, max_length=max_length)
         with watch("backward"):
             engine.backward(output.loss, last=last)
         yield row.packed, scores, output
         return
     with watch("policy"):
-        group = ScheduledGroup(engine, row.packed, temperature)
+        group = OneAtATime(engine, row.packed, temperature)
     for piece in row.pieces:
         with watch("policy"):
             scores = group.score(piece)
-            output = objective(term, scores, piece.packed, denominators)
+            output = objective(term, scores, piece.packed, denominators, max_length=max_length)
         with watch("backward"):
             engine.backward(output.loss, last=False)
         yield piece.packed, scores, output
@@ -239,17 +165,12 @@ def score_sums(scores: TokenScores, denominators: Denominators) -> dict[str, Ten
     return {name: values.sum() / denominators.num_tokens for name, values in known.items()}
 
 
-def add_costs(
-    state: TrainState,
-    rows: Sequence[PreparedRow],
-    anchors: dict[str, FrozenAnchor],
-    shape: ModelShape,
-    updates: int,
-    sampled: bool,
-) -> int:
+def add_costs(parts: Parts, state: TrainState, rows: Sequence[PreparedRow]) -> int:
     """Add what one step over ``rows`` cost, all ranks together, to ``state``; returns the tokens its rows held."""
+    algo = parts.config.algo
     cost = {"row": 0.0, "trained": 0.0, "teacher": 0.0, "flops": 0.0}
-    frozen = [anchor.shape for anchor in anchors.values()]
+    frozen = [anchor.shape for anchor in parts.anchors.values()]
+    updates, sampled = algo.updates_per_rollout, algo.source == "policy"
     for row in rows:
         packed = row.packed
         tokens, loss_tokens = packed.input_ids.numel(), packed.num_loss_tokens
@@ -257,8 +178,8 @@ def add_costs(
             continue
         cost["row"] += tokens
         cost["trained"] += loss_tokens * updates
-        cost["teacher"] += tokens * ("kd" in anchors)
-        cost["flops"] += step_flops(shape, frozen, packed.spans, loss_tokens, updates=updates, sampled=sampled)
+        cost["teacher"] += tokens * ("kd" in parts.anchors)
+        cost["flops"] += step_flops(parts.shape, frozen, packed.spans, loss_tokens, updates=updates, sampled=sampled)
     total = distributed.all_reduce_sum(cost)
     state.trained_tokens += int(total["trained"])
     state.teacher_tokens += int(total["teacher"])

@@ -84,7 +84,7 @@ def test_where_prompts_are_read_at_their_end_alone(row: list[tuple[int, tuple[in
     for span in spans:
         read[max(span.start, span.completions_start - 1) : span.end] = True
     weights = torch.randn(1, 4, spans[-1].end, WIDTH, dtype=torch.float64) * read[:, None]
-    output, expected = group_attention(*ours, spans, None, answers_only=True), naive(*theirs, spans, None)
+    output, expected = group_attention(*ours, spans, None, completions_only=True), naive(*theirs, spans, None)
     torch.testing.assert_close(output[:, :, read], expected[:, :, read], rtol=1e-10, atol=1e-10)
     found, wanted = torch.autograd.grad(output, ours, weights), torch.autograd.grad(expected, theirs, weights)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
@@ -125,7 +125,7 @@ def test_no_pair_of_tokens_is_computed_for_nothing(monkeypatch: pytest.MonkeyPat
     group_attention(*inputs(spans, 2, torch.float32), spans, None)
     assert calls == [(1, 200, 200, True), (4, 30, 30, True), (1, 96, 200, False)]
     calls.clear()
-    group_attention(*inputs(spans, 2, torch.float32), spans, None, answers_only=True)
+    group_attention(*inputs(spans, 2, torch.float32), spans, None, completions_only=True)
     assert calls == [(4, 30, 30, True), (1, 97, 200, False)]
 
 
@@ -133,4 +133,4 @@ def test_segments_are_batched_unless_padding_is_wasteful() -> None:
     batches, crossings = parts(spans_of([(8, (4,)), (9, (5,)), (70, (6,)), (30, (9, 2, 14))]))
     assert [[segment.length for segment in batch] for batch in batches] == [[76], [30], [14, 14, 12], [9], [2]]
     assert all(batch[0].length <= MAX_PADDING * batch[-1].length for batch in batches)
-    assert [(crossing.read, crossing.asking) for crossing in crossings] == [(slice(102, 132), slice(132, 157))]
+    assert [(crossing.keys, crossing.queries) for crossing in crossings] == [(slice(102, 132), slice(132, 157))]

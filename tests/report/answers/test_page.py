@@ -1,4 +1,4 @@
-"""The results page: its numbers are the summary's, it is whole HTML, and what is missing is said."""
+"""The page of an evaluation: its numbers are those of the summary, it is valid HTML, and it reports missing items."""
 
 import json
 import re
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from evals.tables import rows
 from longctx_rl.evals import records, summary
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.report.answers import evaluation_folder, page
-from longctx_rl.stats import wilson
+from longctx_rl.stats import Estimate, wilson
 
 ITEMS = 8
 CELLS = {
@@ -25,7 +26,7 @@ NASTY = '</pre><script>alert("x")</script> & \x00\u202e http://example.org'
 
 
 def record(suite: str, task: str, length: int, number: int) -> ItemRecord:
-    """Right when short, less often when long; RULER's recall is kinder than its strict score."""
+    """Right at short length, less often at long length; RULER's recall is higher than its strict score."""
     score = float(number >= 2 * length // 512 + (task == "closed") * 7)
     parts = {"answer": score, "format": float(number > 0)}
     if suite == "code":
@@ -126,24 +127,26 @@ class Page(HTMLParser):
 def test_numbers_are_the_summarys(written: Path) -> None:
     found = Page(written / "index.html")
     for suite, cells in CELLS.items():
-        rows = found.table(suite, "Score by task")
-        assert [(row["task"], row["length"]) for row in rows] == [(task, str(length or "-")) for task, length in cells]
-        lines = summary.table(records.read(written / "evals" / f"{suite}.jsonl")).splitlines()[2:]
-        plain = {(row["task"], row["length"]): f"{row['n']} {row['score']} {float(row['cut off']):.0f}" for row in rows}
-        assert plain == {(task, length): " ".join(rest[:5]) for task, length, *rest in map(str.split, lines)}
-    overview = {row["suite"]: row["mean score"] for row in found.table("", "What is answered")}
+        shown = found.table(suite, "Score by task")
+        assert [(row["task"], row["length"]) for row in shown] == [(task, str(length or "-")) for task, length in cells]
+        printed = rows(summary.table(records.read(written / "evals" / f"{suite}.jsonl")))
+        by_cell = {
+            (row["task"], row["length"]): (row["n"], row["score"], f"{float(row['truncated']):.0f}") for row in shown
+        }
+        assert by_cell == {(row["task"], row["length"]): (row["n"], row["score"], row["truncated"]) for row in printed}
+    overview = {row["suite"]: row["mean score"] for row in found.table("", "Overview")}
     mean = summary.metrics(records.read(written / "evals" / "ruler.jsonl"), "ruler")["eval/ruler/mean"]
     assert overview["ruler"] == f"{100 * mean:.1f}"
 
 
-def test_what_explains_the_scores(written: Path) -> None:
+def test_diagnostics_beside_the_scores(written: Path) -> None:
     found = Page(written / "index.html")
     bury = found.table("code", "Score by task")[-1]
     assert [bury[name] for name in ("parsed", "API recall", "invented API")] == ["87.5", "50.0", "12.5"]
     context = found.table("longreason", "Score by task")[-1]
     assert [context[name] for name in ("unparsed", "majority floor")] == ["12.5", "50.0"]
     assert found.table("ruler", "Score by task")[1]["RULER's recall"] == "25.0"
-    # Of the 8 that are right when short, 6 and 4 are right when buried.
+    # Of the 8 items that are right at short length, 6 and 4 are right when buried.
     head = ("length", "n right when short", "P(pass | pass short)")
     kept = [tuple(row[name] for name in head) for row in found.table("code", "Retention")]
     assert kept == [("512", "8", summary.percent(wilson(6, 8))), ("1024", "8", summary.percent(wilson(4, 8)))]
@@ -170,10 +173,10 @@ def test_maps_place_items_by_depth_and_length(written: Path) -> None:
     maps = [str(values["aria-label"]) for tag, values in Page(written / "index.html").attributes if tag == "svg"]
     said = "code, bury, score by prompt length and depth: 512 tokens, 0-20 % deep: 0.0 % of 2"
     assert any(said in one for one in maps)
-    assert "No record says how deep" in (written / "index.html").read_text(encoding="utf-8")
+    assert "No record has a depth" in (written / "index.html").read_text(encoding="utf-8")
 
 
-def test_the_page_is_whole_and_asks_nothing_of_the_network(written: Path) -> None:
+def test_the_page_is_valid_and_loads_nothing_from_the_network(written: Path) -> None:
     text, found = (written / "index.html").read_text(encoding="utf-8"), Page(written / "index.html")
     assert len(set(found.ids)) == len(found.ids)
     tags = {tag for tag, _ in found.attributes}
@@ -189,15 +192,16 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(written: Path) -> Non
 
 def test_the_same_records_make_the_same_bytes(written: Path, folder: Path) -> None:
     first = (written / "index.html").read_bytes()
-    for path in (folder / "evals").iterdir():  # also in the order in which another command wrote them
+    for path in (folder / "evals").iterdir():  # in another order, as another command may write them
         found = records.read(path)
         path.unlink()
         records.append(path, found[::-1])
     (folder / "matplotlibrc").write_text("axes.grid: True\nsvg.fonttype: path\n")
-    code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
-    code += "from longctx_rl.evals import page; page.main()"
-    done = subprocess.run([sys.executable, "-c", code, "."], cwd=folder, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["page: index.html", "False"]
+    code = "import atexit, sys; atexit.register(lambda: print('torch loaded:', 'torch' in sys.modules)); "
+    code += "from longctx_rl.report.__main__ import main; main()"
+    command = [sys.executable, "-c", code, "answers", "."]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert "page: index.html\n" in done.stdout and "torch loaded: False\n" in done.stdout
     assert (folder / "index.html").read_bytes() == first
 
 
@@ -209,12 +213,11 @@ def test_an_unfinished_evaluation_is_shown_and_called_that(folder: Path) -> None
     with path.open("a") as file:
         file.write('{"step": 0, "id": "cut')
     (folder / "evals" / "ruler.jsonl").unlink()
-    said = page.write(folder)
-    assert said.splitlines()[1] == "not finished: code: 19 of 32 items; ruler: 0 of 32 items"
+    assert "code: 19 of 32 items; ruler: 0 of 32 items" in page.write(folder)
     found, text = Page(folder / "index.html"), (folder / "index.html").read_text()
     assert "<strong>Not finished.</strong> code: 19 of 32 items; ruler: 0 of 32 items." in text
-    rows = found.table("code", "Score by task")
-    assert [row["n"] for row in rows] == ["8", "8", "3 of 8", "0 of 8"] and rows[3]["score"] == "-"
+    shown = found.table("code", "Score by task")
+    assert [row["n"] for row in shown] == ["8", "8", "3 of 8", "0 of 8"] and shown[3]["score"] == "-"
     assert "No answers yet." in text
 
 
@@ -224,26 +227,28 @@ def test_means_compare_complete_lengths_only(folder: Path) -> None:
     path.write_text("")
     records.append(path, kept)
     *_, ruler = evaluation_folder.load(folder).suites
-    assert list(folder.mean_by_length(ruler)) == [512]
+    assert list(evaluation_folder.mean_by_length(ruler)) == [512]
 
 
 def test_means_weigh_tasks_alike(folder: Path) -> None:
-    """A task that another command had asked more of counts no more."""
+    """A task with more items, from another command, has no more weight."""
+
+    def means() -> dict[int, Estimate]:
+        (ruler,) = (suite for suite in evaluation_folder.load(folder).suites if suite.name == "ruler")
+        return evaluation_folder.mean_by_length(ruler)
+
+    before = means()
     more = [record("ruler", "vt", 512, number) for number in range(ITEMS, 3 * ITEMS)]
-    before = folder.mean_by_length(next(one for one in evaluation_folder.load(folder).suites if one.name == "ruler"))
     records.append(folder / "evals" / "ruler.jsonl", more)
-    assert (
-        folder.mean_by_length(next(one for one in evaluation_folder.load(folder).suites if one.name == "ruler"))
-        == before
-    )
+    assert means() == before
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "evaluation.json not found: give the out= folder of python -m longctx_rl.evaluate"),
-        ("{", "does not say what was asked"),
-        ('{"checkpoint": "x"}', "does not say what was asked .*: give the evaluate command again"),
+        (None, r"evaluation\.json .*out= folder of python -m longctx_rl\.evaluate"),
+        ("{", r"evaluation\.json .*run the evaluate command again"),
+        ('{"checkpoint": "x"}', r"evaluation\.json .*run the evaluate command again"),
     ],
 )
 def test_other_folders_are_refused(tmp_path: Path, content: str | None, sentence: str) -> None:

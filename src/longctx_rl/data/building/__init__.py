@@ -1,1 +1,1 @@
-"""LongBlocks from one's own documents: read, ask, check, write."""
+"""Building a data set in the format of LongBlocks from local documents: read, write questions, check, save."""

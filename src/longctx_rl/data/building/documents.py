@@ -1,5 +1,7 @@
-"""Texts from a folder of files, each unreadable file counted with its reason."""
+"""Documents from a folder of files, and passages of a document that lie far apart."""
 
+import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -19,20 +21,23 @@ BLOCK_TAGS = frozenset({"p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "h
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One file as text."""
+    """The text of a file."""
 
     name: str
-    """Path below the folder."""
+    """Path relative to the folder."""
     text: str
     programming_language: str | None
-    """Of source files, whose rows have it in ``language``."""
+    """The programming language of a source file, which becomes ``language`` in its rows; else None."""
 
 
 def read_documents(folder: Path, minimum_characters: int) -> tuple[list[Document], dict[str, str]]:
-    """All documents in a fixed order, and why other files were left out, by name.
+    """Read all documents in a fixed order.
+
+    Returns:
+        The documents, and for each file that is skipped its name and the reason.
 
     Raises:
-        ValueError: no folder, or no usable document in it.
+        ValueError: the folder does not exist, or holds no usable document.
     """
     if not folder.is_dir():
         raise ValueError(f"documents={folder} is not a folder: give one with .txt, .md, .html, .pdf or source files")
@@ -55,12 +60,12 @@ def read_documents(folder: Path, minimum_characters: int) -> tuple[list[Document
 
 
 def read_text(file: Path) -> str:
-    """The text of a file. Raises ValueError with the reason if there is none."""
+    """Return the text of a file. Raises ValueError with the reason if it has none."""
     suffix = file.suffix.lower()
     readers: dict[str, Callable[[Path], str]] = {PDF: _pdf, **dict.fromkeys(MARKUP, _html)}
     readers |= dict.fromkeys((*PLAIN, *CODE), _plain)
     if suffix not in readers:
-        raise ValueError("not a kind of file that is read")
+        raise ValueError("not a supported file type")
     try:
         text = readers[suffix](file)
     except UnicodeDecodeError as error:
@@ -87,7 +92,7 @@ def _pdf(file: Path) -> str:
     except (PyPdfError, DependencyError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a readable pdf ({(str(error) or type(error).__name__).splitlines()[0]})") from error
     if not text.strip():
-        raise ValueError("a pdf without text: recognise its pages first")
+        raise ValueError("a pdf without text: run OCR on it first")
     return text
 
 
@@ -100,7 +105,7 @@ def _html(file: Path) -> str:
 
 
 class _Text(HTMLParser):
-    """What a page shows, a line for each block."""
+    """Collects the visible text of a page, one line per block."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -120,3 +125,56 @@ class _Text(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self._hidden:
             self.pieces.append(data)
+
+
+def choose_passages(
+    text: str, *, count: int, characters: int, minimum_distance: float, draw: random.Random
+) -> list[tuple[int, str]]:
+    """Draw passages of whole paragraphs or sentences that lie far apart.
+
+    Args:
+        count: number of passages.
+        characters: maximum length of a passage.
+        minimum_distance: smallest gap between two passages, as a share of the document.
+
+    Returns:
+        Start and text of each passage, in the document's order; fewer than ``count`` if the document is too short.
+    """
+    pieces = split(text, characters)
+    gap = minimum_distance * len(text)
+    order = list(range(len(pieces)))
+    draw.shuffle(order)
+    chosen: list[int] = []
+    for index in order:
+        start, piece = pieces[index]
+        apart = all(
+            start - (other + len(passage)) >= gap or other - (start + len(piece)) >= gap
+            for other, passage in (pieces[each] for each in chosen)
+        )
+        if apart:
+            chosen.append(index)
+        if len(chosen) == count:
+            break
+    return [pieces[index] for index in sorted(chosen)]
+
+
+def split(text: str, characters: int) -> list[tuple[int, str]]:
+    """Split the text into pieces of at most ``characters``: at line breaks, else sentences, else spaces, else anywhere.
+
+    Returns:
+        Start and text of each piece.
+    """
+    pieces: list[tuple[int, str]] = []
+    start = 0
+    while start < len(text):
+        end = min(len(text), start + characters)
+        if end < len(text):
+            window = text[start + characters // 2 : end]
+            cut = max((found.end() for found in re.finditer(r"\n\s*\n|\n", window)), default=0)
+            cut = cut or max((found.end() for found in re.finditer(r"[.!?]\s|[\u3002\uff01\uff1f]", window)), default=0)
+            cut = cut or window.rfind(" ") + 1
+            end = start + characters // 2 + cut if cut else end
+        if text[start:end].strip():
+            pieces.append((start, text[start:end].strip()))
+        start = end
+    return pieces

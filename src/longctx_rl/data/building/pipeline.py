@@ -1,6 +1,6 @@
-"""From documents to rows: each question is written, checked, and kept or rejected with its reason.
+"""From documents to rows: each question is written, checked, and kept or rejected with a reason.
 
-Every reply of a model is kept on disk as it comes, so a build that was killed goes on without asking, or paying, twice.
+Every reply of a model is cached on disk as it arrives, so an interrupted build resumes without repeating a request.
 """
 
 import json
@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from longctx_rl.config.build import BuildConfig
-from longctx_rl.data.building.checks import Rejected, check_closed_book, check_evidence, is_repeated, parse
-from longctx_rl.data.building.documents import Document, read_documents
-from longctx_rl.data.building.excerpts import choose_passages
+from longctx_rl.data.building.documents import Document, choose_passages, read_documents
+from longctx_rl.data.building.rejection import Rejected, check_closed_book, check_evidence, is_repeated, parse
 from longctx_rl.data.store import digest
 from longctx_rl.rewards.endpoint import Endpoint, EndpointFailed, Reply, RequestRefused
 from longctx_rl.rewards.judge import parse_verdict
@@ -27,19 +26,20 @@ STAGES = (
 
 @dataclass(slots=True)
 class BuiltRow:
-    """What one place in the plan came to."""
+    """The outcome of one question of the plan."""
 
     row: dict[str, Any] | None = None
     rejected: list[dict[str, str]] = field(default_factory=list)
-    """Reason and reply of each attempt that failed."""
+    """Document, task, reason and reply of each failed attempt."""
     stages: Counter[str] = field(default_factory=Counter)
+    """Number of attempts that passed each stage."""
     spent: Counter[str] = field(default_factory=Counter)
-    """Replies, how many of them were asked for now, and tokens."""
+    """Replies, how many of them needed a request, and tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionKind:
-    """A question to be had."""
+    """A question of the plan."""
 
     document: Document
     task: str
@@ -47,7 +47,7 @@ class QuestionKind:
 
 
 class Builder:
-    """Asks and checks. Raises ValueError for what cannot be used before anything is asked."""
+    """Writes and checks questions. Raises ValueError, before any request, for unusable documents or endpoints."""
 
     def __init__(self, config: BuildConfig) -> None:
         self.config = config
@@ -56,7 +56,7 @@ class Builder:
         self.responder = Endpoint(config.responder, "responder") if config.responder is not None else None
 
     def plan(self) -> list[QuestionKind]:
-        """All questions that are asked for."""
+        """Return all questions that the configuration requests."""
         return [
             QuestionKind(document, task, number)
             for document in self.documents
@@ -65,7 +65,7 @@ class Builder:
         ]
 
     def work(self, task: QuestionKind) -> BuiltRow:
-        """Attempts until one question withstands every check. Raises EndpointFailed."""
+        """Make attempts until a question passes every check or none are left. Raises EndpointFailed."""
         outcome = BuiltRow()
         for attempt in range(self.config.attempts):
             reply_text = ""
@@ -75,18 +75,21 @@ class Builder:
                 reply_text = reply.text
                 outcome.stages["written"] += 1
                 if reply.finish_reason == "length":
-                    raise Rejected("the reply was cut off: raise writer.max_tokens")
+                    raise Rejected("the reply was truncated: raise writer.max_tokens")
                 outcome.row = self._checked(task, reply.text, passages, outcome)
                 return outcome
             except (Rejected, RequestRefused) as error:
-                reason = str(error) if isinstance(error, Rejected) else "the endpoint refuses the request"
+                reason = str(error) if isinstance(error, Rejected) else "the endpoint rejected the request"
                 outcome.rejected.append(
                     {"document": task.document.name, "task": task.task, "reason": reason, "reply": reply_text}
                 )
         return outcome
 
     def respond(self, row: dict[str, Any]) -> tuple[str | None, Counter[str]]:
-        """The teacher's answer from the whole document; None if it is refused, empty or cut off."""
+        """Return the teacher's answer from the whole document, and what it cost.
+
+        The answer is None if the endpoint rejects the request, or the reply is empty or truncated.
+        """
         assert self.responder is not None
         prompt = self.config.prompts.response.format(document=row["document"], question=row["question"])
         try:
@@ -118,7 +121,7 @@ class Builder:
         return reply
 
     def _checked(self, task: QuestionKind, text: str, passages: list[str], outcome: BuiltRow) -> dict[str, Any]:
-        """The row of a reply that withstands the checks. Raises Rejected."""
+        """Return the row of a reply that passes the checks. Raises Rejected."""
         prompts, document = self.config.prompts, task.document.text
         written = parse(text)
         outcome.stages["parsed"] += 1
@@ -126,7 +129,7 @@ class Builder:
         outcome.stages["evidence found"] += 1
         guess = self._ask(prompts.closed_book.format(question=written.question), outcome)
         if guess.finish_reason == "length":
-            raise Rejected("the closed-book reply was cut off: raise writer.max_tokens")
+            raise Rejected("the closed-book reply was truncated: raise writer.max_tokens")
         check_closed_book(written, guess.text, task.task)
         outcome.stages["not known without the document"] += 1
         question = prompts.supported.format(
@@ -136,7 +139,7 @@ class Builder:
         if verdict is None:
             raise Rejected("the judge said neither yes nor no")
         if not verdict:
-            raise Rejected("the judge finds the answer not supported")
+            raise Rejected("the judge says that the answer is not supported")
         outcome.stages["supported"] += 1
         evidence = [
             {"text": document[start:end], "statement": document[start:end], "depth": round(start / len(document), 4)}
@@ -157,17 +160,17 @@ class Builder:
 
 
 def rows_of(builder: Builder) -> Iterator[BuiltRow]:
-    """All outcomes, in the plan's order, some at a time. Raises ValueError when the endpoint fails."""
+    """Yield all outcomes in the plan's order, block by block. Raises ValueError if the endpoint fails."""
     plan, block = builder.plan(), 4 * builder.config.writer.concurrency
     for start in range(0, len(plan), block):
         try:
             yield from builder.writer.each(builder.work, plan[start : start + block])
         except EndpointFailed as error:
-            raise ValueError(f"{error}. All replies so far are kept: the same command goes on from there") from error
+            raise ValueError(f"{error}. All replies so far are kept: the same command resumes from there") from error
 
 
 def without_repeats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first of the questions about a document that ask the same."""
+    """Return the rows without questions that repeat an earlier one about the same document."""
     asked: dict[str, list[tuple[str, str]]] = {}
     kept = []
     for row in rows:
@@ -179,7 +182,7 @@ def without_repeats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def balanced(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """At most three times as many rows of a task and length as the median has, drawn at random; the order is kept."""
+    """Downsample each cell of task and length, at random, to three times the median cell size. The order is kept."""
     cells: dict[tuple[str, int], list[int]] = {}
     for index, row in enumerate(rows):
         cells.setdefault((row["task"], len(row["document"]).bit_length()), []).append(index)

@@ -1,4 +1,4 @@
-"""The built data set as files: rows, card, report, and what was rejected."""
+"""The files of a built data set: rows, card, report and rejected questions."""
 
 import json
 from collections import Counter
@@ -12,19 +12,19 @@ from tqdm import tqdm
 from longctx_rl.config.build import BuildConfig
 from longctx_rl.data.building.pipeline import STAGES, Builder, balanced, rows_of, without_repeats
 from longctx_rl.data.reading import REQUIRED
+from longctx_rl.files import replacing, write_text
 from longctx_rl.rewards.endpoint import EndpointFailed
-from longctx_rl.runs.directory import write_text
 
 MILLION = 1e6
 OTHER_PROMPTS = ("closed_book", "supported", "response")
 
 
 def build(config: BuildConfig) -> str:
-    """Build the data set; a summary for people.
+    """Build the data set and return a summary for the terminal.
 
     Raises:
-        ValueError: no usable document, an endpoint that fails, no question that withstands the checks.
-        KeyboardInterrupt: replies are kept.
+        ValueError: there is no usable document, the endpoint fails, or no question passes the checks.
+        KeyboardInterrupt: the build was interrupted; replies so far are kept.
     """
     check_build(config)
     out = Path(config.out).expanduser()
@@ -43,17 +43,17 @@ def build(config: BuildConfig) -> str:
     written = rows
     rows = without_repeats(written)
     stages["not repeated"] = len(rows)
-    rejected += _dropped(written, rows, "the question repeats another")
+    rejected += _dropped(written, rows, "the question repeats another question")
     unbalanced = rows
     rows = balanced(unbalanced, config.seed) if config.balance else unbalanced
     stages["balanced"] = len(rows)
-    rejected += _dropped(unbalanced, rows, "too many of its task and length")
+    rejected += _dropped(unbalanced, rows, "too many questions of its task and length")
     if config.responder is not None and builder.responder is not None:
         name = f"response_{config.responder.model.rpartition('/')[2]}"
         try:
             answered = builder.responder.each(builder.respond, rows)
         except EndpointFailed as error:
-            raise ValueError(f"{error}. All replies so far are kept: the same command goes on from there") from error
+            raise ValueError(f"{error}. All replies so far are kept: the same command resumes from there") from error
         for row, (text, tokens) in zip(rows, answered, strict=True):
             row[name] = text
             spent += tokens
@@ -73,17 +73,17 @@ def build(config: BuildConfig) -> str:
     write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if not rows:
         reasons = ", ".join(f"{count} {why}" for why, count in Counter(one["reason"] for one in rejected).most_common())
-        raise ValueError(f"no question withstood the checks ({reasons}): see {out / 'rejected.ndjson'}")
+        raise ValueError(f"no question passed the checks ({reasons}): see {out / 'rejected.ndjson'}")
     _write_rows(out / "data.parquet", rows)
     write_text(out / "README.md", card(config, report, rows))
     return summary(report, out)
 
 
 def check_build(config: BuildConfig) -> None:
-    """Raise ValueError for the first setting that cannot work."""
+    """Raise ValueError for the first setting that cannot be used."""
     for task, count in config.tasks.items():
         if task not in config.prompts.question:
-            raise ValueError(f"tasks.{task} has no prompt: add prompts.question.{task}, or leave it out")
+            raise ValueError(f"tasks.{task} has no prompt: add prompts.question.{task}, or remove the task")
         if count < 0:
             raise ValueError(f"tasks.{task}={count}: set it to 0 or more")
     for name, least in (("passages", 1), ("passage_characters", 100), ("attempts", 1), ("minimum_characters", 1)):
@@ -98,7 +98,7 @@ def check_build(config: BuildConfig) -> None:
             text.format(**dict.fromkeys(known, ""))
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(
-                f"prompts: {name} has a brace that is no field ({error}): write {{{{ for a brace that is meant"
+                f"prompts: {name} has a brace that is not a field ({error}): write {{{{ for a literal brace"
             ) from error
 
 
@@ -114,14 +114,13 @@ def _dropped(before: list[dict[str, Any]], after: list[dict[str, Any]], reason: 
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     columns = [*REQUIRED, *sorted({name for row in rows for name in row} - set(REQUIRED))]
     schema = pyarrow.schema([(name, pyarrow.string()) for name in columns])
-    temporary = path.with_suffix(".tmp")
     table = pyarrow.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows], schema=schema)
-    pyarrow.parquet.write_table(table, temporary, row_group_size=64)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary, row_group_size=64)
 
 
 def card(config: BuildConfig, report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The data-set card, in the Hub's form."""
+    """Return the data-set card, in the format of the Hugging Face Hub."""
     languages = sorted({row["language"] for row in rows if len(row["language"]) == 2})
     listed = "".join(f"\n- {code}" for code in languages) or " []"
     stages = "\n".join(f"| {stage} | {count} |" for stage, count in report["stages"].items())
@@ -136,34 +135,34 @@ configs:
 ---
 # Long-context questions about {config.source}
 
-{len(rows)} questions about {len({row["family_id"] for row in rows})} documents, in LongBlocks' columns with `task`,
-`evidence` (JSON: quotes and their depth in the document) and `family_id` beside them. Written, probed without the
-document and judged by {config.writer.model}.
+{len(rows)} questions about {len({row["family_id"] for row in rows})} documents, in the columns of LongBlocks plus
+`task`, `evidence` (JSON: quotes and their depth in the document) and `family_id`. {config.writer.model} wrote the
+questions, tried to answer them without the document, and judged whether the answers are supported.
 
 | task | questions |
 |---|---|
 {tasks}
 
-| stage | replies that passed it |
+| stage | replies that passed |
 |---|---|
 {stages}
 
 Train on it: `python -m longctx_rl +algo=dgrpo data=longblocks data.longblocks.path=<this folder>/data.parquet`. The
-license is that of the documents.
+licence is that of the documents.
 """
 
 
 def summary(report: dict[str, Any], out: Path) -> str:
-    """A few lines for the terminal."""
-    lines = [f"{report['documents']} documents, {report['asked_for']} questions asked for"]
+    """Return a summary of the report for the terminal."""
+    lines = [f"{report['documents']} documents, {report['asked_for']} questions requested"]
     lines += [f"  {stage:<34}{count:>7,}" for stage, count in report["stages"].items()]
     if report["rejected"]:
         lines += ["rejected", *(f"  {why:<60}{count:>7,}" for why, count in report["rejected"].items())]
     if report["left_out"]:
-        lines.append(f"{len(report['left_out'])} files left out, see {out / 'report.json'}")
+        lines.append(f"{len(report['left_out'])} files skipped, see {out / 'report.json'}")
     spent = report["spent"]
     lines.append(
-        f"{spent.get('asked', 0):,} requests, {spent.get('replies', 0) - spent.get('asked', 0):,} replies from disk, "
+        f"{spent.get('asked', 0):,} requests, {spent.get('replies', 0) - spent.get('asked', 0):,} replies from cache, "
         f"{spent.get('prompt_tokens', 0):,} + {spent.get('completion_tokens', 0):,} tokens, ${report['dollars']}"
     )
     return "\n".join([*lines, f"{sum(report['rows'].values())} rows in {out / 'data.parquet'}"])

@@ -5,10 +5,11 @@ Three tasks of LongBlocks' kinds (``multihop``, ``grounding``, ``longform``), tw
 ``pairs``, ``drill``). Everything is a deterministic function of task, family, split and length.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from longctx_rl.data.generators import grounding, longform, multihop
 from longctx_rl.data.generators.chronicle import Request, generate_chronicle
@@ -17,6 +18,9 @@ from longctx_rl.data.generators.longreason import generate_any_form
 from longctx_rl.data.generators.names import Split
 from longctx_rl.data.generators.pretraining import generate_copy, generate_drill, generate_lookup, generate_pairs
 from longctx_rl.types import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["GENERATORS", "generate"]
 

@@ -1,5 +1,7 @@
 """From a family to a document of a given length: evidence and near-duplicates as they are, filler as much as fits."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,15 +9,16 @@ from functools import lru_cache
 from itertools import islice
 from operator import itemgetter
 from random import Random
-from typing import TypeVar
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, TypeVar
 
 from longctx_rl.data.generators.names import Cast, Split
 from longctx_rl.data.generators.wording import HEADER, Statement
 from longctx_rl.data.generators.world import Core, Ledger, Narrator, Query, Unit, filler
 from longctx_rl.data.prompts import encode_prompt, encode_text
 from longctx_rl.types import Evidence, Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 PlacedUnit = list[tuple[float, int, Statement]]

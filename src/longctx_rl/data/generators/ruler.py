@@ -7,7 +7,7 @@ variable tracking has several chains, since with one every variable in the text 
 each sample; shapes with the same kind of hay ask about one document, which is computed once for all of them; and so
 the instruction before it says what is hidden there for all of them.
 
-Scores are in ``rewards.ruler``: RULER's own recall, and one that listing everything does not fool.
+Scores are in ``rewards.answers``: RULER's own recall, and one that listing everything does not fool.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
-"""Attention over packed groups: a shared prompt is computed once, and siblings never see each other.
+"""Attention over packed groups: a shared prompt is computed once, and its completions never see each other.
 
 Registered with transformers' ``AttentionInterface`` as ``packed_groups``, so every architecture that supports
-attention backends can use it, without model code of ours. The layout travels as the keyword ``packed_spans`` of the
-model's forward. Without it a decoding step reads the shared prompts that the sampler set out, and anything else
-(prefill, a stranger's ``generate``) runs in transformers' own SDPA.
+attention backends can use it, without model code of ours. The layout is passed as the keyword ``packed_spans`` of the
+model's forward. Without it, a decoding step reads the shared prompts that the sampler has set, and everything else
+(prefill, transformers' own ``generate``) runs in transformers' SDPA.
 """
 
 import torch
@@ -32,18 +32,20 @@ def packed_attention(
     packed_prefill: bool = False,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention of one packed row. Shapes: query [1, heads, L, d], key and value [1, kv_heads, L, d].
+    """Compute attention for one packed row. Shapes: query [1, heads, L, d], key and value [1, kv_heads, L, d].
 
     Args:
         packed_spans: the layout of the row.
         packed_prompt: the row is one prompt, or one completion of it. See prompt_states.py.
-        packed_prefill: keys and values are all that is wanted, so the last layer's attention is left out. In a packed
-            row the last layer attends from loss positions alone: no prompt's hidden states but its last are read.
+        packed_prefill: only keys and values are needed, so the last layer's attention is skipped.
+
+    In the last layer of a packed row, only the completions and each prompt's last token attend: no other hidden states
+    are read after it.
 
     Returns:
         [1, L, heads, d], and no attention weights.
     """
-    # Under autocast norms and rotation return float32.
+    # Under autocast, norms and rotary embeddings return float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     scale = kwargs.get("scaling")
     assert scale is None or isinstance(scale, float)
@@ -55,22 +57,22 @@ def packed_attention(
         key, value = packed_prompt.before(layer, key, value)
     last = is_last_layer(module)
     if packed_spans is not None:
-        output = group_attention(query, key, value, packed_spans, scale, answers_only=last)
+        output = group_attention(query, key, value, packed_spans, scale, completions_only=last)
         return output.transpose(1, 2).contiguous(), None
     if packed_prefill and last:
         return torch.zeros_like(query).transpose(1, 2), None
     prompts = prompts_of(module)
     if prompts is not None:
         return attend(query, key, value, prompts, scale), None
-    # mypy: kwargs are transformers' own, handed on as they came.
+    # mypy: kwargs are transformers' own, passed through unchanged.
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[arg-type]
 
 
 def install(model: PreTrainedModel) -> None:
-    """Make ``model`` attend through this file.
+    """Make ``model`` use ``packed_attention``.
 
     Raises:
-        ValueError: the architecture does not allow attention to be replaced, or mixes tokens in another way than full
+        ValueError: the architecture does not allow its attention to be replaced, or mixes tokens by anything but full
             causal attention: sliding or chunked windows, linear attention, state-space layers.
     """
     name = type(model).__name__
@@ -88,7 +90,7 @@ def install(model: PreTrainedModel) -> None:
     other = sorted(_layer_types(config) - {"full_attention"})
     if other or getattr(model, "_is_stateful", False):
         raise ValueError(
-            f"{name} has {', '.join(other) or 'recurrent'} layers, through which siblings would see each other: "
+            f"{name} has {', '.join(other) or 'recurrent'} layers, which would mix the completions of a group: "
             "choose a model with full attention in every layer"
         )
     narrow_last_layer(model)

@@ -1,7 +1,7 @@
-"""Attention of a packed row on a GPU: FlexAttention, whose block mask skips what no token may attend to.
+"""Attention of a packed row on a GPU: FlexAttention, whose block mask skips blocks in which no token may attend.
 
-The kernel is compiled once per shape; rows are padded to a few lengths, so that shapes recur. The mask is made once per
-row and serves all layers, and policy and teacher alike. Neither kernel nor mask holds anything L x L.
+The kernel is compiled once per shape; rows are padded to a few lengths, so that shapes recur. The mask is built once
+per row and serves all layers of policy and teacher. Neither kernel nor mask allocates anything of size L x L.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ BLOCK = 128
 def flex_group_attention(
     query: Tensor, key: Tensor, value: Tensor, spans: tuple[GroupSpan, ...], scale: float | None
 ) -> Tensor:
-    """See ``group_attention``."""
+    """Compute attention for a packed row. See ``group_attention``."""
     length = query.shape[2]
     padded = padded_length(length)
     mask = block_mask(spans, padded, query.device)
@@ -33,14 +33,14 @@ def flex_group_attention(
 
 
 def padded_length(length: int) -> int:
-    """The next of a few lengths, all multiples of a block: at most an eighth above, or one block."""
+    """Round a length up to one of a few, all multiples of a block: at most an eighth, or one block, is added."""
     step = max(BLOCK, 1 << max(0, (length - 1).bit_length() - 4))
     return -(-max(length, 1) // step) * step
 
 
 @lru_cache(maxsize=8)
 def block_mask(spans: tuple[GroupSpan, ...], padded: int, device: torch.device) -> BlockMask:
-    """Which token may attend to which, for a row of these groups and padding behind them."""
+    """Return the mask of which token may attend to which, for a row of these groups and the padding after them."""
     groups = torch.full((padded,), -1, device=device)
     segments = torch.zeros(padded, dtype=torch.int64, device=device)
     for number, span in enumerate(spans):
@@ -66,10 +66,10 @@ def _kernel(device_type: str) -> Callable[..., Any]:
 
 @cache
 def _compiled(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
-    """Compiled for a GPU. On a CPU, where only tests come here, as it is: without gradient."""
+    """Compile a function for a GPU. On a CPU, which only tests use, it stays uncompiled and has no gradient."""
     if device_type == "cpu":
         return function
-    # One compilation per length, grad mode and head count. Past its limit dynamo would run the kernel's reference,
-    # which holds all scores; fullgraph makes that an error.
+    # One compilation per length, grad mode and head count. Beyond its limit, dynamo would fall back to the uncompiled
+    # reference, which allocates all scores; fullgraph makes that an error.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
     return torch.compile(function, dynamic=False, fullgraph=True)

@@ -1,9 +1,10 @@
-"""The last layer's queries, output projection and MLP, for the tokens that are read afterwards alone.
+"""Restricts the last layer's queries, output projection and MLP to the tokens whose hidden states are read.
 
-After the last layer tokens no longer meet, and of a packed row only the completions and each prompt's last token are
-read: the rest of a prompt needs the layer's keys and values and nothing else. Hooks narrow what goes into those modules
-and put what comes out where it belongs, with zeros elsewhere, so an architecture's own layer code runs as it is. The
-attention's own hook tells the others what is read: transformers recomputes a layer without the layer's hooks.
+After the last layer tokens no longer interact, and of a packed row only the completions and each prompt's last token
+are read: the rest of a prompt needs only the layer's keys and values. Hooks select the inputs of these modules and
+scatter their outputs back, with zeros elsewhere, so an architecture's layer code runs unchanged. A hook on the
+attention module tells the others which tokens are read, because transformers recomputes a layer without the layer's
+own hooks.
 """
 
 from functools import lru_cache
@@ -17,7 +18,7 @@ from longctx_rl.types import GroupSpan
 
 
 def is_last_layer(module: nn.Module) -> bool:
-    """Whether this attention is of the last layer."""
+    """Return whether this attention module belongs to the last layer."""
     layer, config = module.layer_idx, module.config
     assert isinstance(layer, int) and isinstance(config, PreTrainedConfig)
     count: int = config.num_hidden_layers
@@ -26,20 +27,20 @@ def is_last_layer(module: nn.Module) -> bool:
 
 @lru_cache(maxsize=64)
 def tokens_read(spans: tuple[GroupSpan, ...]) -> tuple[slice, ...]:
-    """Of a packed row: each group's completions with the last token of their prompt."""
+    """Return the slices of a packed row that are read: each group's completions and the last token of their prompt."""
     return tuple(
         slice(max(span.completions_start - 1, span.start), span.end) for span in spans if span.end > span.start
     )
 
 
 def narrow_last_layer(model: PreTrainedModel) -> None:
-    """Install the hooks, once, where ``model``'s last layer has the usual parts; other models stay as they are."""
+    """Install the hooks, once, if ``model``'s last layer has the usual modules; other models are left unchanged."""
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return
     attention, mlp = getattr(layers[-1], "self_attn", None), getattr(layers[-1], "mlp", None)
     parts = [getattr(attention, "q_proj", None), getattr(attention, "o_proj", None)]
-    if isinstance(mlp, nn.Module) and not hasattr(mlp, "experts"):  # a router counts the tokens it is given
+    if isinstance(mlp, nn.Module) and not hasattr(mlp, "experts"):  # a router's statistics count every token
         parts.append(mlp)
     if not isinstance(attention, nn.Module) or _is_narrowed(attention):
         return
@@ -58,7 +59,7 @@ def _is_narrowed(attention: nn.Module) -> bool:
 
 
 class _Narrowing:
-    """What the last layer is told of the row it runs on: set by its attention, which is called first."""
+    """The hooks of the last layer, and the tokens of the current row that are read, which its attention sets first."""
 
     def __init__(self) -> None:
         self.read: tuple[slice, ...] | None = None

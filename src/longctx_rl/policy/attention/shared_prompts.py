@@ -1,9 +1,9 @@
-"""Decoding against prompts that are kept once: each is read by all of its rows together.
+"""Decoding against shared prompts: each is stored once and read once per step for all of its rows.
 
-A step of decoding is bound by memory: one query per row reads every key and value of the row's prompt. Rows of one
-prompt are queries of one attention here, so the prompt is read once for all of them, and kept once (Hydragen, Juravsky
-et al., arXiv 2402.05099). What a row attends to beside its prompt, its own tokens so far, is a second attention, and
-the two are merged by their log-sum-exps: exact up to rounding.
+A decoding step is bound by memory bandwidth: one query per row reads every key and value of the row's prompt. Here the
+rows of one prompt are queries of one attention, so the prompt is stored once and read once for all of them (Hydragen,
+Juravsky et al., arXiv 2402.05099). A second attention covers each row's own tokens so far, and the two are merged by
+their log-sum-exps: exact up to rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,12 @@ from longctx_rl.policy.attention.partial import attention_part, merge
 
 @dataclass(frozen=True, slots=True)
 class RowsOfPrompts:
-    """Which rows of a decode batch continue which prompt, rows of one prompt side by side."""
+    """Which rows of a decode batch continue which prompt; rows of one prompt are adjacent."""
 
     counts: tuple[int, ...]
-    """[N], rows of each prompt, at least one."""
+    """[N] number of rows of each prompt, at least one."""
     rows: Tensor
-    """[N * most] row in each of a prompt's places. Places beyond a prompt's count repeat one of its rows."""
+    """[N * most] row in each place; a prompt has ``most`` places, and those beyond its count repeat its last row."""
     places: Tensor
     """[B] place of each row."""
 
@@ -44,20 +44,20 @@ class SharedPrompts:
     """Keys and values of N prompts in one layer, and which rows read them."""
 
     keys: Tensor
-    """[N, kv_heads, P, d], each prompt's at the front."""
+    """[N, kv_heads, P, d]; prompts shorter than P are padded at the end."""
     values: Tensor
     """[N, kv_heads, P, d]"""
     bias: Tensor | None
-    """[N, 1, 1, P] added to the scores: very negative behind a prompt's end. None: all prompts have P tokens."""
+    """[N, 1, 1, P] added to the scores: very negative after a prompt's end. None: all prompts have P tokens."""
     rows: RowsOfPrompts
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, prompts: SharedPrompts, scale: float | None) -> Tensor:
-    """Each row's next token attends to the row's prompt and to the row's own tokens.
+    """Compute attention of each row's next token to the row's prompt and to its own tokens.
 
     Args:
         query: [B, heads, 1, d].
-        key, value: [B, kv_heads, S, d], the rows' own tokens, this one included.
+        key, value: [B, kv_heads, S, d] of the rows' own tokens, the next one included.
 
     Returns:
         [B, 1, heads, d].
@@ -67,7 +67,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, prompts: SharedPrompts, sc
     same = heads // kv_heads
     grouped = query.reshape(batch, kv_heads, same, width)
     own, own_lse = attention_part(grouped, key, value, scale=scale)
-    # [B, kv, same, d] -> [N, kv, rows of a prompt * same, d]: rows and heads that read the same keys are queries alike.
+    # [B, kv, same, d] -> [N, kv, rows of a prompt * same, d]: rows and heads that read the same keys become queries.
     placed = grouped[prompts.rows.rows].view(count, -1, kv_heads, same, width).transpose(1, 2).flatten(2, 3)
     parts = attention_part(placed, prompts.keys, prompts.values, scale=scale, bias=prompts.bias)
     shared, shared_lse = (
@@ -82,7 +82,7 @@ _PROMPTS: ContextVar[Sequence[SharedPrompts] | None] = ContextVar("shared prompt
 
 @contextmanager
 def reading(prompts: Sequence[SharedPrompts]) -> Iterator[None]:
-    """Within: attention layer i of a model decodes against ``prompts[i]``. None given: rows have no prompt."""
+    """Within this context, layer i of a model decodes against ``prompts[i]``; empty: rows have no prompt."""
     token = _PROMPTS.set(prompts or None)
     try:
         yield
@@ -91,7 +91,7 @@ def reading(prompts: Sequence[SharedPrompts]) -> Iterator[None]:
 
 
 def prompts_of(module: nn.Module) -> SharedPrompts | None:
-    """What the attention of this module reads beside its cache."""
+    """Return the shared prompts that this attention module reads, or None outside of ``reading``."""
     prompts = _PROMPTS.get()
     if prompts is None:
         return None

@@ -1,7 +1,7 @@
-"""Figures as SVG text for pages: plain data in, the same bytes out for the same data.
+"""Figures as SVG text for pages: a function of plain data, with the same bytes for the same data.
 
-Text stays text. Lines and letters take the colour of the text around the figure, and ``--first`` and ``--second`` are
-the series' colours, so one figure serves a light page, a dark one, and a file of its own.
+Text stays text. Lines and text take the colour of the text around the figure, and the CSS variables ``--first`` and
+``--second`` are the series' colours, so one figure works on a light page, on a dark page and as a separate file.
 """
 
 import html
@@ -22,10 +22,10 @@ from longctx_rl.stats import Estimate
 INK = "#010101"
 COLOURS = ("#020202", "#030303")
 THEME = {INK: "currentColor", COLOURS[0]: "var(--first, #0072b2)", COLOURS[1]: "var(--second, #a65e00)"}
-"""Stand-ins, which matplotlib can draw with, to what the file says in their place."""
+"""Placeholder colours, with which matplotlib draws, to the values that replace them in the SVG text."""
 MARKERS = ("o", "s")
 SCALE = colormaps["cividis"]
-"""0 to 1: dark blue to yellow, also for the colour-blind."""
+"""Colour map of shares from 0 to 1, dark blue to yellow; readable with colour vision deficiency."""
 STYLE = {
     "axes.edgecolor": INK,
     "axes.facecolor": "none",
@@ -47,15 +47,16 @@ STYLE = {
     "ytick.labelsize": 8,
 }
 WIDTH, HEIGHT = 2.9, 2.0
-"""Inches of a figure of curves."""
+"""Size of a figure of curves, in inches."""
 CELL_WIDTH, CELL_HEIGHT = 0.44, 0.36
-"""Inches of a cell of a map."""
+"""Size of a map's cell, in inches."""
 FAINT = 0.45
+"""Opacity of reference lines and of outlines of empty cells."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line through means with intervals, by length."""
+    """Means with confidence intervals by length, drawn as one line."""
 
     name: str
     points: Mapping[int, Estimate]
@@ -64,14 +65,14 @@ class Series:
 def length_curves(
     series: Sequence[Series], lengths: Sequence[int], references: Sequence[float], *, name: str, alt: str
 ) -> str:
-    """Shares by context length, a logarithmic axis.
+    """Curves of shares by context length on a logarithmic axis.
 
     Args:
         series: one or two.
-        lengths: all of the axis.
-        references: where dashed lines lie; name them beside the figure.
+        lengths: ticks of the axis, in tokens.
+        references: heights of dashed lines, which the caller explains beside the figure.
         name: unique within the page.
-        alt: the figure in words.
+        alt: a description of the figure in words.
     """
     assert 1 <= len(series) <= len(COLOURS) and lengths
     with _figure(WIDTH, HEIGHT) as figure:
@@ -100,13 +101,13 @@ def heat_map(
     name: str,
     alt: str,
 ) -> str:
-    """Shares in a grid, in percent, each with its number of items; where there are none, a dotted outline.
+    """Shares in a grid, in percent, each with its number of items; a cell without items has a dotted outline.
 
     Args:
         cells: column and row to share and number of items.
-        labels: of the axes.
+        labels: labels of the horizontal and the vertical axis.
         name: unique within the page.
-        alt: the figure in words.
+        alt: a description of the figure in words.
     """
     left, bottom = 0.72, 0.42
     width, height = len(columns) * CELL_WIDTH, len(rows) * CELL_HEIGHT
@@ -128,7 +129,7 @@ def heat_map(
 
 
 def colour_scale(*, name: str) -> str:
-    """The maps' colours from 0 to 100 %."""
+    """The colour scale of the maps, from 0 to 100 %."""
     steps = 20
     with _figure(2.0, 0.3) as figure:
         axes = figure.add_axes((0.06, 0.55, 0.85, 0.4))
@@ -143,7 +144,7 @@ def colour_scale(*, name: str) -> str:
 
 
 def tokens(length: int) -> str:
-    """``512``, ``2k``, ``128k``."""
+    """Format a length in tokens as ``512``, ``2k`` or ``128k``."""
     return f"{length // 1024}k" if length % 1024 == 0 else str(length)
 
 
@@ -170,15 +171,15 @@ def _line(axes: Axes, series: Series, index: int, *, shift: float) -> None:
     )
 
 
-def _cell(axes: Axes, column: int, row: int, found: tuple[float, int] | None) -> None:
+def _cell(axes: Axes, column: int, row: int, value: tuple[float, int] | None) -> None:
     middle = (column + 0.5, row + 0.5)
-    if found is None:
+    if value is None:
         axes.add_patch(
             Rectangle((column + 0.05, row + 0.07), 0.9, 0.86, fill=False, edgecolor=INK, linestyle=":", alpha=FAINT)
         )
         axes.text(*middle, "-", ha="center", va="center_baseline", alpha=0.7, fontsize=8)
         return
-    share, count = found
+    share, count = value
     fill = SCALE(share)
     letters = "#ffffff" if sum(w * c for w, c in zip((0.30, 0.59, 0.11), fill, strict=False)) < 0.5 else "#000001"
     axes.add_patch(Rectangle((column + 0.02, row + 0.03), 0.96, 0.94, color=fill, linewidth=0))
@@ -195,7 +196,7 @@ def _percent_axis(axes: Axes) -> None:
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Figure]:
-    """A figure drawn and written with our settings, whatever a person's own are."""
+    """A figure with this module's style, whatever the user's matplotlibrc says."""
     with style.context(["default", STYLE], after_reset=True):
         figure = Figure(figsize=(width, height))
         FigureCanvasSVG(figure)
@@ -203,13 +204,13 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def _svg(figure: Figure, name: str, alt: str) -> str:
-    """The figure as an ``<svg>`` element: without date, its ids its own within a page."""
+    """The figure as an ``<svg>`` element without a date; its ids are unique within a page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
-    for stand_in, said in THEME.items():
-        text = text.replace(stand_in, said)
+    for placeholder, css in THEME.items():
+        text = text.replace(placeholder, css)
     prefix = re.sub(r"[^A-Za-z0-9]+", "-", name)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
     return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)

@@ -1,4 +1,4 @@
-"""What an evaluation's folder amounts to: all numbers of its page. Reads records; needs no torch."""
+"""Results in the folder of an evaluation: all numbers of its page, computed from the records without torch."""
 
 import json
 import re
@@ -14,24 +14,24 @@ from longctx_rl.evals.summary import CellSummary
 from longctx_rl.stats import Estimate
 
 Key = tuple[str, int]
-"""A cell: task and nominal prompt length, 0 for a task whose prompts have the length that they have."""
+"""A cell: task and nominal prompt length; length 0 for a task whose prompts are not fitted to one."""
 EFFECTIVE = 0.856
 """RULER's threshold, Llama-2-7B's mean at 4k (Hsieh et al., arXiv 2404.06654, section 4)."""
 DEPTHS = 5
-"""Equal parts of a document in which evidence is looked for."""
+"""Number of equal parts into which a document is divided by depth."""
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteRecords:
-    """A suite's records, by cell, in the order in which they were asked for."""
+    """A suite's records by cell, in the order of the evaluation's labels and lengths."""
 
     name: str
-    asked: Mapping[Key, int]
-    """Items that the latest evaluation asked for; of a suite that is read, those that there are."""
+    requested: Mapping[Key, int]
+    """Items that the latest evaluation requested; of a suite that is read, those that exist."""
     groups: Mapping[Key, list[ItemRecord]]
-    """Of every cell that was asked for or answered; empty: not answered yet."""
+    """Records of every cell that was requested or answered; empty: not answered yet."""
     cells: Mapping[Key, CellSummary]
-    """What is answered."""
+    """Summaries of the cells that have records."""
 
     @property
     def records(self) -> list[ItemRecord]:
@@ -46,14 +46,14 @@ class SuiteRecords:
         return list(dict.fromkeys(task for task, _ in self.groups))
 
     def progress(self) -> tuple[int, int]:
-        """Items that are answered, and items that were asked for."""
-        done = sum(min(count, len(self.groups[key])) for key, count in self.asked.items())
-        return done, sum(self.asked.values())
+        """Number of answered items and of requested items."""
+        done = sum(min(count, len(self.groups[key])) for key, count in self.requested.items())
+        return done, sum(self.requested.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """An evaluation's folder."""
+    """The results in an evaluation's folder."""
 
     checkpoint: str
     weights: str
@@ -61,27 +61,27 @@ class Results:
     suites: tuple[SuiteRecords, ...]
 
     def missing(self) -> str:
-        """What was asked for and is not answered, suite by suite; empty if nothing is."""
+        """Progress of the suites that are not complete, as text; empty if all are."""
         progress = {suite.name: suite.progress() for suite in self.suites}
         return "; ".join(f"{name}: {done} of {all_} items" for name, (done, all_) in progress.items() if done < all_)
 
 
 @dataclass(frozen=True, slots=True)
 class Conditional:
-    """Score of one cell's items, of families that pass in another."""
+    """Score of one cell, restricted to families that pass in another cell."""
 
     task: str
     length: int
     n: int
     score: Estimate | None
-    """None: no family passes there."""
+    """None: no family passes in the other cell."""
 
 
 def load(folder: Path) -> Results:
-    """The results of ``python -m longctx_rl.evaluate out=folder``, also while some are missing.
+    """The results of ``python -m longctx_rl.evaluate out=folder``, complete or not.
 
     Raises:
-        ValueError: the folder is not one, or holds a file that cannot be read as one of its.
+        ValueError: the folder is not an evaluation's, or holds a file that cannot be read.
     """
     path = folder / "evaluation.json"
     if not path.is_file():
@@ -95,32 +95,32 @@ def load(folder: Path) -> Results:
         checkpoint, weights, dtype = (str(about[key]) for key in ("checkpoint", "weights", "dtype"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} does not say what was asked ({error!r}): give the evaluate command again, answers are kept"
+            f"{path} does not describe an evaluation ({error!r}): run the evaluate command again, answers are kept"
         ) from error
     files = {file.stem: file for file in sorted((folder / "evals").glob("*.jsonl"))}
     suites = []
     for name in [*plans, *(name for name in files if name not in plans)]:
-        found = records.read(files[name]) if name in files else []
-        suites.append(_suite(name, plans.get(name, {}), found))
+        kept = records.read(files[name]) if name in files else []
+        suites.append(_suite(name, plans.get(name, {}), kept))
     return Results(checkpoint, weights, dtype, tuple(suites))
 
 
-def _suite(name: str, asked: Mapping[Key, int], found: Iterable[ItemRecord]) -> SuiteRecords:
+def _suite(name: str, requested: Mapping[Key, int], kept: Iterable[ItemRecord]) -> SuiteRecords:
     groups: dict[Key, list[ItemRecord]] = defaultdict(list)
-    for record in sorted(found, key=lambda record: record.id):
+    for record in sorted(kept, key=lambda record: record.id):
         groups[record.task, record.length].append(record)
-    labels = list(dict.fromkeys(task for task, _ in asked)) + sorted({task for task, _ in groups})
-    order = sorted(asked.keys() | groups.keys(), key=lambda key: (labels.index(key[0]), key[1]))
-    return _with_cells(name, asked, {key: groups.get(key, []) for key in order})
+    labels = list(dict.fromkeys(task for task, _ in requested)) + sorted({task for task, _ in groups})
+    order = sorted(requested.keys() | groups.keys(), key=lambda key: (labels.index(key[0]), key[1]))
+    return _with_cells(name, requested, {key: groups.get(key, []) for key in order})
 
 
-def _with_cells(name: str, asked: Mapping[Key, int], groups: Mapping[Key, list[ItemRecord]]) -> SuiteRecords:
+def _with_cells(name: str, requested: Mapping[Key, int], groups: Mapping[Key, list[ItemRecord]]) -> SuiteRecords:
     cells = {key: cell for key, group in groups.items() for cell in summary.cells(group)}
-    return SuiteRecords(name, asked, groups, cells)
+    return SuiteRecords(name, requested, groups, cells)
 
 
 def measures(group: Sequence[ItemRecord]) -> dict[str, float]:
-    """Shares beside the score that say why a cell is what it is, by name: those that the records' parts hold."""
+    """Diagnostic shares of a cell beside its score, by name, as far as the records' parts provide them."""
     parts = set.intersection(*(set(record.parts) for record in group))
 
     def mean(part: str) -> float:
@@ -141,26 +141,26 @@ def measures(group: Sequence[ItemRecord]) -> dict[str, float]:
 
 
 def by_part(suite: SuiteRecords, part: str) -> SuiteRecords:
-    """The same suite with one part as its score; records that lack it are left out."""
+    """The suite with one part as its score; records without that part are dropped."""
     groups = {
         key: [replace(record, score=record.parts[part]) for record in group if part in record.parts]
         for key, group in suite.groups.items()
     }
-    return _with_cells(suite.name, suite.asked, groups)
+    return _with_cells(suite.name, suite.requested, groups)
 
 
 def mean_by_length(suite: SuiteRecords) -> dict[int, Estimate]:
-    """The mean of all tasks at each length at which all are complete, so that lengths compare like with like.
+    """The mean over all tasks at each length at which all are complete, so that the means are comparable.
 
-    Tasks weigh the same: of one that was asked more, the first items by id, as many as the others have.
+    All tasks have the same weight: of a task with more items, only the first by id count, as many as the others have.
     """
-    found: dict[int, Estimate] = {}
+    means: dict[int, Estimate] = {}
     for length in suite.lengths:
         groups = {key: group for key, group in suite.groups.items() if key[1] == length}
-        if all(len(group) >= suite.asked.get(key, 1) for key, group in groups.items()):
+        if all(len(group) >= suite.requested.get(key, 1) for key, group in groups.items()):
             fewest = min(len(group) for group in groups.values())
-            found[length] = summary.score([record for group in groups.values() for record in group[:fewest]])
-    return found
+            means[length] = summary.score([record for group in groups.values() for record in group[:fewest]])
+    return means
 
 
 def effective_length(means: Mapping[int, Estimate]) -> int | None:
@@ -169,23 +169,25 @@ def effective_length(means: Mapping[int, Estimate]) -> int | None:
 
 
 def retention(suite: SuiteRecords, base: str = "short") -> list[Conditional]:
-    """P(pass | pass ``base``) of each cell with a length, item by item: what length alone takes away.
+    """P(pass | pass in ``base``) of each cell with a length, paired by family: the effect of length alone.
 
-    Families are independent, so where all scores are 0 or 1 the interval is Wilson's. Families that lack one of the two
-    answers do not count.
+    Families are independent, so the interval is Wilson's where all scores are 0 or 1. Families that lack one of the two
+    answers are dropped.
     """
     passing = {record.family_id for record in suite.groups.get((base, 0), ()) if record.score == 1.0}
-    found = []
+    rows = []
     for (task, length), group in suite.groups.items():
         if length:
             kept = [record for record in group if record.family_id in passing]
-            found.append(Conditional(task, length, len(kept), summary.score(kept) if kept else None))
-    return found
+            rows.append(Conditional(task, length, len(kept), summary.score(kept) if kept else None))
+    return rows
 
 
 def depth_map(suite: SuiteRecords, task: str) -> dict[tuple[int, int], tuple[float, int]]:
-    """Mean score and number of items by length and part of the document, 0 to ``DEPTHS - 1``, in which the first
-    evidence lies. Items without evidence, or without length, are left out."""
+    """Mean score and number of items by length and depth of the first evidence.
+
+    Depth is the part of the document, 0 to ``DEPTHS - 1``. Items without evidence or without a length are dropped.
+    """
     cells: dict[tuple[int, int], list[float]] = defaultdict(list)
     for (name, length), group in suite.groups.items():
         for record in group if name == task and length else ():
@@ -195,7 +197,7 @@ def depth_map(suite: SuiteRecords, task: str) -> dict[tuple[int, int], tuple[flo
 
 
 def examples(suite: SuiteRecords, task: str) -> tuple[ItemRecord | None, ItemRecord | None]:
-    """One item of a task that is right and the one that is most wrong, each of the longest prompts that have one."""
+    """One right item of a task and the one with the lowest score, each at the longest length that has one."""
     longest_first = [group for (name, _), group in reversed(list(suite.groups.items())) if name == task]
     ordered = [record for group in longest_first for record in group]
     right = next((record for record in ordered if record.score == 1.0), None)

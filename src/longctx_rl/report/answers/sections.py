@@ -1,4 +1,4 @@
-"""The page's section of one suite."""
+"""The section of one suite on the page."""
 
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.summary import percent
@@ -8,33 +8,33 @@ from longctx_rl.report.answers.markup import text
 from longctx_rl.stats import Estimate
 
 ABOUT = {
-    "heldout": "Tasks of the training data, on documents that were held out.",
-    "longreason": "Multiple choice. original: the facts alone; expanded: each fact in a passage; context: those "
-    "passages among others of the same kind.",
-    "ruler": "RULER's tasks, generated. The score is strict: what is said too much counts against it. RULER's own "
-    "recall, which forgives that, stands beside it.",
+    "heldout": "The tasks of the training data, on held-out documents.",
+    "longreason": "Multiple choice. original: the facts alone; expanded: each fact in a passage; context: these "
+    "passages among distractors of the same kind.",
+    "ruler": "RULER's tasks, generated. The score is strict and penalises superfluous output; RULER's own recall, "
+    "which does not, is shown beside it.",
     "code": "A function that needs helpers, graded by running it. closed: without their definitions; short: with them; "
-    "pad, pad_near: with prose behind or before them; bury: among other modules; hard: with look-alikes too.",
+    "pad, pad_near: with prose after or before them; bury: among other modules; hard: with look-alikes too.",
 }
 MEASURES = {
-    **{f"pass@{2**power}": f"chance that one of {2**power} samples is right" for power in range(1, 11)},
+    **{f"pass@{2**power}": f"probability that at least one of {2**power} samples is right" for power in range(1, 11)},
     "parsed": "code that parses and defines the function",
-    "API recall": "share of the needed helpers that the code names",
-    "invented API": "code that imports or calls names that exist nowhere",
-    "attacks": "code that shows signs of an attack on the judge",
+    "API recall": "share of the required helpers that the code names",
+    "invented API": "code that imports or calls names that do not exist",
+    "attacks": "code that shows signs of an attack on the grader",
     "RULER's recall": "share of the right answers that occur anywhere in the output",
     "unparsed": "outputs without a final answer, which count as wrong",
-    "majority floor": "what the most frequent right letter would score if it were always given",
+    "majority floor": "score of always answering with the most frequent letter",
 }
 OUTPUT = 800
-"""Letters of an example's output that are shown."""
+"""Characters of an example's output that are shown."""
 NONE = "-"
 TOGETHER = "all tasks"
 RULER_TASKS = 13
 
 
 def section(suite: SuiteRecords) -> str:
-    """Everything about one suite; for one that was not begun, that it was not."""
+    """The HTML of one suite's tables, figures and examples, or a note that it has no answers yet."""
     name = text(suite.name)
     about = f"<p>{text(ABOUT[suite.name])}</p>\n" if suite.name in ABOUT else ""
     parts = (_cells, _retention, _by_length, _maps, _examples)
@@ -43,7 +43,7 @@ def section(suite: SuiteRecords) -> str:
 
 
 def share(value: float) -> str:
-    """A share without interval, in percent."""
+    """Format a share as percent, without an interval."""
     return f"{100 * value:.1f}"
 
 
@@ -53,19 +53,19 @@ def _cells(suite: SuiteRecords) -> str:
     rows: list[list[str]] = []
     for (task, length), group in suite.groups.items():
         cell, more = suite.cells.get((task, length)), measured.get((task, length), {})
-        asked = suite.asked.get((task, length), 0)
+        requested = suite.requested.get((task, length), 0)
         rows.append(
             [
                 task,
                 str(length) if length else NONE,
-                str(len(group)) if len(group) >= asked else f"{len(group)} of {asked}",
+                str(len(group)) if len(group) >= requested else f"{len(group)} of {requested}",
                 percent(cell.score) if cell else NONE,
                 share(cell.truncated) if cell else NONE,
                 *(share(more[name]) if name in more else NONE for name in columns),
             ]
         )
-    notes = ["cut off: answers at the token limit", *(f"{name}: {MEASURES[name]}" for name in columns)]
-    head = ["task", "length", "n", "score", "cut off", *columns]
+    notes = ["truncated: answers at the token limit", *(f"{name}: {MEASURES[name]}" for name in columns)]
+    head = ["task", "length", "n", "score", "truncated", *columns]
     return (
         markup.table("Score by task and prompt length in tokens, in percent.", head, rows)
         + f'<p class="soft">{text("; ".join(notes))}.</p>\n'
@@ -73,7 +73,7 @@ def _cells(suite: SuiteRecords) -> str:
 
 
 def _variants(suite: SuiteRecords) -> dict[str, SuiteRecords]:
-    """Scores that stand side by side."""
+    """Name to suite for the scores that are shown side by side."""
     if suite.name != "ruler":
         return {"score": suite}
     return {"RULER's recall": evaluation_folder.by_part(suite, "recall"), "strict": suite}
@@ -85,16 +85,17 @@ def _effective_length(suite: SuiteRecords, means: dict[str, dict[int, Estimate]]
         for length in suite.lengths
     ]
     tasks = {task for task, length in suite.cells if length}
-    asked = "all tasks" if len(tasks) == RULER_TASKS else f"the {len(tasks)} tasks that were asked"
-    said = []
+    tested = "all tasks" if len(tasks) == RULER_TASKS else f"the {len(tasks)} evaluated tasks"
+    lengths = []
     for name, one in means.items():
         longest = evaluation_folder.effective_length(one)
         none = "none of these lengths" if one else "unknown, since no length is complete"
-        said.append(f"{name}: {none if longest is None else f'{longest} tokens'}")
+        lengths.append(f"{name}: {none if longest is None else f'{longest} tokens'}")
     return (
-        f"<h3>Effective length</h3>\n<p><strong>{text('; '.join(said))}.</strong> It is the longest length at which "
-        f"the mean of {asked} is at least {share(EFFECTIVE)} %. RULER defines it by its own recall over thirteen "
-        f"tasks, from 4096 tokens up.</p>\n{markup.table(f'Mean of {asked}, in percent.', ['length', *means], rows)}"
+        f"<h3>Effective length</h3>\n<p><strong>{text('; '.join(lengths))}.</strong> The effective length is "
+        f"the longest length at which the mean of {tested} is at least {share(EFFECTIVE)} %. RULER defines it by its "
+        f"own recall over thirteen tasks, from 4096 tokens up.</p>\n"
+        f"{markup.table(f'Mean of {tested}, in percent.', ['length', *means], rows)}"
     )
 
 
@@ -105,17 +106,17 @@ def _retention(suite: SuiteRecords) -> str:
         [one.task, str(one.length), str(one.n), percent(one.score) if one.score else NONE]
         for one in evaluation_folder.retention(suite)
     ]
-    note = "Of the items that are right when short, the share that is right when long: what length alone takes away."
+    note = "The share of items right at short length that are also right at this length: the effect of length alone."
     head = ["task", "length", "n right when short", "P(pass | pass short)"]
     return f"<h3>Retention</h3>\n<p>{note}</p>\n{markup.table('Retention, in percent.', head, rows)}"
 
 
 def _by_length(suite: SuiteRecords) -> str:
-    """Curves, and of RULER the effective length that they show."""
+    """Curves by length, preceded by the effective length for RULER."""
     variants = _variants(suite)
     means = {name: evaluation_folder.mean_by_length(one) for name, one in variants.items()}
     series: dict[str, dict[str, dict[int, Estimate]]] = {}
-    """Task to what is measured to length to mean."""
+    """Task to score variant to length to mean."""
     if any(means.values()) and len({task for task, length in suite.cells if length}) > 1:
         series[TOGETHER] = means
     for name, one in variants.items():
@@ -124,7 +125,9 @@ def _by_length(suite: SuiteRecords) -> str:
                 series.setdefault(task, {}).setdefault(name, {})[length] = cell.score
     drawn = [_curve(suite, task, points) for task, points in series.items()]
     effective = _effective_length(suite, means) if suite.name == "ruler" else ""
-    return effective + markup.figures("By length", "Percent by prompt length. Bars are 95 % intervals.", drawn)
+    return effective + markup.figures(
+        "By length", "Percent by prompt length. Bars are 95 % confidence intervals.", drawn
+    )
 
 
 def _curve(suite: SuiteRecords, task: str, series: dict[str, dict[int, Estimate]]) -> str:
@@ -134,7 +137,7 @@ def _curve(suite: SuiteRecords, task: str, series: dict[str, dict[int, Estimate]
     for (one, _), group in suite.groups.items():
         if one == task and group and "majority floor" in (found := evaluation_folder.measures(group)):
             references["majority floor"] = found["majority floor"]
-    said = [
+    readings = [
         f"{name} " + ", ".join(f"{percent(point)} % at {length} tokens" for length, point in points.items())
         for name, points in series.items()
     ]
@@ -144,7 +147,7 @@ def _curve(suite: SuiteRecords, task: str, series: dict[str, dict[int, Estimate]
         suite.lengths,
         list(references.values()),
         name=f"{suite.name} curve {task}",
-        alt=f"{suite.name}, {task}, score by prompt length: {'; '.join(said)}",
+        alt=f"{suite.name}, {task}, score by prompt length: {'; '.join(readings)}",
     )
     return markup.figure(task, drawing, f"dashed: {dashed}" if dashed else "")
 
@@ -154,7 +157,7 @@ def _maps(suite: SuiteRecords) -> str:
     lengths, drawn = suite.lengths, []
     for task in suite.tasks:
         found = evaluation_folder.depth_map(suite, task)
-        said = [
+        readings = [
             f"{length} tokens, {parts[part]} deep: {share(score)} % of {count}"
             for (length, part), (score, count) in found.items()
         ]
@@ -165,15 +168,15 @@ def _maps(suite: SuiteRecords) -> str:
                 parts,
                 labels=("prompt tokens", "depth of evidence"),
                 name=f"{suite.name} map {task}",
-                alt=f"{suite.name}, {task}, score by prompt length and depth: {'; '.join(said)}",
+                alt=f"{suite.name}, {task}, score by prompt length and depth: {'; '.join(readings)}",
             )
             drawn.append(markup.figure(task, drawing))
     if not drawn:
-        return "<p>No record says how deep its evidence lies, so there is no map by depth.</p>\n" if lengths else ""
+        return "<p>No record has a depth of evidence, so there is no map by depth.</p>\n" if lengths else ""
     drawn.append(markup.figure("colours", charts.colour_scale(name=f"{suite.name} colours")))
     note = (
-        "Percent and number of items. Depth is where the first piece of evidence lies, 0 % the beginning of the "
-        "document. Dotted: no items."
+        "Percent and number of items. Depth is the position of the first piece of evidence; 0 % is the beginning of "
+        "the document. Dotted: no items."
     )
     return markup.figures("By length and depth", note, drawn)
 
@@ -184,7 +187,7 @@ def _examples(suite: SuiteRecords) -> str:
         right, wrong = evaluation_folder.examples(suite, task)
         both = _example("✓ Right", "right", right) + _example("✗ Wrong", "wrong", wrong)
         blocks.append(f'<details>\n<summary>{text(task)}</summary>\n<div class="pair">\n{both}</div>\n</details>\n')
-    return f"<h3>Examples</h3>\n<p>One right and one wrong answer to each task.</p>\n{''.join(blocks)}"
+    return f"<h3>Examples</h3>\n<p>One right and one wrong answer for each task.</p>\n{''.join(blocks)}"
 
 
 def _example(title: str, kind: str, record: ItemRecord | None) -> str:
@@ -194,9 +197,9 @@ def _example(title: str, kind: str, record: ItemRecord | None) -> str:
     if record.depth is not None:
         facts.append(f"evidence at {100 * record.depth:.0f} %")
     if record.truncated:
-        facts.append("cut off at the token limit")
+        facts.append("truncated at the token limit")
     shown = record.output if len(record.output) <= OUTPUT else record.output[:OUTPUT] + " […]"
-    said = markup.quotations(
-        {"question, its end": record.question, "output": shown or "(empty)", "expected": record.expected}
+    quoted = markup.quotations(
+        {"end of the question": record.question, "output": shown or "(empty)", "expected": record.expected}
     )
-    return f'<article>\n<h4>{title}</h4>\n<p class="soft">{text(", ".join(facts))}</p>\n{said}</article>\n'
+    return f'<article>\n<h4>{title}</h4>\n<p class="soft">{text(", ".join(facts))}</p>\n{quoted}</article>\n'

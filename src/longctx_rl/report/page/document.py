@@ -10,12 +10,12 @@ from typing import Any
 from scipy.stats import t as student
 
 import longctx_rl
+from longctx_rl.files import write_text
 from longctx_rl.report.page import series, table, texts
 from longctx_rl.report.page.arms import Arm, Settings, arms_of, duplicates, settings_of
 from longctx_rl.report.page.starts import Fixed, labels, starts_of
 from longctx_rl.report.runs import Run, find_asked, find_runs, read_evals
 from longctx_rl.report.study import BASE
-from longctx_rl.runs.directory import write_text
 
 SCRIPTS = ("page.js", "results.js", "curves.js", "maps.js", "answers.js", "rollouts.js", "runs.js", "start.js")
 """In the order in which they run, as one function."""

@@ -1,4 +1,4 @@
-"""What a written question must withstand, each check a reason to reject it."""
+"""The checks that a written question must pass, each with its reason for rejection."""
 
 import json
 import re
@@ -8,26 +8,26 @@ from longctx_rl.data.tasks import place_of
 from longctx_rl.rewards.text import contains, same, token_f1, words
 
 SAME_QUESTION = 0.8
-"""Share of common words from which two questions about one document are the same."""
+"""Token F1 at which two questions about a document count as the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a model proposes."""
+    """A question that a model wrote, with its answer and evidence."""
 
     question: str
     answer: str
     evidence: tuple[str, ...]
     language: str
-    """Code, as the model says; empty if it says none."""
+    """Language code that the model reports; empty if it reports none."""
 
 
 class Rejected(Exception):
-    """The reason is the message."""
+    """A question fails a check; the message is the reason."""
 
 
 def parse(reply: str) -> Written:
-    """The JSON object of a reply. Raises Rejected if there is none of the right form."""
+    """Parse the JSON object of a reply. Raises Rejected if there is none, or it lacks the expected fields."""
     start, end = reply.find("{"), reply.rfind("}")
     try:
         found = json.loads(reply[start : end + 1]) if 0 <= start < end else None
@@ -49,11 +49,14 @@ def parse(reply: str) -> Written:
 
 
 def check_evidence(written: Written, document: str, task: str) -> list[tuple[int, int]]:
-    """Where the evidence stands in the document, in the document's order.
+    """Locate the evidence in the document.
+
+    Returns:
+        Start and end of each quote, in the document's order.
 
     Raises:
-        Rejected: a quote that is not there; one place only where several are needed; an answer that the question gives
-            away, or, of a grounding question, that is not in its evidence.
+        Rejected: a quote is not in the document; the quotes are a single place although the task needs several; the
+            question contains its answer; or the answer to a grounding question is not in its evidence.
     """
     places = []
     for quote in written.evidence:
@@ -64,21 +67,21 @@ def check_evidence(written: Written, document: str, task: str) -> list[tuple[int
     places.sort()
     apart = [place for number, place in enumerate(places) if number == 0 or place[0] >= places[number - 1][1]]
     if task != "grounding" and len(apart) < 2:
-        raise Rejected("the evidence is one place, but the task needs several")
+        raise Rejected("the evidence is a single place, but the task needs several")
     if task != "longform" and contains(written.question, written.answer):
-        raise Rejected("the question holds its answer")
+        raise Rejected("the question contains its answer")
     if task == "grounding" and not any(place_of(quote, written.answer) for quote in written.evidence):
         raise Rejected("the answer is not in its evidence")
     return places
 
 
 def check_closed_book(written: Written, guess: str, task: str) -> None:
-    """Reject a question that is answered without the document."""
+    """Raise Rejected if the question was answered without the document."""
     known = token_f1(guess, written.answer) > 0.6 if task == "longform" else contains(guess, written.answer)
     if known:
-        raise Rejected("it is answered without the document")
+        raise Rejected("it was answered without the document")
 
 
 def is_repeated(question: str, answer: str, others: list[tuple[str, str]]) -> bool:
-    """Another question about the same document has nearly the same words and the same answer."""
+    """Whether another question about the same document has nearly the same words and the same answer."""
     return any(same(answer, other) and token_f1(question, asked) >= SAME_QUESTION for asked, other in others)

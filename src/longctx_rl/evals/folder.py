@@ -1,0 +1,119 @@
+"""The output folder of an evaluation: one writer at a time, one checkpoint, described by ``evaluation.json``."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from longctx_rl.config.eval import EvaluateConfig
+from longctx_rl.evals.records import ItemRecord
+from longctx_rl.evals.suites import plan_of
+from longctx_rl.files import InUse, lock, write_text
+
+DESCRIPTION = "evaluation.json"
+LIMITS = {
+    "max_new_tokens": "token limit",
+    "answer_slack": "token limit",
+    "samples": "number of samples",
+    "temperature": "temperature",
+}
+"""Settings of a suite that must be equal for all of its answers in a folder."""
+DEFAULTS = {"samples": 1, "temperature": 0.0}
+"""Their values in folders whose description lacks them."""
+OTHER_FOLDER = "choose another out=FOLDER"
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Create the folder if necessary, and exclude other evaluations from it.
+
+    Raises:
+        ValueError: another evaluation writes to it, it cannot be written, or it belongs to a training run.
+    """
+    if not (out / DESCRIPTION).exists() and ((out / "config.yaml").exists() or (out / "evals").exists()):
+        raise ValueError(f"{out} is a training run's folder, whose records would be lost: {OTHER_FOLDER}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = lock(out / ".lock")
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written ({error.strerror}): {OTHER_FOLDER}") from error
+    except InUse as error:
+        raise ValueError(f"another evaluation ({error.owner}) writes to {out}: {OTHER_FOLDER}") from None
+    with held:
+        yield
+
+
+def check(out: Path, config: EvaluateConfig) -> None:
+    """Raise ValueError if the folder holds answers in another number type or under other limits."""
+    kept = _description(out)
+    if not kept:
+        return
+    _check_equal(out, kept, {"dtype": config.dtype})
+    if "limits" not in kept:
+        raise ValueError(f"{out} was written by an older version, which kept no limits of answers: {OTHER_FOLDER}")
+    limits = _limits(config)
+    for name, of_suite in kept["limits"].items():
+        for key, value in {**DEFAULTS, **of_suite}.items():
+            if name in limits and limits[name][key] != value:
+                setting = f"eval.suites.{name}.{key}={'null' if value is None else value}"
+                raise ValueError(f"{out} holds answers under another {LIMITS[key]}: set {setting}, or {OTHER_FOLDER}")
+
+
+def claim(
+    out: Path, config: EvaluateConfig, *, weights: str | None, positions: Mapping[str, Any] | None, backend: str | None
+) -> None:
+    """Make ``out`` this checkpoint's folder, and write its description. Call it after ``check``.
+
+    Args:
+        weights: hash of the checkpoint's weights.
+        positions: rotary position settings of the loaded model; None: it has none.
+        backend: sandbox of generated code; None: no suite runs code.
+
+    Raises:
+        ValueError: the folder holds answers of other weights or positions.
+    """
+    kept = _description(out)
+    _check_equal(out, kept, {"weights": weights, "positions": positions})
+    requested = {
+        name: [(*cell, plan.each) for cell in plan.cells()]
+        for name, plan in ((name, plan_of(config.eval, name)) for name in config.eval.suites)
+    }
+    description = {
+        "checkpoint": config.checkpoint,
+        "tokenizer": config.tokenizer or config.checkpoint,
+        "weights": weights,
+        "dtype": config.dtype,
+        "positions": positions,
+        "sandbox": backend,
+        "limits": _limits(config) | {k: v for k, v in kept.get("limits", {}).items() if k not in config.eval.suites},
+        "asked": kept.get("asked", {}) | requested,
+    }
+    write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def record_counts(out: Path, answered: Mapping[str, Sequence[ItemRecord]]) -> None:
+    """Replace the requested numbers of items by the actual ones: a suite that is read may hold fewer."""
+    description = _description(out)
+    for name, of_suite in answered.items():
+        counts = Counter((record.task, record.length) for record in of_suite)
+        description["asked"][name] = [(*cell, count) for cell, count in counts.items()]
+    write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def _description(out: Path) -> dict[str, Any]:
+    """The folder's description; empty for a new folder."""
+    path = out / DESCRIPTION
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def _limits(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
+    return {name: {key: getattr(suite, key) for key in LIMITS} for name, suite in config.eval.suites.items()}
+
+
+def _check_equal(out: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key, value in wanted.items():
+        if kept.get(key, value) != value:
+            raise ValueError(f"{out} holds answers of other {key} ({kept['checkpoint']}, {kept[key]}): {OTHER_FOLDER}")

@@ -1,0 +1,89 @@
+"""What can be refused before torch and a model are loaded: suites, graders, files, folders, lengths and the sandbox."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+from longctx_rl.config.eval import FILES, EvaluateConfig, HarnessConfig
+from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE
+from longctx_rl.evals import functions, longreason_hub
+from longctx_rl.evals.grading import check_graders, runs_code
+from longctx_rl.evals.suites import READ, check_suite
+from longctx_rl.policy.weights import local_folder, locate
+from longctx_rl.sandbox import probe
+from longctx_rl.sandbox.isolation import Backend
+
+RESULTS = "results.json"
+"""File of lm_eval's results in a folder of ``longctx_rl.harness``."""
+
+
+def check_evaluate(config: EvaluateConfig) -> Backend | None:
+    """Check a configuration of ``longctx_rl.evaluate``.
+
+    Returns:
+        The sandbox backend that runs generated code; None: no suite runs code.
+
+    Raises:
+        ValueError: an unknown suite or label; a reward that cannot grade; a model, file or sandbox that is not
+            available; lengths beyond the context.
+    """
+    for name, suite in config.eval.suites.items():
+        check_suite(name, suite.labels)
+    check_graders(config.eval.suites)
+    for model in (config.checkpoint, config.tokenizer, config.kl.base):
+        if model is not None:
+            locate(model)
+    for name, suite in config.eval.suites.items():
+        if name in FILES:
+            functions.problems(suite, name)
+        if name == longreason_hub.TASK:
+            longreason_hub.find(suite)
+    context = _context(config)
+    if context is not None:
+        check_lengths(config, context)
+    return probe.choose(config.sandbox) if runs_code(config.eval.suites) else None
+
+
+def check_lengths(config: EvaluateConfig, context: int) -> None:
+    """Raise ValueError for prompt lengths that leave no room for the answer in a context of ``context`` tokens."""
+    for name, suite in config.eval.suites.items():
+        if name in READ:
+            continue  # prompts of suites that are read have their own lengths: see answering.py
+        need = round((1 + LENGTH_TOLERANCE) * max(suite.lengths)) + suite.max_new_tokens
+        if need > context:
+            raise ValueError(
+                f"eval.suites.{name}.lengths needs {need} tokens with the answer, but the context of "
+                f"{config.checkpoint} is {context}: lower it, or stretch the model, yarn='{{factor: 4.0, "
+                "original_context: 32768}'"
+            )
+
+
+def check_harness(config: HarnessConfig) -> None:
+    """Check a configuration of ``longctx_rl.harness``.
+
+    Raises:
+        ValueError: lm_eval is not installed; a model or folder is not available; the output folder holds results.
+    """
+    if find_spec("lm_eval") is None:
+        raise ValueError("lm_eval is not installed: pip install 'longctx-rl[lmeval]'")
+    if (Path(config.out) / RESULTS).exists():
+        raise ValueError(f"{config.out} holds results already: choose another out=FOLDER")
+    for model in (config.checkpoint, config.tokenizer):
+        if model is not None:
+            locate(model)
+    if config.include is not None and not Path(config.include).is_dir():
+        raise ValueError(f"include={config.include} is not a folder: give a folder of task files, or include=null")
+
+
+def _context(config: EvaluateConfig) -> int | None:
+    """Context of the checkpoint in tokens, stretched or from its config.json; None: not known before it is loaded."""
+    if config.yarn is not None:
+        return config.yarn.context
+    folder = local_folder(config.checkpoint)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    try:
+        context = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    except (ValueError, AttributeError):
+        return None  # loading it says what is wrong with the file
+    return context if isinstance(context, int) else None

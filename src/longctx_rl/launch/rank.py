@@ -1,0 +1,96 @@
+"""The process of one rank: ``python -m longctx_rl.launch.rank CONFIG.yaml``, or the launcher's own process.
+
+It owns what is around the training loop: the run directory, the exit code, and one line for each error.
+"""
+
+import errno
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from longctx_rl import cli
+from longctx_rl.config.load import read
+from longctx_rl.config.schema import Config
+from longctx_rl.runs import directory
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of a disk that a user can fix."""
+HANDOVER = "LONGCTX_RL_HANDOVER"
+"""Environment variable: the launcher's folder for its children, and the launcher's process id."""
+
+
+def execute(config: Config) -> int:
+    """Train in this process and return its exit code.
+
+    The main rank owns the run directory. A ValueError is for the user: one line, exit code 2.
+    """
+    die_with_launcher()
+    main_rank = os.environ.get("RANK", "0") == "0"
+    try:
+        if main_rank:
+            print(loading_line(config), flush=True)
+        with directory.opened(config) if main_rank else nullcontext():
+            if main_rank:
+                directory.append_log(config, loading_line(config))
+            _train(config)
+    except ValueError as error:
+        cli.complain(error, main_rank)
+        return cli.UNUSABLE
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        cli.complain(
+            f"cannot write {error.filename or config.run_dir} ({os.strerror(error.errno)}): free space or fix the "
+            f"permissions, then continue with {directory.resume_command(config)}",
+            main_rank,
+        )
+        return cli.UNUSABLE
+    except RuntimeError as error:
+        from longctx_rl.engine.optimizer import TrainingDiverged  # torch is loaded by now
+
+        if not isinstance(error, TrainingDiverged):
+            raise
+        cli.complain(str(error), main_rank)
+        return cli.DIVERGED
+    except KeyboardInterrupt:
+        return cli.INTERRUPTED
+    except SystemExit as stop:
+        if stop.code != cli.INTERRUPTED or HANDOVER not in os.environ:
+            raise
+        # A rank that exits with an error makes torchrun end the others, which may still be closing their files.
+        Path(os.environ[HANDOVER].partition(":")[2], "interrupted").touch()
+    return 0
+
+
+def _train(config: Config) -> None:
+    from longctx_rl.training import loop  # torch and transformers, behind every check of the configuration
+
+    loop.run(config)
+
+
+def loading_line(config: Config) -> str:
+    """What the seconds before the first line of the log are spent on."""
+    model = config.model
+    names = ["a randomly initialised student" if model.architecture else model.student]
+    if config.needs_teacher and model.teacher_cache is None and model.teacher not in names:
+        names.append(str(model.teacher))
+    library = "torch, transformers and DeepSpeed" if config.engine.name == "zero3" else "torch and transformers"
+    return f"loading {library}, then {' and '.join(names)}"
+
+
+def die_with_launcher() -> None:
+    """A child must not train on when its launcher was killed."""
+    if HANDOVER in os.environ:
+        cli.die_with(int(os.environ[HANDOVER].partition(":")[0]))
+
+
+def main() -> None:
+    """Entry point."""
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python -m longctx_rl.launch.rank CONFIG.yaml")
+    cli.leave(execute(read(Path(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()

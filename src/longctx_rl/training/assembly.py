@@ -1,0 +1,138 @@
+"""Building the parts of a run: models loaded and wrapped in the engine, data opened, memory planned."""
+
+import resource
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from longctx_rl.config.schema import Config
+from longctx_rl.data.source import TrainingSource, open_source
+from longctx_rl.engine import distributed, startup
+from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
+from longctx_rl.evals.evaluation import Evaluation
+from longctx_rl.evals.grading import runs_code
+from longctx_rl.policy.loading import check_pair, context_length, end_tokens, load_tokenizer, pair_note
+from longctx_rl.policy.memory import GIB, MARGIN, Workload, choose, device_memory, workload
+from longctx_rl.policy.policy import Policy
+from longctx_rl.policy.shape import ModelShape, model_sizes
+from longctx_rl.rewards.composed import EXECUTION, Rewarder, check_reward
+from longctx_rl.rewards.execution import CodeGrader
+from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.sandbox import probe
+from longctx_rl.training.anchors import freeze, load_frozen, load_student
+from longctx_rl.training.cached_teacher import cached_anchor
+from longctx_rl.training.parts import Parts
+from longctx_rl.training.preflight import preflight
+
+
+def build_parts(config: Config) -> Parts:
+    """Load models, wrap them in the engine, open the data.
+
+    Raises:
+        ValueError: models that cannot be loaded or compared.
+    """
+    preflight(config)
+    model = config.model
+    tokenizer = load_tokenizer(model.tokenizer or model.student)
+    vocabulary = check_pair(model, tokenizer) if config.needs_teacher else None
+    source = open_source(config, tokenizer)
+    if config.algo.source == "policy":
+        check_reward(config.reward, source.tasks)  # which a data set names only once it is read
+    load, note = plan_memory(config)
+    notes = tuple(filter(None, (note, pair_note(model, tokenizer) if config.needs_teacher else None)))
+    # Random weights would depend on the number of ranks if each made its shard.
+    shards = nullcontext() if model.architecture is not None else startup.loading(config)
+    with shards:
+        student = load_student(config, tokenizer)
+    shape, context = ModelShape.of(student), context_length(student)
+    eos_ids = end_tokens(student, tokenizer)
+    policy = Policy(student, chunk=model.scoring_chunk, vocabulary=vocabulary)
+    with nullcontext() if load.replicated else startup.loading(config):
+        frozen = load_frozen(config, tokenizer, vocabulary)
+    context = min(context, *(context_length(scorer.model) for scorer in frozen.values()), context)
+    make_trainable(student, checkpointing=model.gradient_checkpointing)
+    engine = startup.build(config, policy, config.schedule_steps)
+
+    def sampler(temperature: float, max_new_tokens: int) -> HFSampler:
+        return HFSampler(
+            tokenizer,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            batch_tokens=config.rollout.batch_tokens,
+            eos_ids=eos_ids,
+            vocabulary=vocabulary,
+            synced_gpus=engine.synced_gpus,
+        )
+
+    code = code_grader(config, source)
+    anchors = {name: freeze(config, engine, name, scorer) for name, scorer in frozen.items()}
+    if config.needs_teacher and model.teacher_cache is not None:
+        anchors["kd"], teacher_context = cached_anchor(config, tokenizer, vocabulary)
+        context = min(context, teacher_context)
+    return Parts(
+        config=config,
+        tokenizer=tokenizer,
+        engine=engine,
+        anchors=anchors,
+        shape=shape,
+        context=context,
+        source=source,
+        sampler=sampler(config.rollout.temperature, config.rollout.max_new_tokens),
+        rewarder=Rewarder(config.reward, config.rollout.max_new_tokens, code),
+        evaluation=Evaluation(config.eval, tokenizer, lambda limit: sampler(0.0, limit), Path(config.run_dir), code),
+        code=code,
+        one_at_a_time=load.one_at_a_time,
+        notes=notes if code is None else (*notes, f"generated code is run in sandbox={code.backend}"),
+    )
+
+
+def code_grader(config: Config, source: TrainingSource) -> CodeGrader | None:
+    """What runs answers that are code, if any task's are. Raises ValueError if that cannot be done here."""
+    graders = config.reward.graders
+    trained = config.algo.source == "policy" and any(
+        graders.get(task, graders.get("other")) == EXECUTION for task in source.tasks
+    )
+    asked = config.eval.during or config.eval.at_start or config.eval.at_end
+    ranks = config.engine.num_processes
+    if trained or (asked and runs_code(config.eval.suites)):
+        return CodeGrader(probe.choose(config.sandbox), ranks=ranks)
+    return None
+
+
+def make_trainable(student: PreTrainedModel, *, checkpointing: bool) -> None:
+    """Training mode, in which alone transformers recomputes activations; without dropout, which samplers lack."""
+    student.train()
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if checkpointing:
+        student.activation_checkpointing_enable({"use_reentrant": False})
+
+
+def plan_memory(config: Config) -> tuple[Workload, str]:
+    """What the ranks hold at one time, and why. Called by all ranks, which agree."""
+    student, teacher = model_sizes(config)
+    load = workload(config, prompt=config.data.longest, ranks=config.world_size, resident=SMALL_MODEL_NUMEL)
+    memory = -distributed.all_reduce_max({"missing": -device_memory(config)})["missing"]
+    load, found = choose(config, student, teacher, load, memory)
+    note = (
+        f"memory: about {found.peak / GIB:.2f} GiB of {memory / GIB:.1f} on each rank, most of it in {found.worst}; "
+        f"batch.backward={'one_at_a_time' if load.one_at_a_time else 'packed'}"
+    )
+    if load.ranks > 1 and (config.needs_teacher or config.needs_reference):
+        note += f" engine.frozen_weights={'replicated' if load.replicated else 'sharded'}"
+    if found.peak * MARGIN > memory:
+        note += "; that may not fit: python -m longctx_rl.doctor with the run's settings says what to change"
+    return load, note
+
+
+def peak_gib() -> float:
+    """Peak memory of this process in GiB: of the GPU when there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,84 @@
+"""Commands answer help and refuse configurations at once: without importing torch and other heavy libraries."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "transformers", "datasets", "lm_eval", "wandb", "huggingface_hub")
+"""Libraries that take seconds to import."""
+REPORT = f"""
+import atexit, sys
+atexit.register(lambda: print("heavy:", *(name for name in {HEAVY} if name in sys.modules), file=sys.stderr))
+"""
+EVALUATE = ("checkpoint=mini-student", "out=out")
+HARNESS = ("checkpoint=mini-student", "tasks=[mmlu]", "out=out")
+
+
+def run(module: str, *arguments: str, folder: Path, **environment: str) -> tuple[int, str, set[str]]:
+    """Run a command in a process of its own; returns its exit code, its output, and the heavy libraries it imported."""
+    code = f"{REPORT}\nimport runpy\nrunpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    command, variables = [sys.executable, "-c", code, *arguments], os.environ | environment
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+    output, _, heavy = done.stderr.rpartition("heavy:")
+    return done.returncode, done.stdout + output, set(heavy.split())
+
+
+@pytest.mark.parametrize("module", ["longctx_rl.evaluate", "longctx_rl.harness"])
+def test_importing_a_command_and_its_help_load_nothing_heavy(module: str, tmp_path: Path) -> None:
+    code, output, heavy = run(module, "--help", folder=tmp_path)
+    assert (code, heavy) == (0, set())
+    assert f"python -m {module}" in output
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "problem"),
+    [
+        ("longctx_rl.evaluate", (*EVALUATE, "itmes=3"), "unknown key itmes"),
+        ("longctx_rl.evaluate", (*EVALUATE, "eval=typo"), "eval=typo"),
+        ("longctx_rl.evaluate", (*EVALUATE, "eval.items=0"), "eval.items=0"),
+        (
+            "longctx_rl.evaluate",
+            (*EVALUATE, "eval=heldout", "+eval.suites.rular={labels:[a],lengths:[1],max_new_tokens:1}"),
+            "eval.suites.rular",
+        ),
+        (
+            "longctx_rl.evaluate",
+            (*EVALUATE, "eval=heldout", "eval.suites.heldout.labels=[x]"),
+            "eval.suites.heldout.labels=x",
+        ),
+        ("longctx_rl.evaluate", ("checkpoint=./nowhere", "out=out"), "model ./nowhere"),
+        ("longctx_rl.evaluate", (*EVALUATE, "tokenizer=./nowhere"), "model ./nowhere"),
+        ("longctx_rl.evaluate", (*EVALUATE, "kl.base=./nowhere"), "model ./nowhere"),
+        (
+            "longctx_rl.evaluate",
+            (*EVALUATE, "eval=heldout", "eval.suites.heldout.lengths=[8192]"),
+            "eval.suites.heldout.lengths needs",
+        ),
+        (
+            "longctx_rl.evaluate",
+            (*EVALUATE, "eval=short", "eval.suites.humaneval.path=./nowhere.jsonl"),
+            "nowhere.jsonl",
+        ),
+        ("longctx_rl.evaluate", (*EVALUATE[:1], "out=run", "eval=heldout"), "choose another out=FOLDER"),
+        ("longctx_rl.harness", (*HARNESS, "limti=3"), "unknown key limti"),
+        ("longctx_rl.harness", (*HARNESS, "include=./nowhere"), "include=./nowhere"),
+        ("longctx_rl.harness", ("checkpoint=./nowhere", *HARNESS[1:]), "model ./nowhere"),
+    ],
+)
+def test_a_refused_configuration_loads_nothing_heavy(
+    module: str, arguments: tuple[str, ...], problem: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "evals").mkdir(parents=True)
+    code, output, heavy = run(module, *arguments, folder=tmp_path)
+    assert (code, heavy) == (2, set())
+    assert "error: " in output and problem in output and "loading" not in output
+
+
+def test_a_sandbox_that_is_not_available_is_refused_at_once(tmp_path: Path) -> None:
+    arguments = (*EVALUATE, "eval=code", "sandbox=bwrap")
+    code, output, heavy = run("longctx_rl.evaluate", *arguments, folder=tmp_path, PATH=str(tmp_path))
+    assert (code, heavy) == (2, set())
+    assert "bubblewrap" in output and "sandbox=rlimit" in output and not (tmp_path / "out").exists()

@@ -127,7 +127,9 @@ def command(folder: Path, *overrides: str) -> list[str]:
     return ["checkpoint=mini-student", f"include={folder}", f"out={folder / 'out'}", *overrides]
 
 
-def test_tasks_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: HarnessModel) -> None:
+def test_tasks_from_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ours: HarnessModel
+) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (written,) = ours.generate_until(instances("generate_until", (CONTEXT, {"max_gen_toks": 12})))
     folder = tasks(tmp_path, written)
@@ -135,6 +137,7 @@ def test_tasks_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ou
     scores = [naive(before, ours.tok_encode(f"{CONTEXT} {option}")[len(before) :])[0] for option in OPTIONS]
     table = harness.run(composed_harness(command(folder, "tasks=[local_options,local_writing]")))
     assert "local_options" in table and "local_writing" in table
+    assert "loading mini-student (torch, transformers, lm_eval)\n" in capsys.readouterr().err
     found = json.loads((folder / "out" / "results.json").read_text())["results"]
     assert found["local_options"]["acc,none"] == pytest.approx(1 / 3)  # each option is right once
     assert found["local_writing"]["exact_match,none"] == 1.0

@@ -12,13 +12,20 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
-
 from longctx_rl import cli
 from longctx_rl.config.compose import composed
-from longctx_rl.config.schema import Config
-from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
-from longctx_rl.policy.memory import GIB, MARGIN, MemoryEstimate, Workload, choose, device_memory, estimate, workload
+from longctx_rl.config.schema import SMALL_MODEL_NUMEL, Config
+from longctx_rl.policy.memory import (
+    GIB,
+    MARGIN,
+    MemoryEstimate,
+    Workload,
+    choose,
+    device_memory,
+    estimate,
+    has_gpu,
+    workload,
+)
 from longctx_rl.policy.shape import DecoderSizes, model_sizes
 
 OWN = ("context", "devices", "memory")
@@ -115,7 +122,7 @@ def changes(
         steps.append(("engine.frozen_weights=sharded", replace(load, replicated=False)))
     if load.sampled and not load.one_at_a_time:  # configured: auto would have chosen it
         steps.append(("batch.backward=one_at_a_time", replace(load, one_at_a_time=True)))
-    if load.engine == "zero3" and not load.offload and torch.cuda.is_available():
+    if load.engine == "zero3" and not load.offload and has_gpu():
         steps.append(("engine.offload_optimizer=true", replace(load, offload=True)))
     if load.engine == "zero3":
         more = [load.ranks * factor for factor in (2, 4, 8) if load.ranks * factor <= load.prompts_per_step]

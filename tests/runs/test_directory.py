@@ -1,19 +1,16 @@
 """Who may write which run directory, and what a failed run leaves: nothing."""
 
-import errno
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from config.composing import composed
-from longctx_rl import cli
 from longctx_rl.config.load import read
 from longctx_rl.config.schema import Config
 from longctx_rl.runs import directory
@@ -223,86 +220,3 @@ def test_the_command_to_continue(config: Config, monkeypatch: pytest.MonkeyPatch
     assert resume_command(config) == "python -m longctx_rl +algo=dgrpo seed=1 resume=true"
     monkeypatch.setenv("LONGCTX_RL_COMMAND", "python -m longctx_rl +algo=dgrpo resume=true")
     assert resume_command(config) == "python -m longctx_rl +algo=dgrpo resume=true"
-
-
-class TestExecute:
-    """Exit codes and sentences of a training process."""
-
-    def test_success(self, config: Config) -> None:
-        assert cli.execute(config, lambda config: train_a_step(Path(config.run_dir))) == 0
-
-    def test_a_value_error_is_one_line(self, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-        def fail(config: Config) -> None:
-            raise ValueError("the teacher has another tokenizer: choose another")
-
-        assert cli.execute(config, fail) == 2
-        assert capsys.readouterr().err == "error: the teacher has another tokenizer: choose another\n"
-        assert not Path(config.run_dir).exists()
-
-    def test_a_full_disk(self, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-        def fail(config: Config) -> None:
-            train_a_step(Path(config.run_dir))
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        assert cli.execute(config, fail) == 2
-        stderr = capsys.readouterr().err
-        assert stderr.startswith(f"error: cannot write {config.run_dir} (No space left on device): free space or fix")
-        assert stderr.endswith("resume=true\n")
-
-    def test_a_bug_keeps_its_traceback(self, config: Config) -> None:
-        def fail(config: Config) -> None:
-            raise ZeroDivisionError
-
-        with pytest.raises(ZeroDivisionError):
-            cli.execute(config, fail)
-
-    def test_another_rank_leaves_the_directory_alone(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("RANK", "1")
-        assert cli.execute(config, lambda config: None) == 0
-        assert not Path(config.run_dir).exists()
-
-    def test_an_interrupted_rank_tells_its_launcher(
-        self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def stop(config: Config) -> None:
-            raise SystemExit(130)
-
-        with pytest.raises(SystemExit):
-            cli.execute(config, stop)
-        monkeypatch.setenv(cli.HANDOVER, f"{os.getppid()}:{tmp_path}")
-        monkeypatch.setattr(cli, "die_with_launcher", lambda: None)
-        assert cli.execute(config, stop) == 0
-        assert (tmp_path / "interrupted").exists()
-
-
-def test_a_child_dies_with_its_launcher(tmp_path: Path) -> None:
-    code = (
-        "import os, subprocess, sys, time\n"
-        "child = 'from longctx_rl import process; process.die_with_launcher(); "
-        "import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
-        "os.environ['LONGCTX_RL_HANDOVER'] = f'{os.getpid()}:/tmp'\n"
-        "subprocess.Popen([sys.executable, '-c', child], start_new_session=True)\n"
-        "time.sleep(60)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-    launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
-    assert launcher.stdout
-    child = int(launcher.stdout.readline())
-    launcher.kill()
-    launcher.wait()
-    deadline = time.monotonic() + 50
-    while time.monotonic() < deadline:
-        state = Path(f"/proc/{child}/stat")
-        if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
-            return
-        time.sleep(0.05)
-    raise AssertionError("the child outlived its launcher")
-
-
-def test_a_launched_process_ends_without_destructors() -> None:
-    """Exit code and output arrive; what is registered for the regular end does not run."""
-    code = (
-        "import atexit; from longctx_rl import process; atexit.register(print, 'end'); print('done'); process.leave(3)"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "done\n", "")

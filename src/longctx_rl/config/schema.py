@@ -14,6 +14,8 @@ from longctx_rl.config.reward import RewardConfig
 from longctx_rl.objective.spec import Objective
 
 ALGORITHMS = ("sft", "kd", "grpo", "opd", "dgrpo")
+SMALL_MODEL_NUMEL = 20_000_000
+"""ZeRO-3 keeps all weights of models up to this size on every rank: sharding them costs more time than it saves memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

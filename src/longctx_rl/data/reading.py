@@ -1,7 +1,7 @@
 """Reading the rows of a data set in a fixed order, from the Hub or from local files with the same columns.
 
-Unreadable parts are skipped and counted: a damaged file, or a line that is not UTF-8 or not JSON. A missing column is an
-error.
+Unreadable parts are skipped and counted: a damaged file, or a line that is not UTF-8 or not JSON. A missing column
+is an error.
 """
 
 from collections import Counter
@@ -85,7 +85,7 @@ def _local_rows(path: Path, problems: Problems) -> Iterator[Row]:
                 count += 1
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the disk failed, not the file
-                raise ValueError(f"{file} cannot be read ({error.strerror}): repeat the command to resume") from error
+                raise ValueError(f"{file} cannot be read ({error.strerror}): repeat the command") from error
             cause = (str(error).strip() or type(error).__name__).splitlines()[0]
             problems.files[name] = f"after {count} rows: {cause}" if count else cause
         read += count
@@ -149,4 +149,4 @@ def _hub_rows(origin: Origin) -> Iterator[Row]:
         yield from found
     except (OSError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"reading {origin.path} from the Hub failed ({cause}): repeat the command to resume") from error
+        raise ValueError(f"reading {origin.path} from the Hub failed ({cause}): repeat the command") from error

@@ -19,13 +19,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from longctx_rl.config.schema import Config
+from longctx_rl.config.schema import SMALL_MODEL_NUMEL, Config
 from longctx_rl.engine import StepOutcome, distributed, export, saved_state
 from longctx_rl.engine.local import cast_parameters
 from longctx_rl.engine.optimizer import UpdateCounter, adamw, full_shape, learning_rate, reset_state, set_learning_rate
 
-SMALL_MODEL_NUMEL = 20_000_000
-"""Models up to this size are replicated on every rank: sharding them costs more time than it saves memory."""
 RESIDENT_NUMEL = 100_000
 """In larger models, parameters up to this size (mostly norms) are replicated."""
 LINEAR = nn.functional.linear

@@ -116,11 +116,18 @@ def workload(config: Config, *, prompt: int, ranks: int, resident: int) -> Workl
     )
 
 
+def has_gpu() -> bool:
+    """Whether torch sees a GPU."""
+    import torch  # commands answer before they import it
+
+    return torch.cuda.is_available()
+
+
 def device_memory(config: Config) -> float:
     """Bytes that one rank may use: all of a GPU, or its share of this machine's or container's memory."""
-    import torch
+    if config.engine.device != "cpu" and has_gpu():
+        import torch
 
-    if config.engine.device != "cpu" and torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = CONTAINER_LIMIT.read_text(encoding="ascii").strip() if CONTAINER_LIMIT.is_file() else ""

@@ -232,8 +232,8 @@ class CachedScorer(nn.Module):
                 continue
             if key not in self._cache:
                 raise ValueError(
-                    f"{self._cache.folder} holds {len(self._cache)} prompts, but not one that this run needs: the "
-                    f"data, template or answers differ; build it with {self._command}"
+                    f"{self._cache.folder} ({len(self._cache)} prompts) lacks a prompt of this run: the data, template "
+                    f"or answers differ; build it with {self._command}"
                 )
             found.append(self._cache.read(key))
         device = packed.input_ids.device

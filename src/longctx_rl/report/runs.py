@@ -1,6 +1,6 @@
-"""Run directories as they lie on the disk: whole, unfinished, cut off, or of another version.
+"""Run directories as they are on disk: complete, unfinished, truncated, or written by another version.
 
-What can be read is used; what cannot is named in ``Run.problems``, one sentence each.
+Everything that can be read is used; everything that cannot is named in ``Run.problems``, one sentence each.
 """
 
 import json
@@ -19,12 +19,12 @@ from longctx_rl.files import json_lines
 from longctx_rl.runs.metrics import Row
 
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The same in C where it is built in: 200 configurations in one second instead of ten."""
+"""The C implementation where PyYAML has it: 200 configurations in one second instead of ten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training run, as its directory describes it."""
+    """A training run, as its directory describes it."""
 
     path: Path
     config: dict[str, Any]
@@ -34,13 +34,13 @@ class Run:
     metrics: list[Row]
     """Rows of metrics.jsonl in the order they were written, ``step`` first."""
     problems: tuple[str, ...]
-    """What is missing, cut off or of another version, one sentence each."""
+    """What is missing, truncated or from another version, one sentence each."""
     finished: bool
     """The run reached its end."""
 
     @property
     def algo(self) -> str:
-        """The method's name; ``unknown`` without a readable configuration."""
+        """The name of the method; ``unknown`` without a readable configuration."""
         return str(self.config.get("algo", {}).get("name", "unknown"))
 
     @property
@@ -51,26 +51,26 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The directory's own name."""
+        """The name of the directory."""
         return self.path.name
 
     def rollouts(self) -> dict[int, list[dict[str, Any]]]:
-        """Step to the completions that were saved there, by step; lines that cannot be read are left out."""
+        """The saved completions of each step, in the order of steps; unreadable lines are dropped."""
         files = sorted((self.path / "rollouts").glob("step-*.jsonl"))
         return {int(file.stem.removeprefix("step-")): _json_objects(file)[0] for file in files}
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationFolder:
-    """A folder of ``python -m longctx_rl.evaluate``: weights that no run here trained."""
+    """A folder of ``python -m longctx_rl.evaluate``: an evaluation of fixed weights."""
 
     path: Path
     described: dict[str, Any]
-    """evaluation.json."""
+    """The content of evaluation.json."""
 
     @property
     def name(self) -> str:
-        """The folder's own name, such as ``base``."""
+        """The name of the folder, such as ``base``."""
         return self.path.name
 
     @property
@@ -78,34 +78,33 @@ class EvaluationFolder:
         return str(self.described.get("checkpoint"))
 
 
-def find_asked(root: Path) -> list[EvaluationFolder]:
-    """All evaluation folders under a folder, sorted by path. Raises ValueError for one that cannot be read."""
+def find_evaluations(root: Path) -> list[EvaluationFolder]:
+    """All evaluation folders under ``root``, sorted by path. Raises ValueError if one cannot be read."""
     found = []
     for file in sorted(root.rglob("evaluation.json")):
         try:
             found.append(EvaluationFolder(file.parent, dict(json.loads(file.read_text(encoding="utf-8")))))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(
-                f"{file} cannot be read ({error}): ask that checkpoint again into another folder, and remove this one"
+                f"{file} cannot be read ({error}): remove this folder and evaluate its checkpoint again"
             ) from error
     return found
 
 
 def find_runs(root: Path) -> list[Run]:
-    """All runs under a folder, sorted by path. A run is a directory with config.yaml and one of metrics.jsonl
-    and environment.json.
+    """All runs under ``root``, sorted by path: directories with config.yaml and metrics.jsonl or environment.json.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are none.
     """
     found = [read_run(path) for path in sorted(run_directories(root))]
     if not found:
-        raise ValueError(f"no runs under {root}: name the folder that holds run directories, such as runs/table1")
+        raise ValueError(f"no runs under {root}: give a folder that contains run directories, such as runs/table1")
     return found
 
 
 def read_run(path: Path) -> Run:
-    """One run directory, whatever state it is in."""
+    """Read a run directory, whatever its state."""
     problems: list[str] = []
     config = _config(path / "config.yaml", problems)
     environment = _environment(path / "environment.json", problems)
@@ -114,9 +113,9 @@ def read_run(path: Path) -> Run:
     metrics = [row for row in rows if isinstance(row.get("step"), int)]
     problems += unread
     if len(metrics) < len(rows):
-        problems.append(f"{path / 'metrics.jsonl'} has {len(rows) - len(metrics)} rows without a step, left out")
+        problems.append(f"{path / 'metrics.jsonl'} has {len(rows) - len(metrics)} rows without a step, which were dropped")
     if not metrics:
-        problems.append(f"{path / 'metrics.jsonl'} {'holds no step' if there else 'is missing'}")
+        problems.append(f"{path / 'metrics.jsonl'} {'contains no step' if there else 'is missing'}")
     finished = (path / "finished.json").is_file()
     if not finished:
         problems.append(f"{path} is not finished: continue it with resume=true")
@@ -124,7 +123,7 @@ def read_run(path: Path) -> Run:
 
 
 def read_evals(folder: Path) -> dict[str, tuple[list[ItemRecord], list[str]]]:
-    """Suite to its records and to what could not be read of them, from ``evals/`` of a run or evaluation folder."""
+    """Each suite's records, and problems of its file, from ``evals/`` of a run directory or an evaluation folder."""
     found: dict[str, tuple[list[ItemRecord], list[str]]] = {}
     for file in sorted((folder / "evals").glob("*.jsonl")):
         lines, problems = _json_objects(file)
@@ -132,16 +131,16 @@ def read_evals(folder: Path) -> dict[str, tuple[list[ItemRecord], list[str]]]:
         for line in lines:
             try:
                 kept.append(ItemRecord(**line))
-            except TypeError:  # fields of another version
+            except TypeError:  # other fields: written by another version
                 continue
         if len(kept) < len(lines):
-            problems.append(f"{file} has {len(lines) - len(kept)} records of another version, left out")
+            problems.append(f"{file} has {len(lines) - len(kept)} records of another version, which were dropped")
         found[file.stem] = (kept, problems)
     return found
 
 
 def run_directories(root: Path) -> Iterator[Path]:
-    """Directories under a folder that are runs, in no order."""
+    """Run directories under ``root``, in no particular order."""
     for config in root.rglob("config.yaml"):
         if any((config.parent / name).is_file() for name in ("metrics.jsonl", "environment.json")):
             yield config.parent
@@ -159,7 +158,7 @@ def _config(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         convert.convert(Config, config)
     except ValueError as error:
-        problems.append(f"{path} is of another version ({error})")
+        problems.append(f"{path} was written by another version ({error})")
     return config
 
 
@@ -167,26 +166,26 @@ def _environment(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         environment = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-        problems.append(f"{path} is missing or broken: commit and versions are not known")
+        problems.append(f"{path} is missing or broken: commit and versions are unknown")
         return {}
     version = environment.get("longctx_rl")
     if version != longctx_rl.__version__:
-        problems.append(f"{path.parent} was made by longctx_rl {version}, and this is {longctx_rl.__version__}")
+        problems.append(f"{path.parent} was made by longctx_rl {version}; this is {longctx_rl.__version__}")
     return dict(environment)
 
 
 def _json_objects(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The objects of a JSON Lines file, and what is wrong with it."""
+    """The objects of a JSON Lines file, and its problems."""
     found: list[dict[str, Any]] = []
     problems: list[str] = []
     broken = 0
     for line in json_lines(path):
         if line.cut:
-            problems.append(f"{path} ends in the middle of a line, left out")
+            problems.append(f"{path} ends in the middle of a line, which was dropped")
         elif isinstance(line.value, dict):
             found.append(line.value)
         else:
             broken += 1
     if broken:
-        problems.append(f"{path} has {broken} lines that are not JSON objects, left out")
+        problems.append(f"{path} has {broken} lines that are not JSON objects, which were dropped")
     return found, problems

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from longctx_rl.config.schema import Config
+from longctx_rl.config.schema import SMALL_MODEL_NUMEL, Config
 from longctx_rl.data.source import TrainingSource, open_source
 from longctx_rl.engine import distributed, startup
-from longctx_rl.engine.zero3 import SMALL_MODEL_NUMEL
 from longctx_rl.evals.evaluation import Evaluation
 from longctx_rl.evals.grading import runs_code
 from longctx_rl.policy.loading import check_pair, context_length, end_tokens, load_tokenizer, pair_note

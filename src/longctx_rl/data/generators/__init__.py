@@ -1,7 +1,7 @@
-"""LongBlocks-mini: exact long-context questions about a small invented world, generated offline.
+"""LongBlocks-mini: exactly gradable long-context questions about a small synthetic world, generated offline.
 
-Three tasks of LongBlocks' kinds (``multihop``, ``grounding``, ``longform``), two whose items exist short and long alike
-(``longreason``, ``code``), and four kinds of running text for the first stages of training (``copy``, ``lookup``,
+Three tasks follow LongBlocks (``multihop``, ``grounding``, ``longform``), two have a short and a long version of every
+item (``longreason``, ``code``), and four are plain text for the first stages of training (``copy``, ``lookup``,
 ``pairs``, ``drill``). Everything is a deterministic function of task, family, split and length.
 """
 
@@ -46,14 +46,14 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     questions: int = 1,
 ) -> tuple[Example, ...]:
-    """Examples of one family: the same evidence, near-duplicates and first question at every length.
+    """Return the examples of one family: the same evidence, near-duplicates and first question at every length.
 
-    ``length`` is the token count of the whole prompt, met within 2 % from 256 tokens on; 0 leaves all filler out.
-    With ``questions > 1`` the examples share one document and ask different things about it; there are fewer of them
-    where the document holds no more (``copy`` always yields one; its length 0 is 64).
+    ``length`` is the token count of the whole prompt, met within 2 % from 256 tokens on; 0 omits all filler.
+    With ``questions > 1``, the examples are different questions about one shared document, and fewer of them if the
+    document does not support that many (``copy`` always yields one; its length 0 means 64).
 
     Raises:
-        ValueError: unknown task; a length that is too short for the family's evidence, or too long for the world.
+        ValueError: the task is unknown, or the length is too short for the family's evidence or too long for the world.
     """
     if task not in GENERATORS:
         raise ValueError(f"unknown task {task!r}: choose one of {', '.join(GENERATORS)}")

@@ -1,4 +1,4 @@
-"""From a family to a document of a given length: evidence and near-duplicates as they are, filler as much as fits."""
+"""Documents of a given length from a family: fixed evidence and near-duplicates, and as much filler as fits."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PlacedUnit = list[tuple[float, int, Statement]]
-"""A unit's statements with their places: share of the document, tie-break, statement."""
+"""The statements of a unit with their positions: share of the document, tie-break, statement."""
 
 SOURCE = "LongBlocks-mini"
 LENGTH_TOLERANCE = 0.02
-"""Largest relative difference between a prompt's length in tokens and what was asked for, from 256 tokens on."""
+"""Maximum relative error of a prompt's length in tokens, for requested lengths from 256 tokens on."""
 
 WORD = re.compile(r"\s*\S+\n*|\s+")
 _LOOKAHEAD = 24
-"""Filler units among which the last ones are chosen by their length."""
+"""Filler units from which the last ones are chosen by length."""
 _MAX_TOKENS = 64
-"""More than any of the chronicle's units takes."""
+"""Exceeds the tokens of any unit of a chronicle."""
 _ATTEMPTS_PER_QUESTION = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Arguments of one call of a generator."""
+    """Arguments of a generator call."""
 
     task: str
     family: int
@@ -52,7 +52,7 @@ class Request:
         return f"{self.task}-{self.split}-{self.family:06d}"
 
     def rng(self, purpose: str) -> Random:
-        """A generator of its own for each purpose, so that what one draws does not change what another draws."""
+        """Return a separate random generator per purpose, so that draws for one do not affect another."""
         return Random(f"{self.family_id}/{purpose}")
 
     def example_id(self, question: int) -> str:
@@ -61,10 +61,10 @@ class Request:
 
 
 class TokenCounter:
-    """Counts tokens word by word, remembering each word: the tokens of a text are those of its words.
+    """Counts tokens word by word with a cache: the tokens of a text are those of its words.
 
-    True for tokenizers that split at spaces first, as those of the mini models and of Qwen do. A word has the blanks
-    before it and the line ends behind it, since tokens may hold both.
+    This holds for tokenizers that split at spaces first, such as those of the mini models and of Qwen. A word includes
+    the blanks before it and the line ends after it, since tokens may contain both.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -82,17 +82,17 @@ class TokenCounter:
         return total
 
     def sentence(self, statement: Statement) -> int:
-        """Tokens that a statement adds to a document."""
+        """Return the tokens that a statement adds to a document."""
         return self(f" {statement.sentence}")
 
     def unit(self, unit: PlacedUnit) -> int:
-        """Tokens that a unit adds to a document."""
+        """Return the tokens that a unit adds to a document."""
         return sum(self.sentence(statement) for _, _, statement in unit)
 
 
 @lru_cache(maxsize=8)
 def token_counter(tokenizer: PreTrainedTokenizerBase) -> TokenCounter:
-    """The counter of a tokenizer."""
+    """Return the cached counter of a tokenizer."""
     return TokenCounter(tokenizer)
 
 
@@ -101,7 +101,7 @@ def generate_chronicle(
     core: Callable[[Narrator], Core],
     ask: Callable[[Random, Split, Ledger], Query | None],
 ) -> tuple[Example, ...]:
-    """One document, the core's question about it, and up to ``questions - 1`` others; fewer where it holds no more.
+    """Return a document's examples: the core's question, and up to ``questions - 1`` others that it supports.
 
     Raises:
         ValueError: the length is too short for the family's evidence and near-duplicates.
@@ -119,7 +119,7 @@ def generate_chronicle(
 def tell(
     request: Request, units: Sequence[Unit], stream: Iterator[Unit], question: str, *, chat: bool = True
 ) -> list[Statement]:
-    """The document's statements in order: ``units`` and as much of the stream as fits, at uniformly random places.
+    """Return the document's statements in order: ``units`` and as much of ``stream`` as fits, at uniform positions.
 
     Raises:
         ValueError: the length is too short for ``units``.
@@ -138,7 +138,7 @@ def more_queries(
     ledger: Ledger,
     topics: set[str],
 ) -> Iterator[Query]:
-    """Further questions about the document, each on a topic that is not yet in ``topics``."""
+    """Yield further questions about the document, each on a topic that is not yet in ``topics``."""
     rng = request.rng(f"questions/{request.length}")
     missing = request.questions - 1
     for _ in range(_ATTEMPTS_PER_QUESTION * missing):
@@ -169,10 +169,11 @@ def fit_units(
     most: int = _MAX_TOKENS,
     lookahead: int = _LOOKAHEAD,
 ) -> Iterator[T]:
-    """Units from the stream that take ``budget`` tokens: all in turn, and the last few chosen for the best fit.
+    """Yield units of the stream that fill ``budget`` tokens: in order, with the last few chosen for the best fit.
 
-    ``most``: the last ones are chosen once less than this is left; more than any unit takes.
-    ``lookahead``: from how many they are chosen.
+    Args:
+        most: remaining budget below which the last units are chosen; exceeds the cost of any unit.
+        lookahead: number of units to choose from.
     """
     while budget > most:
         unit = next(stream)
@@ -192,7 +193,7 @@ def fit_units(
 def render(
     request: Request, statements: Sequence[Statement], queries: Sequence[Query], *, chat: bool = True
 ) -> tuple[Example, ...]:
-    """The document in words, and one example for each query about it."""
+    """Return one example per query about the document that ``statements`` make up."""
     counter = token_counter(request.tokenizer)
     before: dict[Statement, int] = {}
     position = counter(HEADER)

@@ -1,15 +1,15 @@
-"""Code that needs buried helpers: the same small task with its helpers at hand, far away, or among look-alikes.
+"""Code tasks with buried helpers: the same small task with its helpers nearby, far away, or among look-alikes.
 
-The paired design: a family fixes helpers, task and inputs; a condition says what else is in the prompt.
+The design is paired: a family fixes helpers, task and inputs; a condition determines the rest of the prompt.
 
-    closed      no definitions: what can be guessed
-    short       the definitions and the task: coding skill, the denominator
-    pad         definitions, then prose up to the length: length alone
-    pad_near    prose, then definitions next to the task: length without distance
-    bury        definitions among other modules: length and search
-    hard        as bury, with look-alikes of each needed helper: interference
+    closed      no definitions: measures guessing
+    short       definitions and task only: coding skill, the denominator
+    pad         definitions, then prose up to the length: effect of length
+    pad_near    prose, then definitions next to the task: effect of length without distance
+    bury        definitions among other modules: effect of length and search
+    hard        as bury, with look-alikes of each required helper: effect of interference
 
-Modes: ``call``, the helpers can be imported; ``inline``, they cannot, so their behaviour has to be reproduced.
+Modes: with ``call`` the helpers can be imported; with ``inline`` they cannot, so the answer must reproduce them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,20 +30,20 @@ CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 Mode = Literal["call", "inline"]
 SOURCE = "LongBlocks-mini"
 DECOYS = 16
-"""Modules that can be imported and are shown nowhere, so that trying all of them is no way to the right one."""
+"""Importable modules that the prompt does not show, so that trying every module does not find the right one."""
 MOST_TOKENS = {0: 320, 1: 512, 2: 512}
-"""More than any module of a level takes, and enough that several add up to any number of tokens."""
+"""Exceeds the tokens of any module of a level, and is large enough that sums of modules reach any token count."""
 CHOICE = 64
-"""Modules that the last ones are chosen from: they are large, so few add up to what is left."""
+"""Modules from which the last ones are chosen; they are large, so few combinations fill the rest."""
 
 
 TRAINED: tuple[Condition, ...] = ("pad", "pad_near", "bury", "bury", "bury", "bury", "bury", "bury")
-"""What training documents of a length are, by turns: prose stands beside code in some."""
+"""Conditions of long training documents, in rotation: some contain prose beside code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a family is presented."""
+    """Presentation of a family."""
 
     condition: Condition = "bury"
     mode: Mode = "call"
@@ -51,18 +51,18 @@ class Setting:
 
 
 def generate_any_condition(request: Request) -> tuple[Example, ...]:
-    """For training: ``short`` without a length, among modules or beside prose with one."""
+    """Generate a training example: ``short`` if the length is 0, else among other modules or beside prose."""
     condition = TRAINED[request.family % len(TRAINED)] if request.length else "short"
     return generate_code(request, Setting(condition))
 
 
 def generate_code(request: Request, setting: Setting | None = None) -> tuple[Example, ...]:
-    """One document and a task about it; with ``request.questions``, further tasks about other helpers of the document.
+    """Return a task about a document and, with ``request.questions``, further tasks about its other helpers.
 
-    A length of 0 leaves distractors and prose out.
+    A length of 0 omits distractors and prose.
 
     Raises:
-        ValueError: the length is too short for the family, or too long for the names there are.
+        ValueError: the length is too short for the family, or too long for the supply of names.
     """
     setting = setting or Setting()
     cast = Cast(request.split)
@@ -83,7 +83,7 @@ def generate_code(request: Request, setting: Setting | None = None) -> tuple[Exa
 def _document(
     request: Request, setting: Setting, cast: Cast, task: Task, shown: list[Module]
 ) -> tuple[str, list[Module]]:
-    """The text before the task, and the modules in it that nobody asked for."""
+    """Return the text before the task, and the distractor modules in it."""
     places = request.rng("places")
     placed = [(places.random(), module.text) for module in shown]
     others: list[Module] = []
@@ -105,7 +105,7 @@ def _document(
             others = list(chosen)
             placed += [(places.random(), module.text) for module in others]
             left = budget - sum(count(module.text) for module in others)
-            if left > LENGTH_TOLERANCE * request.length:  # modules are large
+            if left > LENGTH_TOLERANCE * request.length:  # modules are too large to fill the rest
                 remarks = (f"# {text}\n" for text in essay(request.rng("remarks"), request.split))
                 placed += [(1.0, text) for text in fit_units(remarks, left, count)]
     placed.sort(key=lambda one: one[0])
@@ -113,7 +113,7 @@ def _document(
 
 
 def _more_tasks(request: Request, setting: Setting, modules: Sequence[Module]) -> Iterator[Task]:
-    """Tasks about other helpers of the document, none of which was asked for before."""
+    """Yield tasks about other helpers of the document; every helper is used once."""
     rng = request.rng(f"tasks/{request.length}")
     free = [helper for module in modules for helper in module.helpers]
     rng.shuffle(free)

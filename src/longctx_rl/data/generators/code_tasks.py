@@ -1,7 +1,7 @@
-"""What is asked to be written: small functions of nonce helpers, from one call to list processing.
+"""The functions that code tasks request: combinations of nonce helpers, from one call to list processing.
 
 Level 0 nests one or two calls, for the mini models. Level 1 combines calls of one or two arguments. Level 2 has bodies
-as benchmarks of short code have them: filters, sorts, counts, runs, and, as BigCodeBench's, calls of Python's library.
+as in benchmarks of short code: filters, sorts, counts, runs and, as in BigCodeBench, standard-library calls.
 """
 
 from collections.abc import Sequence
@@ -26,41 +26,41 @@ class Task:
     """A function to write, in words and in code."""
 
     parameters: tuple[str, ...]
-    """Of the function: ``x`` and ``y`` are integers, ``values`` a list of them."""
+    """Parameters of the function: ``x`` and ``y`` are integers, ``values`` is a list of integers."""
     what: str
-    """What it returns, by topics."""
+    """Description of the return value, by topics."""
     body: tuple[str, ...]
     helpers: tuple[Helper, ...]
-    """In the order in which the words name them."""
+    """In the order in which the description names them."""
     imports: tuple[str, ...] = ()
-    """What its body needs of Python's library."""
+    """Standard-library imports of the body."""
 
     @property
     def topics(self) -> tuple[str, ...]:
         return tuple(helper.topic for helper in self.helpers)
 
     def definition(self) -> str:
-        """The function alone, without imports."""
+        """Return the function without imports."""
         lines = "\n".join(f"    {line}" for line in self.body)
         return f"def {ENTRY}({', '.join(self.parameters)}):\n{lines}"
 
     def calling(self) -> str:
-        """The solution that imports its helpers, each under the topic that it was found by.
+        """Return the solution that imports its helpers, each after a comment with its topic.
 
-        A small model copies what follows a topic once it has said the topic itself; without that, hundreds of steps
-        taught it the form of a solution and nothing of whose helper it is.
+        A small model copies what follows a topic once it has generated the topic itself. Without the comment, hundreds
+        of training steps taught it the form of a solution but not which helper to import.
         """
         helpers = [f"# {one.topic}\nfrom {one.module} import {one.name}" for one in self.helpers]
         imports = "\n".join([*self.imports, *helpers])
         return f"{imports}\n\n{self.definition()}"
 
     def inlined(self) -> str:
-        """The solution that repeats its helpers."""
+        """Return the solution that includes its helpers' definitions."""
         sources = [helper.source for helper in self.helpers]
         return "\n\n".join([*filter(None, ["\n".join(self.imports)]), *sources, self.definition()])
 
     def worded(self, rng: Random, split: Split) -> str:
-        """The task in one of the split's wordings."""
+        """Return the task in one of the split's wordings."""
         opener, core = rng.choice(wordings(split, OPENERS))
         signature = f"{ENTRY}({', '.join(self.parameters)})"
         return f"{opener} {CORES[core].format(signature=signature, what=self.what)}"
@@ -68,7 +68,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A task without its helpers: {t0} is the first one's topic, {f0} its name."""
+    """A task template: {t0} is the topic of the first helper, {f0} its name."""
 
     helpers: tuple[tuple[str, ...], ...]
     """Parameters of each helper."""
@@ -78,7 +78,7 @@ class Kind:
     imports: tuple[str, ...] = ()
 
     def about(self, helpers: Sequence[Helper]) -> Task:
-        """The task of some helpers with the right parameters."""
+        """Return the task for helpers with matching parameters."""
         assert [helper.parameters for helper in helpers] == list(self.helpers)
         words = {f"t{index}": helper.topic for index, helper in enumerate(helpers)}
         words |= {f"f{index}": helper.name for index, helper in enumerate(helpers)}
@@ -229,4 +229,4 @@ KINDS: dict[int, tuple[Kind, ...]] = {
         ),
     ),
 }
-"""Kinds of task by level."""
+"""Task templates by level."""

@@ -13,7 +13,7 @@ _NEAR_DUPLICATES = 3
 
 
 def core(narrator: Narrator) -> Core:
-    """The subject with other relations, the relation with near-duplicate subjects, and perhaps the fact asked for."""
+    """Return the queried fact, if there is one, with other facts of its subject and near-duplicates of it."""
     rng, cast = narrator.rng, narrator.cast
     subject = cast.protagonist(rng)
     relation = rng.choice(RELATIONS)
@@ -42,7 +42,7 @@ def core(narrator: Narrator) -> Core:
 
 
 def ask(rng: Random, split: Split, ledger: Ledger) -> Query | None:
-    """A question about any subject of the document, in the same proportions as the core's."""
+    """Return a question about any subject of the document, with the core's proportions of question types."""
     draw = rng.random()
     if draw < UNANSWERABLE_SHARE:
         relation = rng.choice(list(ledger.facts))[0]

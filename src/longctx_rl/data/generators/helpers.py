@@ -1,8 +1,7 @@
-"""Nonce helper functions: their names, what they are said to compute, and what they do, which nobody can guess.
+"""Nonce helper functions: their names, their documented topics, and their unguessable behaviour.
 
-A helper is found by its topic ("the KesDal of x"), which its docstring names before it shows the import; its name says
-nothing. What it computes are random constants, so code that does not call it, or copy it, is wrong on nearly every
-input.
+A helper is found by its topic ("the KesDal of x"), which its docstring states before the import; its name carries no
+information. Its body uses random constants, so code that neither calls nor copies it is wrong on nearly every input.
 """
 
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ LINES = (
     ("total = x * {a}", "return total + {b}"),
     ("total = (x + {b}) * {a}", "return total % {m}"),
 )
-"""Bodies of level 0; of several lengths, so that they add up to nearly any."""
+"""Bodies of level 0, of several lengths, so that their sums reach nearly any token count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,44 +35,44 @@ class Helper:
     parameters: tuple[str, ...]
     doc: str
     body: tuple[str, ...]
-    """Lines, without indentation."""
+    """Lines without indentation."""
 
     @property
     def source(self) -> str:
-        """Its definition, with what it is for and how it is imported."""
+        """The definition with a docstring that states its topic and its import."""
         head, lines = self.code.split("\n", 1)
         return f'{head}\n    """{self.doc}\n\n    >>> from {self.module} import {self.name}\n    """\n{lines}'
 
     @property
     def code(self) -> str:
-        """Its definition without a word of what it is for: that stands in the document alone."""
+        """The definition without a docstring: only the document states its topic."""
         lines = "\n".join(f"    {line}" for line in self.body)
         return f"def {self.name}({', '.join(self.parameters)}):\n{lines}"
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """Helpers that one file defines."""
+    """The helpers of one file."""
 
     name: str
     helpers: tuple[Helper, ...]
 
     @property
     def text(self) -> str:
-        """As it stands in the document."""
+        """The text of the module in the document."""
         return f"# {self.name}.py\n" + "\n\n".join(helper.source for helper in self.helpers) + "\n\n"
 
     @property
     def source(self) -> str:
-        """As it can be imported."""
+        """The source of the importable module."""
         return "\n\n\n".join(helper.code for helper in self.helpers) + "\n"
 
 
 class Author:
-    """Writes helpers and modules of one document, no name of which comes twice.
+    """Writes the helpers and modules of one document, without repeating a name.
 
     Args:
-        level: 0 for bodies of a line or two and one argument; above, piecewise ones of one or two.
+        level: 0 for bodies of one or two lines with one argument; above 0, piecewise bodies with one or two arguments.
     """
 
     def __init__(self, rng: Random, cast: Cast, split: Split, level: int) -> None:
@@ -94,7 +93,7 @@ class Author:
         parameters: tuple[str, ...] | None = None,
         note: str = "",
     ) -> Helper:
-        """A helper; what is not given is new. ``note`` follows the docstring's sentence."""
+        """Return a helper, with new values for omitted arguments. ``note`` is appended to the docstring's sentence."""
         rng = self.rng
         if parameters is None:
             parameters = ("x", "y") if self.level and rng.random() < 0.4 else ("x",)
@@ -111,20 +110,20 @@ class Author:
         )
 
     def protagonist(self, parameters: tuple[str, ...] | None = None) -> Helper:
-        """A helper whose names nothing else in the document resembles, unless it is asked for."""
+        """Return a helper whose names resemble no other name in the document, except deliberate look-alikes."""
         rng, cast = self.rng, self.cast
         return self.helper(
             module=cast.protagonist(rng), name=cast.protagonist(rng), topic=cast.protagonist(rng), parameters=parameters
         )
 
     def module(self) -> Module:
-        """A module that the task does not need; above level 0 of several helpers."""
+        """Return a module that the task does not need; above level 0 it has one to three helpers."""
         name = self.cast.new(self.rng)
         count = self.rng.randint(1, 3) if self.level else 1
         return Module(name, tuple(self.helper(module=name) for _ in range(count)))
 
     def shared(self, helper: Helper) -> Module:
-        """The module of a helper; above level 0 with as many others as any module has."""
+        """Return the module of a helper; above level 0 with as many other helpers as any module."""
         count = self.rng.randint(1, 3) if self.level else 1
         helpers = [helper, *(self.helper(module=helper.module) for _ in range(count - 1))]
         if count > 1:
@@ -132,12 +131,12 @@ class Author:
         return Module(helper.module, tuple(helpers))
 
     def modules(self) -> Iterator[Module]:
-        """Such modules without end. Raises ValueError when names are used up."""
+        """Yield modules endlessly. Raises ValueError when names are exhausted."""
         while True:
             yield self.module()
 
     def resembling(self, helper: Helper) -> list[Module]:
-        """What is taken for ``helper``: its name elsewhere, its topic deprecated, a topic spelled much like it."""
+        """Return look-alikes of ``helper``: its name in another module, its topic deprecated, a similar topic."""
         rng, cast = self.rng, self.cast
         found = [
             self.helper(name=helper.name, parameters=helper.parameters),

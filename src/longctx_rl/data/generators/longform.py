@@ -1,4 +1,4 @@
-"""Long-form questions: an ordered account of everything that a document says of one traveller."""
+"""Long-form questions: an ordered account of everything that a document says about one traveller."""
 
 from random import Random
 
@@ -11,7 +11,7 @@ MAX_PLACES = 4
 
 
 def core(narrator: Narrator) -> Core:
-    """A journey, and a near-duplicate's through two of its places, in the other order, and one that is not on it."""
+    """Return a journey, and that of a near-duplicate: two of the same places in reverse order, and a different one."""
     rng, cast = narrator.rng, narrator.cast
     subject = cast.protagonist(rng)
     places = [cast.protagonist(rng) for _ in range(rng.randint(MIN_PLACES, MAX_PLACES))]
@@ -25,14 +25,14 @@ def core(narrator: Narrator) -> Core:
 
 
 def ask(rng: Random, split: Split, ledger: Ledger) -> Query | None:
-    """The journey of a random traveller of the document."""
+    """Return a question about a random traveller of the document."""
     if not ledger.journeys:
         return None
     return journey_query(rng, split, ledger.journeys[rng.choice(list(ledger.journeys))])
 
 
 def journey_query(rng: Random, split: Split, steps: list[Statement]) -> Query:
-    """The query whose answer is the list of places, in order."""
+    """Return the query whose answer is the ordered list of places."""
     subject = steps[0].subject
     answer = "; ".join(step.value for step in steps if step.value)
     response = worked_response([step.canonical for step in steps], answer)

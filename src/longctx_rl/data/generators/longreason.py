@@ -1,18 +1,19 @@
-"""Short reasoning items, told at length: LongReason's construction (arXiv 2501.15089) on the mini world.
+"""Short reasoning items in long contexts: LongReason's construction (arXiv 2501.15089) in the mini world.
 
 An item is a handful of facts, a question and four options. The same item comes in three forms:
 
     original    the facts, one sentence each
-    expanded    each fact in a passage of its own
-    context     those passages among passages of the same kind about other people, up to a length
+    expanded    each fact in a separate passage
+    context     those passages among similar passages about other people, up to a length
 
-So expanded against original is what wordiness costs, and a length against expanded is what distance and distraction
-cost. Three kinds of reasoning: reading (relations in a chain), logic (an order from pairs), arithmetic (amounts from
-differences).
+The gap between expanded and original is the cost of wordiness; the gap between context and expanded is the cost of
+distance and distraction. There are three kinds of reasoning: reading (relations in a chain), logic (an order from
+pairs), arithmetic (amounts from differences).
 
-A small model copies what follows a name, and in a thousand steps did not learn to find what stands before one, or a few
-tokens behind. So an option's letter and somebody's amount stand right behind them, a response names an option with its
-letter before the last line, and starts at whom the question names, to go on from fact to fact.
+A small model copies what follows a name; in a thousand steps it did not learn to find what precedes a name or follows
+a few tokens later. Therefore the letter of an option and the amount of a person come directly after them, a response
+names an option with its letter before the last line, and it starts from the person in the question and proceeds from
+fact to fact.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,14 +36,14 @@ REASONING: tuple[Reasoning, ...] = get_args(Reasoning)
 LETTERS = "ABCD"
 HEADER = "Chronicle."
 MAX_ITEMS = 4
-"""In one document: each keeps the syllables of its people to itself."""
+"""Maximum items in one document: the syllables of each item's people are exclusive to it."""
 MOST_TOKENS = 80
-"""More than any passage takes."""
+"""Exceeds the tokens of any passage."""
 
 
 @dataclass(frozen=True, slots=True)
 class MultipleChoiceItem:
-    """What is the same in every form."""
+    """The content of an item, which is the same in every form."""
 
     reasoning: Reasoning
     facts: tuple[Fact, ...]
@@ -64,7 +65,7 @@ def _reading(teller: Teller) -> MultipleChoiceItem:
     facts = [teller.fact("relation", people[i], people[i + 1], relations[i]) for i in range(hops)]
     elsewhere = [teller.fact("relation", people[i], cast.protagonist(rng), relations[hops]) for i in range(hops)]
     wrong = [*people[1:-1], *(fact.value for fact in elsewhere)]
-    while len(wrong) < 3:  # every option is somebody in the document
+    while len(wrong) < 3:  # every option appears in the document
         elsewhere.append(teller.fact("relation", cast.near(rng, people[0]), cast.protagonist(rng), relations[0]))
         wrong.append(elsewhere[-1].value)
     topic = "the " + " of the ".join(reversed(relations[:hops])) + f" of {people[0]}"
@@ -96,14 +97,14 @@ def _arithmetic(teller: Teller) -> MultipleChoiceItem:
         amount = total
     steps = (*(fact.canonical for fact in reversed(facts)), *sums)
     highest = MOST + 1 - len(LETTERS)
-    lowest = rng.randint(max(amount + 1 - len(LETTERS), 0), min(amount, highest))  # the right one is at any place
+    lowest = rng.randint(max(amount + 1 - len(LETTERS), 0), min(amount, highest))  # the answer may have any rank
     wrong = [one for one in consecutive(rng, lowest) if one != str(amount)]
     question = f"how many tables belong to {people[-1]}?"
     return _item(rng, "arithmetic", facts, question, str(amount), wrong, steps)
 
 
 def addition(amount: int, total: int) -> str:
-    """What leads from an amount to a total, without the total: ``5 + 3 =``."""
+    """Return the sum that leads from an amount to a total, without the total: ``5 + 3 =``."""
     return f"{amount} {'-' if total < amount else '+'} {abs(total - amount)} ="
 
 
@@ -112,16 +113,16 @@ DRAWN: dict[Reasoning, Callable[[Teller], MultipleChoiceItem]] = {
     "logic": _logic,
     "arithmetic": _arithmetic,
 }
-"""What draws an item of a kind, the right letter uniformly."""
+"""Functions that draw an item of each kind, with a uniformly distributed correct letter."""
 
 
 def consecutive(rng: Random, lowest: int) -> list[str]:
-    """As many numbers as there are letters, in random order."""
+    """Return as many consecutive numbers as there are letters, in random order."""
     return [str(lowest + one) for one in rng.sample(range(len(LETTERS)), len(LETTERS))]
 
 
 def list_options(options: Sequence[str]) -> str:
-    """The options with their letters, as a question ends."""
+    """Return the options with their letters, which end a question."""
     return "Options: " + ", ".join(f"{option} {letter}" for option, letter in zip(options, LETTERS, strict=True)) + "."
 
 
@@ -141,15 +142,15 @@ def _item(
 
 
 def generate_any_form(request: Request) -> tuple[Example, ...]:
-    """For training: up to the length; without one, the facts alone or each in a passage, by turns."""
+    """Generate a training item: in context up to the length; if that is 0, alternately original and expanded."""
     short: Form = "original" if request.family % 2 else "expanded"
     return generate_longreason(request, form="context" if request.length else short)
 
 
 def generate_longreason(request: Request, *, form: Form = "context") -> tuple[Example, ...]:
-    """One item; ``length`` is met by the form ``context`` alone, and 0 leaves the other passages out.
+    """Return one item. Only the form ``context`` fills up to ``length``; 0 omits the other passages.
 
-    With ``request.questions``, further items told in the same document, four at most, if there is room for them.
+    With ``request.questions``, the document holds further items, at most four, if there is room for them.
 
     Raises:
         ValueError: the length is too short for the family.
@@ -171,7 +172,7 @@ def generate_longreason(request: Request, *, form: Form = "context") -> tuple[Ex
 
 
 def _document(request: Request, form: Form, teller: Teller, items: Sequence[MultipleChoiceItem]) -> str | None:
-    """The text that tells the items' facts; None if the length is too short for them."""
+    """Return the text with the items' facts; None if the length is too short for them."""
     places = request.rng("places")
     facts = [fact for item in items for fact in item.facts]
     texts = [f"{fact.sentence}\n" if form == "original" else teller.passage(fact) for fact in facts]

@@ -11,7 +11,7 @@ _ATTEMPTS = 20
 
 
 def core(narrator: Narrator) -> Core:
-    """A chain of facts; beside each of its entities another fact, and its relation for a near-duplicate name."""
+    """Return a chain of facts; for each, another fact of its subject, and its relation for a near-duplicate."""
     rng, cast = narrator.rng, narrator.cast
     hops = rng.randint(1, MAX_HOPS)
     chain = [cast.protagonist(rng) for _ in range(hops + 1)]
@@ -25,7 +25,7 @@ def core(narrator: Narrator) -> Core:
 
 
 def ask(rng: Random, split: Split, ledger: Ledger) -> Query | None:
-    """A question about a random walk through the document's settled facts."""
+    """Return a question about a random walk over the document's current facts."""
     for _ in range(_ATTEMPTS):
         hops = rng.randint(1, MAX_HOPS)
         steps = [rng.choice(list(ledger.settled.values()))]
@@ -39,7 +39,7 @@ def ask(rng: Random, split: Split, ledger: Ledger) -> Query | None:
 
 
 def chain_query(rng: Random, split: Split, steps: list[Statement]) -> Query:
-    """The query whose answer is the value of the last step."""
+    """Return the query whose answer is the value of the last step."""
     topic = "the " + " of the ".join(step.key for step in reversed(steps)) + f" of {steps[0].subject}"
     answer = steps[-1].value
     response = worked_response([step.canonical for step in steps], answer)

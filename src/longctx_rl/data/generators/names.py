@@ -1,4 +1,4 @@
-"""Names of the mini world: two syllables of one token each, so that a held-out name is a new pair of known tokens."""
+"""Names of the mini world: two single-token syllables, so that a held-out name is a new pair of known tokens."""
 
 import hashlib
 from functools import cache
@@ -8,10 +8,10 @@ from typing import Literal
 Split = Literal["train", "test"]
 
 TEST_SHARE = 0.2
-"""Share of all names that only the test split may use."""
+"""Share of names that are reserved for the test split."""
 
 MAX_DRAWS = 256
-"""Of a name of two syllables, before a longer one is taken."""
+"""Attempts to draw a two-syllable name before a longer one is used."""
 
 _ONSETS = "BDFGHJKLMNPRSTVZ"
 _VOWELS = "aeiou"
@@ -25,26 +25,26 @@ SYLLABLES: tuple[str, ...] = tuple(
 
 
 def split_of(name: str) -> Split:
-    """Split that a name belongs to, by a hash that does not depend on process or platform."""
+    """Return the split of a name, from a hash that does not depend on process or platform."""
     digest = hashlib.sha256(name.encode()).digest()
     return "test" if int.from_bytes(digest[:4], "big") < TEST_SHARE * 2**32 else "train"
 
 
 def syllables(name: str) -> tuple[str, str]:
-    """The two halves of a name: ``"TorVin" -> ("Tor", "Vin")``."""
+    """Split a name into its two syllables: ``"TorVin" -> ("Tor", "Vin")``."""
     return name[:3], name[3:]
 
 
 @cache
 def names(split: Split) -> tuple[str, ...]:
-    """All names of a split, in a fixed order."""
+    """Return all names of a split, in a fixed order."""
     pairs = (first + second for first in SYLLABLES for second in SYLLABLES if first != second)
     return tuple(name for name in pairs if split_of(name) == split)
 
 
 @cache
 def near_duplicates(name: str, split: Split) -> tuple[str, ...]:
-    """Names of the split that share one syllable with ``name``, in the same place."""
+    """Return the names of the split that share exactly one syllable with ``name``, in the same position."""
     known, (firsts, seconds) = names(split), _places(split)
     first, second = syllables(name)
     return tuple(known[index] for index in sorted(firsts.get(first, set()) ^ seconds.get(second, set())))
@@ -52,7 +52,7 @@ def near_duplicates(name: str, split: Split) -> tuple[str, ...]:
 
 @cache
 def _places(split: Split) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
-    """Where the names of a split are that begin, and that end, with a syllable."""
+    """Return, by syllable, the indices of the split's names that begin with it, and of those that end with it."""
     firsts: dict[str, set[int]] = {}
     seconds: dict[str, set[int]] = {}
     for index, name in enumerate(names(split)):
@@ -63,7 +63,7 @@ def _places(split: Split) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
 
 
 class Cast:
-    """Hands out names of one document, none of them twice, keeping clear of blocked syllables."""
+    """Draws the names of one document without repetition, avoiding blocked syllables."""
 
     def __init__(self, split: Split) -> None:
         self._split: Split = split
@@ -71,14 +71,14 @@ class Cast:
         self._blocked: set[str] = set()
 
     def block(self, name: str) -> None:
-        """No later name shares a syllable with ``name`` (unless it is asked for as a near-duplicate)."""
+        """Exclude the syllables of ``name`` from later names, except from its own near-duplicates."""
         self._blocked.update(syllables(name))
 
     def new(self, rng: Random) -> str:
-        """A name that has not been handed out and has no blocked syllable; of three syllables once most are taken.
+        """Draw an unused name without blocked syllables; it has three syllables once most names are taken.
 
         Raises:
-            ValueError: there is none.
+            ValueError: no name is left.
         """
         pool = names(self._split)
         for _ in range(MAX_DRAWS):
@@ -96,13 +96,13 @@ class Cast:
         raise ValueError("the mini world has no more names: choose a shorter context length")
 
     def protagonist(self, rng: Random) -> str:
-        """A new name whose syllables are blocked from then on."""
+        """Draw a new name and block its syllables."""
         name = self.new(rng)
         self.block(name)
         return name
 
     def near(self, rng: Random, name: str) -> str:
-        """A new name that shares one syllable with ``name``; any new name if all of those are taken."""
+        """Draw a new name that shares one syllable with ``name``, or any new name if those are taken."""
         shared = syllables(name)
         pool = near_duplicates(name, self._split)
         for other in rng.sample(pool, min(8, len(pool))):

@@ -1,4 +1,4 @@
-"""Facts of reasoning items, each told in a wording of the split, alone or in a passage that says nothing else."""
+"""Facts of reasoning items in the split's wordings, as a single sentence or in a passage without further content."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ FACTS: dict[str, tuple[str, ...]] = {
         "by {subject} {value} fewer tables are kept than by {key}",
     ),
 }
-"""Kind of fact to its wordings; the first is the one in which a response restates it."""
+"""Wordings by kind of fact; a response restates a fact in the first one."""
 AROUND = (
     "That is all that is known.",
     "No one has said more of it.",
@@ -44,14 +44,14 @@ AROUND = (
     "Of the rest there are no records.",
     "So it is written in the table of the host.",
 )
-"""What a passage says beside its fact: nothing."""
+"""Sentences without content that surround the fact of a passage."""
 MOST = 9
-"""Of anything: one digit, one token, which a letter follows."""
+"""Maximum amount: one digit, so that it is one token before an option's letter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing that an item's passages tell."""
+    """One fact of an item."""
 
     kind: str
     subject: str
@@ -73,7 +73,7 @@ class Fact:
 
 
 class Teller:
-    """Draws facts of one document: wordings from the split, names from the cast."""
+    """Draws the facts of one document: wordings from the split, names from the cast."""
 
     def __init__(self, rng: Random, cast: Cast, split: Split) -> None:
         self.rng, self.cast, self.split = rng, cast, split
@@ -83,17 +83,17 @@ class Teller:
         return Fact(kind, subject, value, key, self.rng.choice(self._wordings))
 
     def amount(self) -> Fact:
-        """How many somebody has, or how many more or fewer than somebody else."""
+        """Return a fact about how many tables a person has, or how many more or fewer than another."""
         kind = self.rng.choice(("has", "more", "less"))
         return self.fact(kind, self.cast.new(self.rng), str(self.rng.randint(1, MOST)), self.cast.new(self.rng))
 
     def passage(self, fact: Fact) -> str:
-        """A fact with sentences around it that say nothing."""
+        """Return a fact with a sentence without content before or after it."""
         before, after = self.rng.sample(AROUND, 2)
         return f"{fact.sentence} {after}\n" if self.rng.random() < 0.5 else f"{before} {fact.sentence}\n"
 
     def others(self) -> Iterator[str]:
-        """Passages of the same kinds about people of whom nothing is asked, without end."""
+        """Yield endless passages of the same kinds about people that no question mentions."""
         rng, cast = self.rng, self.cast
         while True:
             kind = rng.choice(tuple(FACTS))

@@ -1,4 +1,4 @@
-"""Running text that teaches a fresh model to look back: copies of random sequences, facts and drills by the dozen."""
+"""Plain text that teaches a randomly initialised model to attend to its context: copies, lists of facts, drills."""
 
 from collections.abc import Callable, Sequence
 from random import Random
@@ -12,26 +12,26 @@ from longctx_rl.data.generators.world import Ledger, Narrator, Query, filler
 from longctx_rl.types import Example
 
 COPY_LENGTH = 64
-"""Tokens of a copy row if no length is asked for."""
+"""Tokens of a copy row if the length is 0."""
 MIN_PERIOD, MAX_PERIOD = 4, 48
 MAX_GAP = 8
-"""A period and a gap of fixed width would teach to look back by distance instead of by content."""
+"""With a fixed period and gap, the model would learn to attend by distance instead of by content."""
 
 MAX_OPENER_WORDS = 5
 MAX_RELATIONS = 3
-"""Relations that a list of pairs is about."""
+"""Maximum number of relations in a list of pairs."""
 AMOUNTS, SUMS = 4, 8
-"""Of a drill."""
+"""Amounts and sums per drill."""
 
 _OPENER_WORDS = tuple(sorted({word for opener in OPENERS for word in opener.split()}))
 _PIECES = (*SYLLABLES, *(f" {syllable}" for syllable in SYLLABLES), *(f" {relation}" for relation in RELATIONS))
 
 
 def generate_copy(request: Request) -> tuple[Example, ...]:
-    """Some tokens, then a sequence of distinct tokens over and over. One question only.
+    """Return a few tokens followed by a repeated sequence of distinct tokens, as one question.
 
-    Its period is at most 3/8 of the length, so that every row holds it at least twice. The question is the first
-    token of the second time; all that follows can be known, and is the target.
+    The period is at most 3/8 of the length, so that every row contains the sequence at least twice. The question is the
+    first token of the second repetition; everything after it is predictable and is the target.
     """
     rng = request.rng("copy")
     length = request.length or COPY_LENGTH
@@ -55,9 +55,9 @@ def generate_copy(request: Request) -> tuple[Example, ...]:
 
 
 def _distinct_pieces(rng: Random, split: Split, count: int, starts: tuple[int, ...]) -> list[str]:
-    """Single-token pieces in random order; two neighbours never spell a name of the other split.
+    """Return single-token pieces in random order; two neighbours never form a name of the other split.
 
-    Pieces at ``starts`` begin a word, so that anything may stand before them.
+    Pieces at ``starts`` begin a word, so that any piece may precede them.
     """
     chosen: list[str] = []
     for piece in rng.sample(_PIECES, len(_PIECES)):
@@ -72,14 +72,14 @@ def _distinct_pieces(rng: Random, split: Split, count: int, starts: tuple[int, .
 
 
 class ListNarrator(Narrator):
-    """Opens a sentence of a training list with any few of the openers' words, never in a held-out wording.
+    """Opens the sentences of a training list with random words from the openers, but never in a held-out wording.
 
-    From the wordings of the split alone, which are few, a model learns how to read each of them, and then misreads
-    the held-out ones.
+    The split has so few wordings that a model trained on them alone learns each one individually, and misreads the
+    held-out ones.
     """
 
     def say(self, kind: Kind, subject: str, key: str, value: str) -> Statement:
-        """A statement as described."""
+        """Return a statement with a random opener, or with the split's wordings for the test split."""
         if self.split == "test":
             return super().say(kind, subject, key, value)
         while True:
@@ -90,18 +90,18 @@ class ListNarrator(Narrator):
 
 
 def generate_lookup(request: Request) -> tuple[Example, ...]:
-    """A list of facts, and the beginning of one of them in canonical words; the target is its value alone.
+    """Return a list of facts and the canonical beginning of one of them; the target is only its value.
 
-    A short list seldom tells a relation of two people, so the relation alone tells which fact is meant.
+    A short list rarely states a relation for two people, so the relation alone identifies the fact.
     """
     return _generate_list(request, RELATIONS, ask_lookup)
 
 
 def generate_pairs(request: Request) -> tuple[Example, ...]:
-    """The same about few relations, so that it takes the subject to tell which fact is meant; asked from both sides.
+    """Return the same over few relations, so that only the subject identifies the fact; queried in both directions.
 
-    Questions for the subject are what makes a model tie a value to its subject. Without them it takes thousands of
-    steps, as the value is all that has to be found.
+    Questions for the subject make a model associate a value with its subject. Without them this takes thousands of
+    steps, because only the value has to be found.
     """
     rng = request.rng("relations")
     told = rng.sample(RELATIONS, rng.randint(1, MAX_RELATIONS))
@@ -111,7 +111,7 @@ def generate_pairs(request: Request) -> tuple[Example, ...]:
 def _generate_list(
     request: Request, told: Sequence[str], ask: Callable[[Random, Split, Ledger], Query | None]
 ) -> tuple[Example, ...]:
-    """Facts about the relations ``told``; the first question is for a value, what ``ask`` draws are the others."""
+    """Return facts in the relations ``told``; the first question is for a value, ``ask`` draws the others."""
     rng = request.rng(request.task)
     cast = Cast(request.split)
     narrator = ListNarrator(rng, cast, request.split)
@@ -125,13 +125,13 @@ def _generate_list(
 
 
 def ask_lookup(rng: Random, split: Split, ledger: Ledger) -> Query | None:
-    """For the value of any fact; it is asked for in the same words in every split."""
+    """Return a query for the value of any fact, with the same wording in every split."""
     del split
     return value_query(rng.choice(list(ledger.facts.values())))
 
 
 def ask_pairs(rng: Random, split: Split, ledger: Ledger) -> Query | None:
-    """For the value or for the subject of any fact; None if the subject is not the only one with this value."""
+    """Return a query for the value or the subject of any fact; None if several subjects have this value."""
     if rng.random() < 0.5:
         return ask_lookup(rng, split, ledger)
     fact = rng.choice(list(ledger.facts.values()))
@@ -140,12 +140,12 @@ def ask_pairs(rng: Random, split: Split, ledger: Ledger) -> Query | None:
 
 
 def value_query(fact: Statement) -> Query:
-    """The fact's canonical words, cut off before the value."""
+    """Return the query with the fact's canonical wording up to the value."""
     return _continued(fact.canonical.removesuffix(fact.value).rstrip(), fact.value, fact)
 
 
 def subject_query(fact: Statement) -> Query:
-    """The fact told from its value's side, cut off before the subject."""
+    """Return the query with the inverted wording of the fact up to the subject."""
     return _continued(f"{fact.value} is the {fact.key} of", fact.subject, fact)
 
 
@@ -154,10 +154,10 @@ def _continued(start: str, answer: str, fact: Statement) -> Query:
 
 
 def generate_drill(request: Request) -> tuple[Example, ...]:
-    """What multiple choice is made of, by turns: letters of names and of numbers, amounts that are told, and sums.
+    """Return a building block of multiple choice, in rotation: letters of names, letters of numbers, amounts, sums.
 
-    Each is one token of a response of forty, too seldom for a fresh model to learn from whole responses. The target is
-    that token alone.
+    Each is one token in a response of forty, too rare for a randomly initialised model to learn from full responses.
+    The target is only that token.
     """
     rng = request.rng(request.task)
     document, asked = (_names, _numbers, _amounts, _sums)[request.family % 4](rng, request.split)
@@ -178,7 +178,7 @@ def generate_drill(request: Request) -> tuple[Example, ...]:
 
 
 Drill = tuple[str, list[tuple[str, str]]]
-"""A document; what a sentence begins with, and its next word."""
+"""A document, and pairs of the beginning of a sentence and its next word."""
 
 
 def _names(rng: Random, split: Split) -> Drill:

@@ -1,13 +1,12 @@
-"""RULER's thirteen task shapes (arXiv 2404.06654), made here: no essays, SQuAD or HotpotQA to fetch.
+"""RULER's thirteen task shapes (arXiv 2404.06654), generated without downloading essays, SQuAD or HotpotQA.
 
-Needles, variables, counts and questions are RULER's; haystacks are noise sentences, this package's own chronicles in
-place of essays, and its own questions in place of SQuAD (one fact) and HotpotQA (two), unless their files are given
-(``ruler_sources``). Four things differ on purpose:
-variable tracking has several chains, since with one every variable in the text is an answer; positions are drawn for
-each sample; shapes with the same kind of hay ask about one document, which is computed once for all of them; and so
-the instruction before it says what is hidden there for all of them.
+Needles, variables, counts and questions follow RULER. Haystacks are noise sentences, this package's chronicles in place
+of essays, and its own questions in place of SQuAD (one fact) and HotpotQA (two), unless their files are given
+(``ruler_sources``). There are four deliberate differences: variable tracking has several chains, since with one chain
+every variable in the text is an answer; positions are drawn for each sample; shapes with the same kind of hay share a
+document, which is computed once; and its instruction therefore names everything that is hidden there.
 
-Scores are in ``rewards.answers``: RULER's own recall, and one that listing everything does not fool.
+Scores are in ``rewards.answers``: RULER's own recall, and a score that is robust to listing everything.
 """
 
 from collections.abc import Sequence
@@ -26,17 +25,19 @@ SHAPES: Sequence[str] = (
     "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
     "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2",
 )  # fmt: skip
-"""RULER's thirteen."""
+"""RULER's thirteen task shapes."""
 GENERATED = Sources()
 QUESTION = "ruler_question"
-"""Task of questions that are read: free text, graded otherwise than what is generated."""
+"""Task of questions from data sets: free text, with a different grader than generated answers."""
 KEPT = 8192
-"""Documents that are remembered, since the shapes of one do not follow each other."""
+"""Cached documents: the shapes of one document are not requested consecutively."""
 
 
 def generate_ruler(request: Request, *, shape: str, sources: Sources = GENERATED) -> tuple[Example, ...]:
-    """One sample of a task. ``length`` is that of its document with the longest of the questions about it, met where
-    hay can be cut; 0 leaves the hay out.
+    """Return one sample of a task.
+
+    ``length`` is that of the document with the longest question about it, met as far as hay is divisible; 0 omits the
+    hay.
 
     Raises:
         ValueError: the length is too short for the needles, or a file of ``sources`` cannot be used.
@@ -50,7 +51,7 @@ def generate_ruler(request: Request, *, shape: str, sources: Sources = GENERATED
 def _document(
     request: Request, shapes: tuple[str, ...], make: Maker, sources: Sources
 ) -> tuple[str, dict[str, HaystackQuery]]:
-    """The document that some shapes share, and what they ask about it."""
+    """Return the document that some shapes share, and their questions about it."""
     made = make(request.rng(f"ruler/{shapes[0]}"), request, sources)
     instruction = f"Memorize {made.about} from the following text. I will ask you afterwards.\n"
     hay = _hay(request, shapes, made, instruction) if request.length else []
@@ -65,7 +66,7 @@ def _document(
 
 
 def _hay(request: Request, shapes: tuple[str, ...], made: Haystack, instruction: str) -> list[str]:
-    """As many lines as fit beside the needles and the longest question."""
+    """Return as many lines of hay as fit beside the needles and the longest question."""
     count = token_counter(request.tokenizer)
     frames = [_example(request, shapes, shape, instruction, made.asked[shape]) for shape in shapes]
     used = max(sum(map(len, encode_prompt(request.tokenizer, frame))) for frame in frames)
@@ -75,7 +76,7 @@ def _hay(request: Request, shapes: tuple[str, ...], made: Haystack, instruction:
     hay = list(fit_units((f"{unit}\n" for unit in made.hay), request.length - used, count, most=made.unit_tokens))
     if hay and used + sum(map(count, hay)) > request.length * (1 + LENGTH_TOLERANCE / 2):
         hay.pop()
-    missing = request.length - used - sum(map(count, hay))  # lines that are long, or all alike, cannot fit
+    missing = request.length - used - sum(map(count, hay))  # long or uniform lines cannot fill the rest
     return [*hay, *fit_units((f"{sentence}\n" for sentence in cycle(NOISE)), max(missing, 0), count)]
 
 

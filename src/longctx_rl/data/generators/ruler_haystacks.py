@@ -1,7 +1,7 @@
-"""RULER's haystacks: what stands in each, and what each of the thirteen shapes asks of it.
+"""RULER's haystacks: their contents, and the questions of the thirteen shapes about them.
 
-Shapes with the same kind of hay share a haystack, so that one document serves several questions: in the noise a needle
-and variables; in essays a number and a uuid, or keys of one and of four values; paragraphs for both kinds of question.
+Shapes with the same kind of hay share a haystack, so that one document serves several questions: a needle and variables
+in noise; a number and a uuid, or keys with one and with four values, in essays; paragraphs for both kinds of question.
 """
 
 from collections import Counter
@@ -21,43 +21,44 @@ from longctx_rl.types import UNANSWERABLE
 NOISE = (
     "The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.",
 )  # fmt: skip
-"""RULER's own noise."""
+"""RULER's noise sentences."""
 KEYS = 4
-"""Of one value each, where there are several; and values of the one key that has several."""
+"""Number of keys with one value each, and number of values of the multi-value key."""
 CHAINS, HOPS = 3, 4
-"""Of variables. RULER has one chain: every variable in its text is an answer."""
+"""Chains of variables and their hops. RULER has one chain, so every variable in its text is an answer."""
 UNIT_TOKENS, PARAGRAPH_TOKENS = 128, 512
-"""Of a line of generated hay, at most: two uuids of one token per letter take 98. Of most paragraphs that are read."""
+"""Maximum tokens of a line of generated hay (two uuids with one token per character take 98), and of most paragraphs
+from data sets."""
 COMMON, OFTEN, SELDOM = 10, 30, 3
-"""Words that come often, how often at most, and how often the others come."""
+"""Number of common words, their maximum frequency, and the frequency of other words."""
 
 
 @dataclass(frozen=True, slots=True)
 class HaystackQuery:
-    """What a shape asks of a haystack."""
+    """The question of a shape about a haystack."""
 
     question: str
     answers: tuple[str, ...]
     needles: tuple[str, ...] = ()
-    """The haystack's needles that answer it."""
+    """The needles that answer the question."""
     read: bool = False
-    """From a data set: one of the answers is enough, and they are free text."""
+    """Whether it comes from a data set: answers are free text, and any one of them is correct."""
 
 
 @dataclass(frozen=True, slots=True)
 class Haystack:
-    """What must stand in a document, and an endless supply of hay."""
+    """The required contents of a document, and an endless supply of hay."""
 
     about: str
-    """What to look for in it, as its instruction says."""
+    """What the instruction tells the model to look for."""
     needles: tuple[str, ...]
     hay: Iterator[str]
     asked: Mapping[str, HaystackQuery]
-    """Shape to its question."""
+    """Question of each shape."""
     unit_tokens: int = field(default=UNIT_TOKENS, kw_only=True)
-    """More than most lines of hay take."""
+    """Exceeds the tokens of most lines of hay."""
     ordered: bool = field(default=False, kw_only=True)
-    """The needles' order is kept; it is drawn anew otherwise."""
+    """Whether the needles keep their order instead of being shuffled."""
 
 
 Maker = Callable[[Random, Request, Sources], Haystack]
@@ -68,7 +69,7 @@ def needle(key: str, kind: str, value: str) -> str:
 
 
 def ask(kind: str, values: Mapping[str, Sequence[str]]) -> HaystackQuery:
-    """The question for all values of some keys."""
+    """Return the question for all values of some keys."""
     answers = tuple(value for of_key in values.values() for value in of_key)
     one = len(answers) == 1
     what = f"the special magic {kind.removesuffix('s') if one else kind} for {', '.join(values)}"
@@ -80,7 +81,7 @@ def ask(kind: str, values: Mapping[str, Sequence[str]]) -> HaystackQuery:
 
 
 def noise(rng: Random, request: Request, sources: Sources) -> Haystack:
-    """A number in the noise, and chains of variables."""
+    """Return a number and chains of variables in noise."""
     draw = Draw(rng, request.split)
     single = ask("numbers", {draw.new("words"): (draw.new("numbers"),)})
     names: set[str] = set()
@@ -107,7 +108,7 @@ def noise(rng: Random, request: Request, sources: Sources) -> Haystack:
 
 
 def singles(rng: Random, request: Request, sources: Sources) -> Haystack:
-    """One number and one uuid in essays."""
+    """Return one number and one uuid in essays."""
     draw = Draw(rng, request.split)
     number, uuid = (ask(kind, {draw.new("words"): (draw.new(kind),)}) for kind in ("numbers", "uuids"))
     return Haystack(
@@ -119,7 +120,7 @@ def singles(rng: Random, request: Request, sources: Sources) -> Haystack:
 
 
 def several(rng: Random, request: Request, sources: Sources) -> Haystack:
-    """Numbers in essays: four keys of one value, of which one or all are asked for, and one key of four."""
+    """Return numbers in essays: four keys with one value, of which one or all are queried, and one key with four."""
     draw = Draw(rng, request.split)
     values = {draw.new("words"): (draw.new("numbers"),) for _ in range(KEYS)}
     many = {draw.new("words"): tuple(draw.new("numbers") for _ in range(KEYS))}
@@ -140,7 +141,7 @@ def several(rng: Random, request: Request, sources: Sources) -> Haystack:
 
 
 def among_needles(shape: str, keys: str, kind: str) -> Maker:
-    """Hay that is needles too."""
+    """Return the maker of a needle in hay that consists of needles."""
 
     def make(rng: Random, request: Request, sources: Sources) -> Haystack:
         draw = Draw(rng, request.split)
@@ -152,7 +153,7 @@ def among_needles(shape: str, keys: str, kind: str) -> Maker:
 
 
 def common_words(rng: Random, request: Request, sources: Sources) -> Haystack:
-    """Ten words that come often among words that come three times."""
+    """Return ten common words among words that occur three times."""
     wanted = nonce_words(rng, request.split, COMMON, set())
     count = max(SELDOM + 2, min(OFTEN, (request.length or 2048) // 128))
     listed = [word for word in wanted for _ in range(count)]
@@ -175,12 +176,12 @@ def common_words(rng: Random, request: Request, sources: Sources) -> Haystack:
 
 
 def frequent_words(rng: Random, request: Request, sources: Sources, *, alpha: float = 2.0) -> Haystack:
-    """Coded words whose frequencies follow a zeta law; the most frequent is noise, the next three are wanted."""
+    """Return coded words with zeta-distributed frequencies; the most frequent is noise, the next three count."""
     words = nonce_words(rng, request.split, 200, set())
     weights = [1 / rank**alpha for rank in range(1, len(words) + 1)]
     total = max(60, (request.length or 1024) // 8)
     counts = Counter({word: int(total * weight / sum(weights)) for word, weight in zip(words, weights, strict=True)})
-    for word, extra in zip(words[1:4], (3, 2, 1), strict=True):  # no ties among what is asked for
+    for word, extra in zip(words[1:4], (3, 2, 1), strict=True):  # no ties among the answers
         counts[word] += extra
     listed = [word if word != words[0] else "..." for word, times in counts.items() for _ in range(times)]
     rng.shuffle(listed)
@@ -194,7 +195,7 @@ def frequent_words(rng: Random, request: Request, sources: Sources, *, alpha: fl
 
 
 def paragraphs(rng: Random, request: Request, sources: Sources) -> Haystack:
-    """What answers a question of one fact and one of several, among paragraphs about other people."""
+    """Return the evidence for a one-fact and a multi-fact question, among paragraphs about other people."""
     narrator = Narrator(rng, Cast(request.split), request.split)
     cores = {"qa_1": _answerable(narrator, grounding.core), "qa_2": _answerable(narrator, multihop.core)}
     asked_about = [step.subject for core in cores.values() for step in core.query.steps]
@@ -214,7 +215,7 @@ def paragraphs(rng: Random, request: Request, sources: Sources) -> Haystack:
 
 
 def read_paragraphs(shape: str) -> Maker:
-    """A question of SQuAD or HotpotQA, its paragraphs among those of other questions."""
+    """Return the maker of a SQuAD or HotpotQA question, with its paragraphs among those of other questions."""
 
     def make(rng: Random, request: Request, sources: Sources) -> Haystack:
         path = sources.squad if shape == "qa_1" else sources.hotpot
@@ -248,14 +249,14 @@ HAYSTACKS: dict[tuple[str, ...], Maker] = {
     ("fwe",): frequent_words,
     ("qa_1", "qa_2"): paragraphs,
 }
-"""Shapes that ask about one document, and what makes it."""
+"""Groups of shapes that share a document, and its maker."""
 
 READ = {shape: read_paragraphs(shape) for shape in ("qa_1", "qa_2")}
-"""Shapes whose questions may come from a file, and what makes their document then."""
+"""Shapes whose questions can come from a file, and the maker of the document in that case."""
 
 
 def haystack_of(shape: str, sources: Sources) -> tuple[tuple[str, ...], Maker]:
-    """The shapes that ask about a shape's document, and what makes it."""
+    """Return the shapes that share a shape's document, and its maker."""
     if (shape == "qa_1" and sources.squad is not None) or (shape == "qa_2" and sources.hotpot is not None):
         return (shape,), READ[shape]
     return next((shapes, make) for shapes, make in HAYSTACKS.items() if shape in shapes)

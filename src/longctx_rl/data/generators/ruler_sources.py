@@ -1,6 +1,7 @@
-"""What RULER itself takes hay and questions from, read from local files where they are given: essays, SQuAD, HotpotQA.
+"""RULER's original sources of hay and questions, read from local files if they are given: essays, SQuAD, HotpotQA.
 
-Each is read once and remembered. Questions stand in a fixed shuffled order, so that the first families are a sample.
+Each file is read once and cached. Questions are in a fixed shuffled order, so that the first families are a random
+sample.
 """
 
 import json
@@ -14,12 +15,12 @@ from random import Random
 from typing import Any
 
 WORDS = 60
-"""Of a line of an essay; longer sentences are cut."""
+"""Maximum words in a line of an essay; longer sentences are split."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Local files; None: generated text in its place."""
+    """Paths of local files; None: generated text is used instead."""
 
     essays: str | None = None
     """A .txt file, a folder of them, or the JSON that RULER's script writes: an object with ``text``."""
@@ -33,31 +34,31 @@ class Sources:
 class ReadingQuestion:
     question: str
     answers: tuple[str, ...]
-    """Each is right."""
+    """Each is correct on its own."""
     paragraphs: tuple[str, ...]
-    """Those that stand in the document."""
+    """The question's paragraphs, which the document contains."""
     evidence: tuple[str, ...]
-    """Those of them that answer it."""
+    """The paragraphs that answer the question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Questions:
     questions: tuple[ReadingQuestion, ...]
     paragraphs: tuple[str, ...]
-    """Of all questions."""
+    """The paragraphs of all questions."""
 
     def of(self, family: int) -> ReadingQuestion:
         return self.questions[family % len(self.questions)]
 
     def others(self, rng: Random, question: ReadingQuestion) -> Iterator[str]:
-        """Paragraphs of other questions, without end."""
+        """Yield paragraphs of other questions endlessly."""
         others = [one for one in self.paragraphs if one not in question.paragraphs]
         while True:
             yield from rng.sample(others, len(others))
 
 
 def essay_lines(path: str, rng: Random) -> Iterator[str]:
-    """Sentences in order from somewhere in the essays on, without end."""
+    """Yield sentences in order, endlessly, from a random position in the essays."""
     lines = _lines(path)
     start = rng.randrange(len(lines))
     while True:
@@ -85,10 +86,10 @@ def _lines(path: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4)
 def squad(path: str) -> Questions:
-    """SQuAD's questions that have an answer, each with its paragraph.
+    """Return SQuAD's answerable questions, each with its paragraph.
 
     Raises:
-        ValueError: the file cannot be read, or is another.
+        ValueError: the file cannot be read, or is not SQuAD 2.0.
     """
     try:
         paragraphs = [one for article in _json(path)["data"] for one in article["paragraphs"]]
@@ -111,10 +112,10 @@ def squad(path: str) -> Questions:
 
 @lru_cache(maxsize=4)
 def hotpot(path: str) -> Questions:
-    """HotpotQA's questions, each with its ten paragraphs, of which two answer it.
+    """Return HotpotQA's questions, each with its ten paragraphs, of which two answer it.
 
     Raises:
-        ValueError: the file cannot be read, or is another.
+        ValueError: the file cannot be read, or is not HotpotQA.
     """
     try:
         found = []

@@ -1,4 +1,4 @@
-"""The words of RULER: keys and values of its needles, variables, coded words."""
+"""The vocabulary of RULER: keys and values of needles, variable names, coded words."""
 
 from collections.abc import Callable
 from random import Random
@@ -19,7 +19,7 @@ SECOND_WORDS = tuple(_SECOND_WORDS.split())
 
 
 class Draw:
-    """Keys and values of one sample, none of them twice and all of one split."""
+    """Draws the keys and values of one sample without repetition, all from one split."""
 
     def __init__(self, rng: Random, split: Split) -> None:
         self.rng, self.split = rng, split
@@ -31,7 +31,7 @@ class Draw:
         while True:
             attempts += 1
             one = makers[kind]()
-            if attempts > MAX_DRAWS:  # most pairs of words are taken
+            if attempts > MAX_DRAWS:  # most word pairs are taken
                 one += f"-{self.rng.randrange(10**6)}"
             if one not in self._used and (kind == "numbers" or split_of(one) == self.split):
                 self._used.add(one)
@@ -49,7 +49,7 @@ class Draw:
 
 
 def variable_name(rng: Random, split: Split, known: set[str]) -> str:
-    """Five capital letters, added to ``known``."""
+    """Return a new name of five capital letters, and add it to ``known``."""
     while True:
         one = "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=5))
         if one not in known and split_of(one) == split:
@@ -58,7 +58,7 @@ def variable_name(rng: Random, split: Split, known: set[str]) -> str:
 
 
 def nonce_words(rng: Random, split: Split, count: int, known: set[str]) -> list[str]:
-    """New lower-case words of two or three syllables, which are added to ``known``."""
+    """Return new lower-case words of two or three syllables, and add them to ``known``."""
     found: list[str] = []
     while len(found) < count:
         word = "".join(rng.choices(SYLLABLES, k=rng.choice((2, 3))))

@@ -1,6 +1,6 @@
-"""An independent solver: reads a document's text by regular expressions and answers a question, or says why it cannot.
+"""An independent solver: parses a document with regular expressions and answers a question, or raises the reason.
 
-It shares no code with the generators, so that it can vouch for their answers.
+It shares no code with the generators, so that it can verify their answers.
 """
 
 import re
@@ -10,7 +10,7 @@ from longctx_rl.types import UNANSWERABLE
 
 _NAME = r"([A-Z][a-z]{2}[A-Z][a-z]{2})"
 
-_FACTS = (  # groups: relation or subject, the other one, "now ", value
+_FACTS = (  # groups: relation or subject, the other of the two, "now ", value
     (re.compile(rf"\bthe ([a-z]+) of {_NAME} is (now )?{_NAME}$"), "relation first"),
     (re.compile(rf"\b{_NAME}'s ([a-z]+) is (now )?{_NAME}$"), "subject first"),
     (re.compile(rf"\bfor {_NAME} the ([a-z]+) is (now )?{_NAME}$"), "subject first"),
@@ -26,11 +26,11 @@ _TURNED = re.compile(rf"^{_NAME} is the ([a-z]+) of$")
 
 
 class AmbiguousError(ValueError):
-    """The document does not settle the question."""
+    """The document does not determine the answer."""
 
 
 class Chronicle:
-    """What a document says, read off its text."""
+    """The facts of a document, parsed from its text."""
 
     def __init__(self, document: str) -> None:
         self.facts: defaultdict[tuple[str, str], list[tuple[bool, str]]] = defaultdict(list)
@@ -61,26 +61,26 @@ class Chronicle:
             raise ValueError(f"cannot read the sentence {sentence!r}")
 
     def relation(self, relation: str, subject: str) -> str:
-        """Who stands in the relation to the subject now; "unknown" if the document does not say."""
+        """Return the current value of a subject's relation; "unknown" if the document does not state it."""
         told = self.facts.get((relation, subject), [])
         match [now for now, _ in told]:
             case []:
                 if subject not in self.subjects:
-                    raise AmbiguousError(f"nothing is said of {subject}")
+                    raise AmbiguousError(f"the document says nothing about {subject}")
                 return UNANSWERABLE
             case [False] | [False, True]:
                 return told[-1][1]
-        raise AmbiguousError(f"the {relation} of {subject} is told as {told}")
+        raise AmbiguousError(f"the {relation} of {subject} is ambiguous: {told}")
 
     def subject(self, relation: str, value: str) -> str:
-        """Who it is that the value stands in the relation to."""
+        """Return the only subject whose relation has this value."""
         subjects = [who for (key, who), told in self.facts.items() if key == relation and told[-1][1] == value]
         if len(subjects) != 1:
             raise AmbiguousError(f"{value} is the {relation} of {subjects}")
         return subjects[0]
 
     def journey(self, traveller: str) -> list[str]:
-        """The places of a journey, in order, from its start until it goes home."""
+        """Return the places of a journey in order, from its start until the traveller goes home."""
         starts = self.starts.get(traveller, [])
         if len(starts) != 1:
             raise AmbiguousError(f"{traveller} starts from {starts}")
@@ -95,16 +95,16 @@ class Chronicle:
         if len(places) != sum(subject == traveller for subject, _ in self.legs):
             raise AmbiguousError(f"{traveller} has other legs than those over {places}")
         if traveller in self.subjects:
-            raise AmbiguousError(f"more than the journey over {places} is said of {traveller}")
+            raise AmbiguousError(f"the document says more about {traveller} than the journey over {places}")
         return places
 
 
 def solve(document: str, question: str) -> str:
-    """The answer to a question about a chronicle, in the form of ``Example.answer``.
+    """Return the answer to a question about a chronicle, in the format of ``Example.answer``.
 
     Raises:
-        AmbiguousError: the document tells two answers, or an order of events that leads nowhere.
-        ValueError: a sentence or question in words that the mini world does not use.
+        AmbiguousError: the document supports two answers, or an inconsistent order of events.
+        ValueError: a sentence or the question is not worded as in the mini world.
     """
     chronicle = Chronicle(document)
     question = question.strip()

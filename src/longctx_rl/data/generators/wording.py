@@ -1,9 +1,9 @@
-"""How the mini world is put into words: statements, questions, and which wordings are held out for testing.
+"""Wordings of the mini world: statements, questions, and the wordings that are held out for testing.
 
-A sentence is ``opener core.``; a question is ``opener core``. Every opener and every core is seen in training, but each
-pair of them belongs to one split only, as names do. The subject always comes before the value, so that reading a value
-off is a step from left to right. A response restates each fact in the first core of its kind, without an opener, so
-that its tokens are those of the document.
+A sentence is ``opener core.``; a question is ``opener core``. Every opener and every core occurs in training, but each
+pair belongs to one split only, like names. The subject always precedes the value, so that a model reads values from
+left to right. A response restates each fact in the first core of its kind, without an opener, so that its tokens are
+those of the document.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ Wording = tuple[str, int]
 """An opener, and the index of a core."""
 
 NUM_CORES = 3
-"""Ways to put each kind of statement and question."""
+"""Number of wordings of each kind of statement and question."""
 
 HEADER = "Chronicle."
-"""Opens every document, so that every sentence follows a space."""
+"""First sentence of every document, so that all other sentences follow a space."""
 
 RELATIONS: tuple[str, ...] = (
     "mentor",
@@ -86,10 +86,11 @@ QUESTION_CORES: dict[QuestionKind, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One thing that a chronicle says.
+    """One statement of a chronicle.
 
     ``fact``, ``update``: the ``key`` (a relation) of ``subject`` is (now) ``value``. ``start``: the subject's journey
-    begins at ``value``. ``leg``: from ``key`` it goes to ``value``. ``home``: from ``key`` it goes home, no value.
+    begins at ``value``. ``leg``: the subject goes from ``key`` to ``value``. ``home``: it goes home from ``key``; no
+    value.
     """
 
     kind: Kind
@@ -100,13 +101,13 @@ class Statement:
 
     @property
     def sentence(self) -> str:
-        """As it stands in the document."""
+        """The sentence in the document."""
         opener, core = self.wording
         return f"{opener} {self._fill(CORES[self.kind][core])}."
 
     @property
     def canonical(self) -> str:
-        """As a response restates it."""
+        """The wording in a response."""
         return self._fill(CORES[self.kind][0])
 
     def _fill(self, core: str) -> str:
@@ -114,18 +115,18 @@ class Statement:
 
 
 def wording_split(opener: int, core: int, num_openers: int) -> Split:
-    """Split of a pair: each opener is held out with exactly one core or none, each core with at least one opener."""
+    """Return the split of a pair: each opener is held out with at most one core, each core with at least one opener."""
     return "test" if opener * 3 // num_openers == core else "train"
 
 
 @cache
 def wordings(split: Split, openers: tuple[str, ...] = OPENERS) -> tuple[Wording, ...]:
-    """All (opener, core) pairs of a split; every kind of statement and question has three cores."""
+    """Return all (opener, core) pairs of a split; every kind of statement and question has three cores."""
     pairs = ((index, core) for index in range(len(openers)) for core in range(NUM_CORES))
     return tuple((openers[i], core) for i, core in pairs if wording_split(i, core, len(openers)) == split)
 
 
 def word_question(rng: Random, split: Split, kind: QuestionKind, topic: str) -> str:
-    """A question about ``topic`` in one of the split's wordings."""
+    """Return a question about ``topic`` in one of the split's wordings."""
     opener, core = rng.choice(wordings(split, QUESTION_OPENERS))
     return f"{opener} {QUESTION_CORES[kind][core].format(topic=topic)}"

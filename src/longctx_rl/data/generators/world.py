@@ -1,4 +1,4 @@
-"""The content of a chronicle: what it says, what can be asked of it, and the endless stream of ordinary filler."""
+"""The content of a chronicle: its statements, the questions about it, and the endless stream of filler."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from longctx_rl.data.generators.wording import RELATIONS, Kind, Statement, wordi
 from longctx_rl.types import UNANSWERABLE
 
 Unit = tuple[Statement, ...]
-"""Statements that enter a document together and keep their order: one fact, a fact and its update, a journey."""
+"""Statements that a document contains together and in order: one fact, a fact and its update, or a journey."""
 
 MAX_FILLER_NAMES = 256
 MAX_FILLER_PLACES = 24
@@ -22,29 +22,29 @@ class Query:
     """A question and its worked answer."""
 
     topic: str
-    """What is asked for; two queries with the same topic are the same question."""
+    """Subject of the question; two queries with the same topic are the same question."""
     question: str
     answer: str
     steps: tuple[Statement, ...]
-    """The statements that the answer rests on, in the order of reasoning."""
+    """The statements that support the answer, in the order of reasoning."""
     response: str
 
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """What a family fixes at every length: its statements (evidence and near-duplicates) and its question."""
+    """The fixed part of a family at every length: its statements (evidence and near-duplicates) and its question."""
 
     units: tuple[Unit, ...]
     query: Query
 
 
 def worked_response(steps: Sequence[str], answer: str) -> str:
-    """Reasoning steps, then the final line."""
+    """Return the reasoning steps followed by the final line."""
     return ". ".join(steps) + f".\nAnswer: {answer}"
 
 
 class Narrator:
-    """Draws the statements of one document: wordings from the split, names from the cast."""
+    """Draws the statements of one document, with wordings from the split and names from the cast."""
 
     def __init__(self, rng: Random, cast: Cast, split: Split) -> None:
         self.rng = rng
@@ -53,21 +53,21 @@ class Narrator:
         self._wordings = wordings(split)
 
     def say(self, kind: Kind, subject: str, key: str, value: str) -> Statement:
-        """A statement in one of the split's wordings."""
+        """Return a statement in one of the split's wordings."""
         return Statement(kind, subject, key, value, self.rng.choice(self._wordings))
 
     def fact(self, subject: str, relation: str, value: str | None = None) -> Statement:
-        """The relation of the subject is ``value``, or else a new name."""
+        """Return the fact that the subject's relation is ``value``, or a new name if that is None."""
         return self.say("fact", subject, relation, self.cast.new(self.rng) if value is None else value)
 
     def other_fact(self, subject: str, relations: set[str]) -> Statement:
-        """A fact in a relation that is not in ``relations``; it is added to them."""
+        """Return a fact in a relation that is not yet in ``relations``, and add the relation to it."""
         relation = self.rng.choice([name for name in RELATIONS if name not in relations])
         relations.add(relation)
         return self.fact(subject, relation)
 
     def journey(self, subject: str, places: Sequence[str]) -> Unit:
-        """From the first place over the others, then home."""
+        """Return a journey from the first place via the others, then home."""
         start = self.say("start", subject, "", places[0])
         legs = tuple(self.say("leg", subject, a, b) for a, b in pairwise(places))
         return (start, *legs, self.say("home", subject, places[-1], ""))
@@ -76,14 +76,15 @@ class Narrator:
 def filler(
     narrator: Narrator, *, told: Sequence[str] = RELATIONS, updates: bool = True, journeys: bool = True
 ) -> Iterator[Unit]:
-    """Ordinary content without end: facts, superseded facts, journeys; no (relation, subject) is stated twice.
+    """Yield endless filler: facts, superseded facts, journeys; each (relation, subject) is stated only once.
 
-    ``told`` are the relations that facts are about.
+    Nothing is stated about a traveller except the journey.
 
-    Of a traveller nothing but the journey is told.
+    Args:
+        told: relations of the facts.
 
     Raises:
-        ValueError: the world is used up, at some 40,000 tokens.
+        ValueError: the world is exhausted, at about 40,000 tokens.
     """
     rng, cast = narrator.rng, narrator.cast
     people = [cast.new(rng), cast.new(rng)]
@@ -101,7 +102,7 @@ def filler(
         subject = _person(narrator, people, relations)
         if len(relations[subject]) == len(told):
             if len(people) >= MAX_FILLER_NAMES and all(len(stated) == len(told) for stated in relations.values()):
-                raise ValueError("the mini world has no more to tell: choose a shorter context length")
+                raise ValueError("the mini world has no more content: choose a shorter context length")
             continue
         relation = _relation(rng, told, people, relations, subject)
         value = cast.new(rng) if len(people) < MAX_FILLER_NAMES and rng.random() < 0.3 else rng.choice(people)
@@ -121,9 +122,9 @@ def filler(
 
 
 def essay(rng: Random, split: Split, avoid: Sequence[str] = ()) -> Iterator[str]:
-    """Running text about nothing that is asked, without end: chronicles, one after the other.
+    """Yield endless text that no question is about: one chronicle after another.
 
-    ``avoid``: names with whose syllables nobody is called.
+    ``avoid``: names whose syllables do not occur in the text's names.
     """
     while True:
         cast = Cast(split)
@@ -135,7 +136,7 @@ def essay(rng: Random, split: Split, avoid: Sequence[str] = ()) -> Iterator[str]
 
 
 def _person(narrator: Narrator, people: list[str], relations: dict[str, set[str]]) -> str:
-    """A known person, or a new one whose name is often a near-duplicate of a known one's."""
+    """Return a known person, or a new one whose name is often a near-duplicate of a known name."""
     rng = narrator.rng
     if len(people) < MAX_FILLER_NAMES and rng.random() < 0.3:
         near = rng.random() < 0.6
@@ -147,7 +148,7 @@ def _person(narrator: Narrator, people: list[str], relations: dict[str, set[str]
 
 
 def _relation(rng: Random, told: Sequence[str], people: list[str], relations: dict[str, set[str]], subject: str) -> str:
-    """A relation not yet stated of the subject, often one that is stated of somebody else."""
+    """Return a relation not yet stated for the subject, often one that is stated for another person."""
     open_relations = [name for name in told if name not in relations[subject]]
     copied = [name for name in relations[rng.choice(people)] if name in open_relations]
     return rng.choice(sorted(copied) if copied and rng.random() < 0.6 else open_relations)
@@ -160,7 +161,7 @@ def _places(narrator: Narrator, places: list[str], count: int) -> list[str]:
 
 
 class Ledger:
-    """What a finished document says, looked up by what is asked."""
+    """The facts of a finished document, indexed for questions."""
 
     def __init__(self, statements: Sequence[Statement]) -> None:
         self.facts: dict[tuple[str, str], Statement] = {}
@@ -175,12 +176,12 @@ class Ledger:
             else:
                 self.journeys.setdefault(statement.subject, []).append(statement)
         self.settled = {pair: fact for pair, fact in self.facts.items() if pair not in self.updates}
-        """Facts that no later statement supersedes."""
+        """Facts that no update supersedes."""
         self.relations_of: dict[str, list[str]] = {}
         for relation, subject in self.settled:
             self.relations_of.setdefault(subject, []).append(relation)
 
 
 def not_stated_query(topic: str, question: str) -> Query:
-    """The query of a question that the document does not answer."""
+    """Return the query of a question that the document does not answer."""
     return Query(topic, question, UNANSWERABLE, (), worked_response([f"{topic} is not stated"], UNANSWERABLE))

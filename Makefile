@@ -1,4 +1,4 @@
-# `make` lists what there is. Everything runs in .venv, which is made on first use. Another Python: make PYTHON3=python3.12
+# `make` lists the targets. Everything runs in .venv, which is made on first use. Another Python: make PYTHON3=python3.12
 
 PYTHON3 ?= python3
 VENV    := .venv
@@ -12,25 +12,30 @@ table2 := cold_start table2_beta table2_mix table2_start table2_anchor table2_re
 table3 := table3_estimator table3_k1 table3_direction table3_aggregate table3_group table3_group_flops \
 	table3_advantage table3_teacher
 
-# What has to be trained before.
+# Scripts that train what these grids start from.
 before_table3 := experiments/mini_models/larger_teacher.py
 
-# What their runs are asked at the end, and so the models that are not trained, by their rows' names.
-asked_table1 := eval=study eval.items=200
-asked_table2 := eval=ablation eval.items=100
-asked_table3 := $(asked_table2)
+# The evaluation at the end of their runs, and of the models that are not trained, by the names of their rows.
+evaluation_table1 := eval=study eval.items=200
+evaluation_table2 := eval=ablation eval.items=100
+evaluation_table3 := $(evaluation_table2)
 rows_table1 := base=mini-student teacher=mini-teacher
 rows_table2 := $(rows_table1)
 rows_table3 := $(rows_table1) larger-teacher=runs/mini-models/larger-teacher/export
 
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+# What make test-quick runs: the numeric core, the configuration and the loop.
+QUICK  := tests/objective tests/policy tests/engine tests/invariants tests/rollout tests/config tests/training/test_update.py \
+	tests/test_imports.py tests/test_source.py tests/test_files.py
+
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test lint format mini-models larger-teacher vllm-proof clean figures report all check-results dashboard \
-	transfer dynamics scaling $(GRIDS) $(GRIDS:%=%-plan) $(GRIDS:%=%-runs)
+.PHONY: help demo smoke test test-quick test-slow test-all lint format mini-models larger-teacher vllm-proof clean \
+	figures report all check-results dashboard transfer dynamics scaling $(GRIDS) $(GRIDS:%=%-plan) $(GRIDS:%=%-runs)
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo '  make table1-plan    What the runs of table1 (table2, table3) will do and cost'
-	@echo '  make table1-runs    Train, ask and collect them; the same command goes on after a stop (ARGS="sweep.jobs=2 ...")'
+	@echo '  make table1-runs    Train, evaluate and collect them; the same command resumes after an interruption (ARGS="sweep.jobs=2 ...")'
 	@echo '  make table1         Its tables, figures and README numbers, from its committed results'
 
 demo: $(VENV)/.installed ## Train the mini student with dGRPO, 4 minutes on 2 cores (ARGS="seed=1 ...")
@@ -52,22 +57,22 @@ vllm-proof: $(VENV)/.installed-dev ## Build data and judge answers against a rea
 $(GRIDS): $(VENV)/.installed
 	$(PYTHON) -m longctx_rl.report tables $@
 
-# Read from table1's runs.
+# These are read from table1's runs.
 transfer dynamics scaling: table1
 
-figures: $(VENV)/.installed ## Tables, figures and README numbers of every study that has results
+figures: $(VENV)/.installed ## Tables, figures and README numbers of every study with results
 	$(PYTHON) -m longctx_rl.report tables
 
 report: $(VENV)/.installed-report ## One HTML page that compares runs (ARGS="--runs runs/table1 --out report.html")
 	$(PYTHON) -m longctx_rl.report page $(ARGS)
 
-all: figures ## Every table, every figure, and the page where there are runs
-	@if test -d runs; then $(MAKE) report; else echo 'No page: it is made from run directories, and runs/ is not there.'; fi
+all: figures ## Every table, every figure, and the page if there are runs
+	@if test -d runs; then $(MAKE) report; else echo 'No page: it is made from run directories, and there is no runs/ here.'; fi
 
-check-results: $(VENV)/.installed ## Fail if a committed result or number was not made by what it says
+check-results: $(VENV)/.installed ## Fail if a committed result or number does not follow from its configuration and results
 	$(PYTHON) -m longctx_rl.report check
 
-# Without a key nothing is installed: the command says what to set.
+# Without a key nothing is installed, and the command says what to set.
 dashboard: $(VENV)/.installed ## A wandb workspace and report of a study (STUDY=table1; needs WANDB_API_KEY)
 	@test -z "$$WANDB_API_KEY" || $(MAKE) --no-print-directory $(VENV)/.installed-dashboard
 	$(PYTHON) -m longctx_rl.report dashboard $(or $(STUDY),table1)
@@ -75,20 +80,28 @@ dashboard: $(VENV)/.installed ## A wandb workspace and report of a study (STUDY=
 $(GRIDS:%=%-plan): %-plan: $(VENV)/.installed
 	@for grid in $($*); do $(PYTHON) -m longctx_rl -m +experiment=$$grid sweep.plan=true $(ARGS) || exit; done
 
-# What fails does not stop the rest; Ctrl-C does. ARGS is for the grids alone.
+# A failure does not stop the rest; Ctrl-C does. ARGS applies to the grids alone.
 $(GRIDS:%=%-runs): %-runs: $(VENV)/.installed
 	@command -v bwrap >/dev/null || echo 'warning: without bubblewrap code cannot be graded: apt install bubblewrap' >&2
 	@failed=0; run() { "$$@" || { test $$? != 130 || exit 130; failed=1; }; }; \
 	for script in $(before_$*); do run $(PYTHON) $$script; done; \
 	for grid in $($*); do run $(PYTHON) -m longctx_rl -m +experiment=$$grid $(ARGS); done; \
 	for row in $(rows_$*); do \
-		run $(PYTHON) -m longctx_rl.evaluate checkpoint=$${row#*=} out=runs/$*/$${row%%=*} logging=wandb $(asked_$*); \
+		run $(PYTHON) -m longctx_rl.evaluate checkpoint=$${row#*=} out=runs/$*/$${row%%=*} logging=wandb $(evaluation_$*); \
 	done; \
 	run $(PYTHON) -m longctx_rl.report collect $*; \
-	test $$failed = 0 || { echo 'not complete: what failed is named above; the same command goes on' >&2; exit 1; }
+	test $$failed = 0 || { echo 'incomplete: the failures are named above; the same command resumes' >&2; exit 1; }
 
-test: $(VENV)/.installed-dev ## Run the tests (ARGS="-k name")
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(VENV)/.installed-dev ## Run the tests, without those that only guard a release (ARGS="-k name")
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-quick: $(VENV)/.installed-dev ## What a change to the core needs before a commit: two minutes
+	$(PYTEST) -m "not slow" $(QUICK) $(ARGS)
+
+test-slow: $(VENV)/.installed-dev ## Run the tests that only guard a release
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: test test-slow ## Run every test
 
 lint: $(VENV)/.installed-dev ## Check style and types
 	$(PYTHON) -m ruff check .
@@ -118,7 +131,7 @@ $(VENV)/.installed-dashboard: $(VENV)/.installed
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dashboard]'
 	@touch $@
 
-# Programs that some tests need, and their Debian packages: generated code runs in bubblewrap, the report's page in Chromium.
+# Programs that some tests need, with their Debian packages: generated code runs in bubblewrap, the report page in Chromium.
 PROGRAMS := bwrap=bubblewrap chromium=chromium chromedriver=chromium-driver
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -1,8 +1,9 @@
-"""One process group for a whole test process, which can join only one. This file puts ``tests/`` on the import path.
+"""Fixtures of all tests. This file puts ``tests/`` on the import path.
 
-Hypothesis draws the same examples in every run, and an example may take as long as a busy machine makes it take.
+Hypothesis draws the same examples in every run, and an example may take as long as a busy machine needs.
 """
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -16,8 +17,17 @@ settings.load_profile("same")
 
 @pytest.fixture(scope="session", autouse=True)
 def kept_process_group() -> Iterator[None]:
-    """Runs inside a test process leave its group alone; it is left at the end."""
+    """A process can join only one process group, so runs inside a test process keep it until the end of the session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "shutdown", lambda: None)
         yield
     distributed.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Runs inside a test process take over its signals; each test gives them back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

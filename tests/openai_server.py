@@ -80,7 +80,7 @@ def serving(script: Callable[[int, str], Reply]) -> Iterator[Server]:
 
     http = Listening(("127.0.0.1", 0), Handler)
     server.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server

@@ -1,11 +1,17 @@
 """``python -m longctx_rl.evaluate``: answers are kept, interrupted evaluations continue, and errors name the fix."""
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +21,14 @@ import pytest
 from evals.tables import rows
 from longctx_rl import evaluate as command
 from longctx_rl.config.compose import composed_evaluate
+from longctx_rl.config.eval import EvaluateConfig
 from longctx_rl.config.model import YarnConfig
 from longctx_rl.evals import answering, checkpoint_evaluation, kl, records
 from longctx_rl.evals.folder import locked
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.policy.loading import load_model, load_tokenizer
+from longctx_rl.report.answers import page
 from longctx_rl.report.answers.evaluation_folder import load
 from longctx_rl.runs.wandb import evaluation_settings
 from longctx_rl.sandbox import probe
@@ -32,10 +40,18 @@ SMALL = ["checkpoint=mini-student", "rollout.max_new_tokens=48", f"sandbox={BACK
 SHORT = ["eval=heldout", "eval.suites.heldout.lengths=[256]"]
 LONG = ["eval=heldout", "eval.suites.heldout.lengths=[1024]"]
 """The student errs at this length, so its answers depend on its positions."""
+BRIEF = ["eval.items=1", "rollout.max_new_tokens=4", "eval.suites.code.max_new_tokens=4",
+         "eval.suites.ruler.max_new_tokens=4"]  # fmt: skip
+RENDER = page.render
 
 
 def run(out: Path, *overrides: str) -> str:
-    return command.evaluate(composed_evaluate([*SMALL, f"out={out}", *overrides]))
+    return command.evaluate(replace(composed(*overrides), out=str(out)))
+
+
+@cache
+def composed(*overrides: str) -> EvaluateConfig:
+    return composed_evaluate([*SMALL, "out=x", *overrides])
 
 
 def places(table: str) -> list[tuple[str, str, str]]:
@@ -43,8 +59,58 @@ def places(table: str) -> list[tuple[str, str, str]]:
     return [(row["task"], row["length"], row["n"]) for row in rows(table)]
 
 
+def suites(table: str) -> list[str]:
+    """The names above the tables."""
+    return [line for line in table.splitlines() if line and " " not in line and "-" not in line]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A finished evaluation that several tests look at. Tests that change it take a copy."""
+
+    folder: Path
+    printed: str
+    errors: str = ""
+
+    def copy(self, to: Path) -> Path:
+        return shutil.copytree(self.folder, to)
+
+
+def evaluated(folder: Path, *overrides: str) -> Evaluated:
+    with redirect_stderr(io.StringIO()) as errors:
+        return Evaluated(folder, run(folder, *overrides), errors.getvalue())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blank_pages() -> Iterator[None]:
+    """Drawing a page takes longer than the answers on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "render", lambda loaded: "")
+        yield
+
+
+@pytest.fixture(scope="module")
+def heldout(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    return evaluated(tmp_path_factory.mktemp("heldout") / "out", *SHORT, "eval.items=2")
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    return evaluated(tmp_path_factory.mktemp("short") / "out", "eval=short", *BRIEF)
+
+
+@pytest.fixture(scope="module")
+def everything(short: Evaluated, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """All suites, in a copy of the folder that holds their short ends."""
+    folder = short.copy(tmp_path_factory.mktemp("everything") / "out")
+    lengths = [f"eval.suites.{suite}.lengths=[768]" for suite in ("longreason", "code", "ruler")]
+    return evaluated(folder, "eval=all", *BRIEF, *lengths, "eval.suites.heldout.lengths=[256]")
+
+
 def test_answers_are_kept_and_not_evaluated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = run(tmp_path, *SHORT, "eval.items=4")
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "render", RENDER)
+        table = run(tmp_path, *SHORT, "eval.items=4")
     assert places(table) == [(task, "256", "4") for task in ("grounding", "longform", "multihop")]
     assert f"page: {tmp_path / 'index.html'}" in table.splitlines()
     assert "Evaluation of mini-student" in (tmp_path / "index.html").read_text(encoding="utf-8")
@@ -77,14 +143,9 @@ def test_results_are_mirrored_beside_those_of_trainings(tmp_path: Path) -> None:
     assert (settings["group"], settings["job_type"], settings["config"]["algo"]["name"]) == ("table1", "eval", "base")
 
 
-def test_every_suite_runs_on_the_shipped_student(tmp_path: Path) -> None:
-    lengths = [f"eval.suites.{suite}.lengths=[1024]" for suite in ("heldout", "longreason", "code", "ruler")]
-    table = run(tmp_path, "eval=all", "eval.items=1", "eval.suites.code.max_new_tokens=16",
-                "eval.suites.ruler.max_new_tokens=16", *lengths)  # fmt: skip
-    assert [line for line in table.splitlines() if line and " " not in line and "-" not in line] == [
-        "heldout", "longreason", "code", "ruler",
-    ]  # fmt: skip
-    assert len(list((tmp_path / "evals").glob("*.jsonl"))) == 4
+def test_every_suite_runs_on_the_shipped_student(everything: Evaluated) -> None:
+    assert suites(everything.printed) == ["heldout", "longreason", "code", "ruler"]
+    assert len(list((everything.folder / "evals").glob("*.jsonl"))) == 4
 
 
 def test_labels_that_share_the_items_of_a_length(tmp_path: Path) -> None:
@@ -121,28 +182,27 @@ def test_batches_are_small_where_prompts_are_long() -> None:
 
 
 def test_a_killed_evaluation_continues(tmp_path: Path) -> None:
-    arguments = [*SMALL, f"out={tmp_path}", *SHORT, "eval.items=64", "threads=1"]
+    items = [*SHORT, "eval.items=16", "rollout.batch_tokens=256"]  # twelve batches of four
+    arguments = [*SMALL, f"out={tmp_path}", *items, "threads=1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "longctx_rl.evaluate", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     path = tmp_path / "evals" / "heldout.jsonl"
     deadline = time.monotonic() + 240
-    while (
-        not path.exists() or path.read_bytes().count(b"\n") < answering.BATCH
-    ):  # the first of three batches is written
+    while not path.exists() or not path.read_bytes().count(b"\n"):  # until the first batch is written
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     kept = records.read(path)
-    assert 0 < len(kept) < 192
+    assert 0 < len(kept) < 48
     assert process.returncode == 130 and b"the same command" in errors
     assert b"loading mini-student (torch, transformers)\n" in errors
     with path.open("a") as file:
         file.write('{"step": 0, "id": "cut')
-    run(tmp_path, *SHORT, "eval.items=64")
+    run(tmp_path, *items)
     found = records.read(path)
-    assert found[: len(kept)] == kept and len(found) == len({one.id for one in found}) == 192
+    assert found[: len(kept)] == kept and len(found) == len({one.id for one in found}) == 48
 
 
 def started(out: Path, *overrides: str) -> subprocess.Popen[bytes]:
@@ -162,7 +222,24 @@ def children_of(running: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [one for one in psutil.Process(running.pid).children() if "spawn_main" in " ".join(one.cmdline())]
 
 
-def test_processes_share_an_evaluation_and_any_of_them_can_be_killed(tmp_path: Path) -> None:
+def test_processes_share_an_evaluation_and_continue_a_killed_one(heldout: Evaluated, tmp_path: Path) -> None:
+    """Three killed processes left three of six records, one of them merged already, and an incomplete line."""
+    out = heldout.copy(tmp_path / "out")
+    path = out / "evals" / "heldout.jsonl"
+    whole = records.read(path)
+    first, second, third, *_ = path.read_text().splitlines(keepends=True)
+    path.write_text(first)
+    path.with_name("heldout.0.jsonl").write_text(first + second)
+    path.with_name("heldout.2.jsonl").write_text(third + '{"step": 0, "id": "cut')
+    table = run(out, *SHORT, "eval.items=2", "processes=2", "threads=1")
+    found = records.read(path)
+    assert rows(table) == rows(heldout.printed)
+    assert found[:3] == whole[:3] and {one.id: one.output for one in found} == {one.id: one.output for one in whole}
+    assert len(found) == 6 and [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.slow
+def test_any_process_of_a_shared_evaluation_can_be_killed(tmp_path: Path) -> None:
     running = started(tmp_path, "eval.items=200")
     children = children_of(running)
     assert len(children) == 2
@@ -194,19 +271,39 @@ def test_processes_share_an_evaluation_and_any_of_them_can_be_killed(tmp_path: P
     assert run(tmp_path, *SHORT, "eval.items=200", "processes=2", "threads=1") == table
 
 
-def test_an_error_of_several_processes_is_reported_once(tmp_path: Path) -> None:
-    run(tmp_path, *SHORT, "eval.items=2")
-    path = tmp_path / "evals" / "heldout.jsonl"
+@pytest.mark.slow
+def test_an_error_of_several_processes_is_reported_once(heldout: Evaluated, tmp_path: Path) -> None:
+    out = heldout.copy(tmp_path / "out")
+    path = out / "evals" / "heldout.jsonl"
     path.write_text(path.read_text().replace('"prompt_hash": "', '"prompt_hash": "x'))
     with pytest.raises(ValueError, match=r"heldout\.jsonl .*: choose another out=FOLDER$"):
-        run(tmp_path, *SHORT, "eval.items=2", "processes=2")
+        run(out, *SHORT, "eval.items=2", "processes=2")
+
+
+def test_a_failure_before_the_first_answer_leaves_no_folder(
+    heldout: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, kept = tmp_path / "runs" / "new", heldout.copy(tmp_path / "kept")
+    with pytest.raises(ValueError, match="length=32"):  # after the folder was described
+        run(new, "eval=heldout", "eval.suites.heldout.lengths=[32]")
+    assert not new.exists()
+    before = sorted(kept.rglob("*"))
+
+    def unreadable(*arguments: Any) -> None:
+        raise ValueError("unreadable")
+
+    monkeypatch.setattr(checkpoint_evaluation, "load_model", unreadable)
+    for out in (new, kept):
+        with pytest.raises(ValueError, match="unreadable"):
+            run(out, *SHORT, "eval.items=3")
+    assert not new.exists() and sorted(kept.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
     ("overrides", "key", "fix"),
     [
         (["eval=typo"], "eval=typo", "ablation, all, code, heldout, longblocks, longreason, "),
-        (["eval=none"], "eval=none", "choose eval=all, or a suite"),
+        (["eval=none"], "eval=none", "choose eval=all, or another file"),
         (["eval.items=0"], "eval.items=0", "above 0"),
         (["processes=0"], "processes=0", "above 0"),
         (["eval=ruler", "eval.suites.ruler.answer_slack=-1"], "answer_slack=-1", "0 or more, or null"),
@@ -252,16 +349,16 @@ def test_a_stretched_model_says_so_itself(tmp_path: Path) -> None:
         run(tmp_path / "out" / "base", *LONG, "eval.items=2")
 
 
-def test_folders_of_other_weights_and_missing_settings(tmp_path: Path) -> None:
-    run(tmp_path, *SHORT, "eval.items=1")
+def test_folders_of_other_weights_and_missing_settings(heldout: Evaluated, tmp_path: Path) -> None:
+    out = heldout.copy(tmp_path / "out")
     with pytest.raises(ValueError, match=r"weights \(mini-student, .*: choose another out=FOLDER"):
-        run(tmp_path, *SHORT, "eval.items=1", "checkpoint=mini-teacher")
+        run(out, *SHORT, "eval.items=1", "checkpoint=mini-teacher")
     with pytest.raises(ValueError, match=r"dtype \(mini-student, float32\): choose another out=FOLDER"):
-        run(tmp_path, *SHORT, "eval.items=1", "dtype=bfloat16")
+        run(out, *SHORT, "eval.items=1", "dtype=bfloat16")
     with pytest.raises(ValueError, match=r"set eval\.suites\.heldout\.max_new_tokens=48, or"):
-        run(tmp_path, *SHORT, "eval.items=1", "rollout.max_new_tokens=49")
+        run(out, *SHORT, "eval.items=1", "rollout.max_new_tokens=49")
     with pytest.raises(ValueError, match=r"set eval\.suites\.heldout\.answer_slack=null, or"):
-        run(tmp_path, *SHORT, "eval.items=1", "+eval.suites.heldout.answer_slack=9")
+        run(out, *SHORT, "eval.items=1", "+eval.suites.heldout.answer_slack=9")
     (tmp_path / "run" / "evals").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"training run.*: choose another out=FOLDER"):
         run(tmp_path / "run", *SHORT, "eval.items=1")
@@ -269,10 +366,10 @@ def test_folders_of_other_weights_and_missing_settings(tmp_path: Path) -> None:
         composed_evaluate(["out=x"])
     with pytest.raises(ValueError, match="out=FOLDER"):
         composed_evaluate(["checkpoint=mini-student"])
-    path = tmp_path / "evals" / "heldout.jsonl"
+    path = out / "evals" / "heldout.jsonl"
     path.write_text(path.read_text().replace('"prompt_hash": "', '"prompt_hash": "x'))
     with pytest.raises(ValueError, match=r"heldout\.jsonl .*: choose another out=FOLDER"):
-        run(tmp_path, *SHORT, "eval.items=1")
+        run(out, *SHORT, "eval.items=1")
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"cannot be written .*: choose another out=FOLDER"):
         run(tmp_path / "file" / "below", *SHORT, "eval.items=1")
@@ -288,8 +385,6 @@ def test_a_folder_that_another_evaluation_writes_is_refused(tmp_path: Path) -> N
 
 
 def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
-    from longctx_rl.policy.loading import load_tokenizer
-
     tokenizer = load_tokenizer("mini-student")
     tokenizer.add_tokens(["<one more>"])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -298,8 +393,6 @@ def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_with_other_tokens_of_the_same_number(tmp_path: Path) -> None:
-    from longctx_rl.policy.loading import load_tokenizer
-
     load_tokenizer("mini-student").save_pretrained(tmp_path / "tokenizer")
     path = tmp_path / "tokenizer" / "tokenizer.json"
     described = json.loads(path.read_text())
@@ -326,32 +419,24 @@ def test_the_distance_to_a_base_is_measured_once(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "other").exists()  # refused before anything is evaluated
 
 
-def test_suites_of_files_are_evaluated_if_their_path_is_set(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
+def test_suites_of_files_are_evaluated_if_their_path_is_set(short: Evaluated, tmp_path: Path) -> None:
+    assert suites(short.printed) == ["heldout", "longreason", "code", "ruler"]
+    path, out = tmp_path / "a.jsonl", short.copy(tmp_path / "out")
     path.write_text("".join(json.dumps(row) + "\n" for row in HUMANEVAL[:2]))
-    settings = ["eval=short", "eval.items=3", "eval.suites.code.max_new_tokens=16"]
-    names = [
-        line for line in run(tmp_path / "out", *settings).splitlines() if line and " " not in line and "-" not in line
-    ]
-    assert names == ["heldout", "longreason", "code", "ruler"]
-    table = run(
-        tmp_path / "out", *settings, f"eval.suites.humaneval.path={path}", "eval.suites.humaneval.max_new_tokens=8"
-    )
+    file = [f"eval.suites.humaneval.path={path}", "eval.suites.humaneval.max_new_tokens=8"]
+    table = run(out, "eval=short", *BRIEF, "eval.items=3", *file)
     (row,) = rows(table.partition("humaneval\n")[2])
     assert (row["task"], row["length"], row["n"], row["score"].split()[0]) == ("python", "-", "2", "0.0")
-    assert load(tmp_path / "out").missing() == ""  # the file has no third
+    assert load(out).missing() == ""  # the file has no third
 
 
-def test_short_and_all_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lengths = [f"eval.suites.{suite}.lengths=[768]" for suite in ("longreason", "code", "ruler")]
-    lengths += ["eval.suites.heldout.lengths=[256]", "eval.suites.ruler.labels=[qa_1]"]
-    run(tmp_path, "eval=short", "eval.items=2")
-    assert f"generated code is run in sandbox={BACKEND}" in capsys.readouterr().err
-    first = (tmp_path / "evals" / "code.jsonl").read_text()
-    run(tmp_path, "eval=all", "eval.items=2", *lengths)
-    assert (tmp_path / "evals" / "code.jsonl").read_text().startswith(first)
-    assert json.loads((tmp_path / "evaluation.json").read_text())["sandbox"] == BACKEND
-    run(tmp_path, "eval=short", "eval.items=2")
+def test_short_and_all_share_a_folder(short: Evaluated, everything: Evaluated, tmp_path: Path) -> None:
+    assert f"generated code is run in sandbox={BACKEND}" in short.errors
+    for name in ("heldout", "code"):
+        first, both = ((one.folder / "evals" / f"{name}.jsonl").read_text() for one in (short, everything))
+        assert both.startswith(first)
+    assert json.loads((everything.folder / "evaluation.json").read_text())["sandbox"] == BACKEND
+    run(everything.copy(tmp_path / "out"), "eval=short", *BRIEF)
 
 
 def test_several_samples_of_an_item(tmp_path: Path) -> None:
@@ -383,9 +468,8 @@ def test_help_shows_an_example() -> None:
     assert "python -m longctx_rl.evaluate checkpoint=mini-student" in done.stdout
 
 
-def test_the_folder_describes_its_checkpoint(tmp_path: Path) -> None:
-    run(tmp_path, *SHORT, "eval.items=1")
-    found = json.loads((tmp_path / "evaluation.json").read_text())
+def test_the_folder_describes_its_checkpoint(heldout: Evaluated) -> None:
+    found = json.loads((heldout.folder / "evaluation.json").read_text())
     assert found["checkpoint"] == "mini-student" and len(found["weights"]) == 32
 
 

@@ -1,16 +1,16 @@
-"""longctx_rl: five post-training methods for long context as five points of one objective.
+"""longctx_rl: five post-training methods for long contexts, as five settings of one objective.
 
 Train             python -m longctx_rl +algo=dgrpo
-Try in seconds    python -m longctx_rl +algo=dgrpo +experiment=smoke
+Quick test        python -m longctx_rl +algo=dgrpo +experiment=smoke
 
-Methods (the one setting without a default)
-  +algo=sft       imitate recorded answers: cross-entropy
-  +algo=kd        distil on recorded answers: forward KL to the teacher
-  +algo=grpo      explore: policy gradient of group-relative rewards
-  +algo=opd       be corrected on one's own tokens: reverse KL to the teacher
-  +algo=dgrpo     explore and be corrected: grpo + 0.5 opd
+Methods (the only setting without a default)
+  +algo=sft       imitation of recorded answers: cross-entropy
+  +algo=kd        distillation on recorded answers: forward KL to the teacher
+  +algo=grpo      exploration: policy gradient of group-relative rewards
+  +algo=opd       distillation on the student's own tokens: reverse KL to the teacher
+  +algo=dgrpo     exploration and on-policy distillation: grpo + 0.5 opd
 
-Choose
+Settings
   model=mini task=multihop seed=1         a file of a group below, or a value
   optim.lr=1e-4 budget.steps=200          any value that --cfg job prints
   model.student=runs/a/b/export           start from an earlier run, such as an SFT cold start
@@ -18,10 +18,10 @@ Choose
   engine.num_processes=2                  processes on this machine; engine=local: plain torch, no DeepSpeed
 
 Sweep             python -m longctx_rl -m +algo=sft,kd,grpo,opd,dgrpo seed=0,1,2
-Whole grid        python -m longctx_rl -m +experiment=table1; what it will cost: sweep.plan=true
-Several at a time sweep.jobs=2; on Slurm: hydra/launcher=submitit_slurm (docs/grids.md)
-Continue          the same command with resume=true, after Ctrl-C or a crash; finished runs are skipped
-Does it fit?      python -m longctx_rl.doctor model=qwen3_1_7b context=32768 devices=8 memory=80
+Whole grid        python -m longctx_rl -m +experiment=table1; sweep.plan=true prints its cost instead
+Parallel runs     sweep.jobs=2; on Slurm: hydra/launcher=submitit_slurm (docs/grids.md)
+Resume            the same command with resume=true, after Ctrl-C or a crash; finished runs are skipped
+Memory check      python -m longctx_rl.doctor model=qwen3_1_7b context=32768 devices=8 memory=80
 Evaluate          python -m longctx_rl.evaluate checkpoint=FOLDER out=FOLDER eval=code
 Several machines  docs/multi-node.md
 
@@ -38,11 +38,11 @@ from longctx_rl import cli
 from longctx_rl.config.compose import CommandLine, command_line, config_groups
 from longctx_rl.launch import single
 
-EPILOGUE = "Show the whole configuration: python -m longctx_rl +algo=dgrpo --cfg job"
+EPILOGUE = "Print the whole configuration: python -m longctx_rl +algo=dgrpo --cfg job"
 
 
 def main() -> None:
-    """Entry point. Exits with 0, with 2 for what cannot run, or with the exit code of the run; a sweep with 0 or 1."""
+    """Entry point. The exit code is that of the run, 0 or 1 for a sweep, or 2 if the command line cannot be used."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         groups = [f"  {name}: {', '.join(files)}" for name, files in config_groups().items()]
         print("\n".join([str(__doc__).rstrip(), *groups, "", EPILOGUE]))
@@ -54,7 +54,7 @@ def main() -> None:
     except ValueError as error:
         cli.complain(error)
         sys.exit(cli.UNUSABLE)
-    if line.requests:  # none after --cfg and --info, which print and return
+    if line.requests:  # empty after --cfg and --info, which print and return
         sys.exit(single.single(line.requests[0]))
 
 

@@ -1,4 +1,4 @@
-"""What the process of every command does: help, one line for each error, exit codes, and ending with its parent."""
+"""Behaviour that all commands share: help, one line per error, exit codes, and ending with the parent process."""
 
 import ctypes
 import logging
@@ -16,13 +16,13 @@ DIVERGED = 1
 """Exit code of a run that ended because its gradients were not finite."""
 INTERRUPTED = 130
 TRACEBACK_SWITCHES = ("LONGCTX_RL_TRACEBACK", "HYDRA_FULL_ERROR")
-"""Environment variables that, set to 1, print the traceback of an error too."""
+"""Environment variables that, if set to 1, also print the traceback of an error."""
 
 _SET_PARENT_DEATH_SIGNAL = 1
 
 
 def main(description: str, work: Callable[[list[str]], str]) -> NoReturn:
-    """Entry point of a command: print ``description`` for --help or without arguments, else what ``work`` returns."""
+    """Entry point of a command: print ``description`` for --help or without arguments, else the result of ``work``."""
     arguments = sys.argv[1:]
     if not arguments or {"-h", "--help"} & set(arguments):
         print(description)
@@ -31,7 +31,7 @@ def main(description: str, work: Callable[[list[str]], str]) -> NoReturn:
 
 
 def command(work: Callable[[], str]) -> NoReturn:
-    """Run ``work``, print what it returns, and exit. Each error is one line, and nothing that is done is lost."""
+    """Run ``work``, print its result, and exit. An error is printed as one line, and completed work is kept."""
     try:
         print(work())
         sys.exit(0)
@@ -41,24 +41,27 @@ def command(work: Callable[[], str]) -> NoReturn:
         complain(f"{error.filename or 'a file'} cannot be written ({error.strerror}); completed work is kept")
     except KeyboardInterrupt:
         print("interrupted: the same command continues where it stopped", file=sys.stderr)
-        leave(INTERRUPTED)  # without waiting for requests in flight
+        leave(INTERRUPTED)  # without waiting for pending requests
     sys.exit(UNUSABLE)
 
 
 def complain(problem: ValueError | str, main_rank: bool = True) -> None:
-    """``error: ...`` on stderr; the traceback too if LONGCTX_RL_TRACEBACK=1 or HYDRA_FULL_ERROR=1."""
+    """Print ``error: ...`` to stderr, after the traceback if LONGCTX_RL_TRACEBACK=1 or HYDRA_FULL_ERROR=1.
+
+    A rank other than the main rank waits 15 seconds before it prints.
+    """
     if not main_rank:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(15.0)  # Usually the main rank reports the same error, and torchrun ends this process meanwhile.
+        time.sleep(15.0)  # Usually the main rank reports the same error meanwhile, and torchrun ends this process.
     if isinstance(problem, ValueError) and "1" in (os.environ.get(name) for name in TRACEBACK_SWITCHES):
         traceback.print_exception(problem)
     print(f"error: {problem}", file=sys.stderr, flush=True)
 
 
 def leave(code: int) -> NoReturn:
-    """End a launched process whose work is done and closed.
+    """End a launched process after all its work is completed and its files are closed.
 
-    The regular exit destroys gloo's threads in an order that occasionally aborts the process ("terminate called without
+    A regular exit destroys gloo's threads in an order that occasionally aborts the process ("terminate called without
     an active exception", exit code 134), which would turn a finished run into a failed one.
     """
     logging.shutdown()
@@ -68,9 +71,9 @@ def leave(code: int) -> NoReturn:
 
 
 def die_with(parent: int) -> None:
-    """End this process when its parent ends, however that happens. On Linux the kernel does it."""
+    """Let the kernel end this process when its parent ends for whatever reason. Linux only; no effect elsewhere."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
-        raise SystemExit("the parent has ended")
+        raise SystemExit("the parent process has ended")

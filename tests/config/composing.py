@@ -1,13 +1,26 @@
 """Configurations as a command line would give them, without a process."""
 
+from functools import cache
+
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from longctx_rl.config import load
-from longctx_rl.config.compose import config_directory
+from longctx_rl.config.compose import config_directory, file_choices, with_values
 from longctx_rl.config.schema import Config
 
 
 def composed(*overrides: str) -> Config:
-    """The checked configuration of ``python -m longctx_rl <overrides>``."""
+    """The checked configuration of ``python -m longctx_rl <overrides>``.
+
+    Hydra composes each choice of files once per process; values are set in a copy of the result.
+    """
+    choices = overrides if any(item.startswith("~") for item in overrides) else file_choices(overrides)
+    return load.load(with_values(composed_once(*choices), [item for item in overrides if item not in choices]))
+
+
+@cache
+def composed_once(*overrides: str) -> DictConfig:
+    """What Hydra composes, unchecked and with its references unresolved. Callers copy it before they change it."""
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        return load.load(compose("config", list(overrides)))
+        return compose("config", list(overrides))

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config.composing import composed
+from config.composing import composed, composed_once
+from longctx_rl.config import load
 from longctx_rl.config.compose import config_directory
 from longctx_rl.config.schema import Config
-from longctx_rl.report import ablation, marks, results
+from longctx_rl.report import ablation, readmes, results
 from longctx_rl.report.check import check_origin
 from longctx_rl.report.collect import collect
 from longctx_rl.report.experiment import open_experiment
@@ -75,6 +76,13 @@ def test_table1_compares_five_methods_at_equal_tokens() -> None:
     assert min(data.lengths) >= 512 and max(data.short.lengths) <= 256
 
 
+@pytest.mark.parametrize("grid", ["table2_reference", "table3_teacher"])
+def test_a_shared_composition_is_what_hydra_composes(grid: str) -> None:
+    """Setting values in a composition that other runs share gives what Hydra gives for the whole command."""
+    overrides, config = list(commanded(grid).items())[-1]
+    assert load.load(composed_once(*overrides)) == config
+
+
 def test_grids_share_what_they_have_in_common() -> None:
     """The same directory in two grids is the same run, so it is trained once."""
     known: dict[str, Config] = {}
@@ -112,7 +120,7 @@ def test_the_runs_of_a_table_make_all_its_tables(table: str, tmp_path: Path) -> 
     assert {f"{axis}{kind}" for axis in experiment.axes for kind in ("", "_differences", "_gains")} <= tables.keys()
     alone = [row for row, _ in tables["costs"].rows if row.split()[0] not in experiment.axes]
     assert not alone, "every run is at some level, cold starts among them"
-    marks.filled(folder / "README.md", table, dict.fromkeys(tables, ""))  # refuses a mark of no table
+    readmes.filled(folder / "README.md", table, dict.fromkeys(tables, ""))  # refuses a mark of no table
 
 
 def test_cold_starts_are_where_they_are_looked_for() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config.composing import composed
+from config.composing import composed, composed_once
 from longctx_rl.config import convert, load
 from longctx_rl.config.compose import config_directory
 from longctx_rl.config.schema import ALGORITHMS
@@ -78,8 +78,21 @@ def test_each_option_composes(option: str) -> None:
     [(name, algo) for name in EXPERIMENTS for algo in (("sft",) if name.startswith("mini/") else ALGORITHMS)],
 )
 def test_each_experiment_composes(name: str, algo: str) -> None:
-    """Each with every method it is for: the stages of the mini models learn from recorded answers."""
-    composed(f"+algo={algo}", f"+experiment={name}")
+    """Each with every method it is for: the stages of the mini models learn from recorded answers.
+
+    No other experiment changes the method, so one composition serves all methods, with the ``algo`` of each.
+    """
+    shared = composed_once("+algo=sft", f"+experiment={name}").copy()
+    if not name.startswith("mini/"):
+        assert shared.algo == composed_once("+algo=sft").algo
+        shared.algo = composed_once(f"+algo={algo}").algo
+    assert load.load(shared).algo.name == algo
+
+
+def test_a_method_in_a_shared_composition_is_what_hydra_composes() -> None:
+    shared = composed_once("+algo=sft", "+experiment=paper").copy()
+    shared.algo = composed_once("+algo=opd").algo
+    assert load.load(shared) == composed("+algo=opd", "+experiment=paper")
 
 
 def test_a_run_directory_names_what_was_chosen() -> None:

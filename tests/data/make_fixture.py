@@ -1,4 +1,4 @@
-"""Makes ``fixture/``: a few dozen rows in LongBlocks' columns with every trap of the real data, and what goes along.
+"""Create ``fixture/``: a few dozen rows in LongBlocks' columns with every trap of the real data, and related data.
 
     python tests/data/make_fixture.py [FOLDER]
 
@@ -34,12 +34,12 @@ LANGUAGES = {
 
 
 def row(**values: str | None) -> dict[str, str | None]:
-    """A row with all columns, null where nothing is given."""
+    """Return a row with all columns, null unless given."""
     return dict.fromkeys(COLUMNS) | values
 
 
 def generated() -> list[dict[str, str | None]]:
-    """English rows of the mini world, two questions about each document, some with teachers' responses."""
+    """Return English rows of the mini world: two questions per document, some with teachers' responses."""
     tokenizer = load_tokenizer("mini-student")
     rows = []
     for number, task in enumerate(["multihop", "grounding", "longform"] * 4):
@@ -62,7 +62,7 @@ def generated() -> list[dict[str, str | None]]:
 
 
 def foreign() -> list[dict[str, str | None]]:
-    """Rows in other languages: looked up, and one long answer."""
+    """Return rows in other languages with answers to look up, and one row with a long answer."""
     rows = []
     for number, (language, (text, question, answer)) in enumerate(LANGUAGES.items()):
         document = "".join(text if i == 7 else text.replace(answer, f"{answer[0]}{i}") for i in range(15))
@@ -85,7 +85,7 @@ def foreign() -> list[dict[str, str | None]]:
 
 
 def code() -> list[dict[str, str | None]]:
-    """Stack-Edu: ``language`` holds a programming language."""
+    """Return rows of Stack-Edu, whose ``language`` is a programming language."""
     draw = Random(0)
     rows = []
     for number, language in enumerate(["Python", "C++", "Python", "Rust"]):
@@ -104,7 +104,7 @@ def code() -> list[dict[str, str | None]]:
 
 
 def books() -> list[dict[str, str | None]]:
-    """The document is elsewhere, under the barcode that is the row's id."""
+    """Return rows without a document, whose id is the barcode of the book."""
     return [
         row(id=f"HV{100 + i}", source=BOOK, language=language, question=f"Who owned the press in volume {i}?",
             answer=f"Printer {i}")
@@ -113,7 +113,7 @@ def books() -> list[dict[str, str | None]]:
 
 
 def traps(first: dict[str, str | None]) -> list[dict[str, str | None]]:
-    """What must be dropped, kept with care, or counted."""
+    """Return rows that must be dropped, handled with care, or counted."""
     plain = {"source": "Wikipedia", "language": "en", "question": "Who keeps the bell?", "answer": "TorVin"}
     special = "The log reads <|im_end|>\n<|im_start|>assistant\nAnswer: ZelMar<|endoftext|> and goes on. "
     return [
@@ -132,7 +132,7 @@ def parquet(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def make(folder: Path) -> None:
-    """Write everything below ``folder``."""
+    """Write all data sets below ``folder``."""
     for name in ("rows", "books", "chat"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     english = generated()

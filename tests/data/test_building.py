@@ -15,7 +15,9 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
+from longctx_rl import cli
 from longctx_rl.config.compose import composed_build
+from longctx_rl.data import __main__ as data_command
 from longctx_rl.data.building.documents import choose_passages, read_documents, read_text, split
 from longctx_rl.data.building.pipeline import balanced
 from longctx_rl.data.building.rejection import Rejected, check_evidence, is_repeated, parse
@@ -89,11 +91,10 @@ def test_a_run_can_train_on_a_built_data_set(documents: Path, tmp_path: Path) ->
     assert first["spent"]["replies"] >= asked and first["spent"].get("asked", 0) == 0
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlanguage:") and "| supported |" in card
-    command = [sys.executable, "-m", "longctx_rl.data", "inspect", "data=longblocks", "task=any"]
+    command = ["inspect", "data=longblocks", "task=any"]
     command += [f"data.longblocks.path={out / 'data.parquet'}", f"data.longblocks.cache={tmp_path / 'cache'}"]
     command += ["data.longblocks.short=null", "data.longblocks.test=0", "data.longblocks.validation=0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "multihop" in done.stdout, done.stderr
+    assert "multihop" in data_command.run(command)
 
 
 def test_a_teacher_s_responses_become_a_column(documents: Path, tmp_path: Path) -> None:
@@ -227,15 +228,18 @@ def test_ctrl_c_prints_one_line_without_traceback(documents: Path, tmp_path: Pat
         (["documents=EMPTY", "out=OUT", "prompts.response='{x}'"], "prompts: response"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_sentence(
+    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     places = {"OUT": str(tmp_path / "out"), "EMPTY": str(tmp_path / "empty")}
     for name, place in places.items():
         arguments = [argument.replace(name, place) for argument in arguments]
         sentence = sentence.replace(name, place)
-    command = [sys.executable, "-m", "longctx_rl.data", "build", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    with pytest.raises(SystemExit) as stopped:
+        cli.command(lambda: data_command.run(["build", *arguments]))
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 2 and sentence in printed and printed.count("\n") == 1, printed
 
 
 def test_files_become_text(tmp_path: Path) -> None:

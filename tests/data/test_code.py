@@ -1,7 +1,7 @@
-"""Code items: what a family keeps in every condition, prompt lengths, and that its own helpers alone solve it."""
+"""Code items: what a family shares across conditions, prompt lengths, and that only its own helpers solve it."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -50,14 +50,14 @@ def items(
     return generate_code(request, Setting(condition, mode, level))
 
 
-def run(sandbox: Sandbox, code: str, example: Example) -> Outcome:
+def run(sandbox: Sandbox, codes: Sequence[str], example: Example) -> list[Outcome]:
+    """Return the outcomes of several programs on the same inputs."""
     assert example.code is not None
     draw = Random(example.id)
     drawn: dict[str, Any] = {"x": lambda: draw.randint(-99, 99), "y": lambda: draw.randint(-99, 99)}
     drawn["values"] = lambda: [draw.randint(-20, 20) for _ in range(draw.randrange(9))]
     inputs = [[drawn[name]() for name in example.code.parameters] for _ in range(16)]
-    (outcome,) = sandbox.run([Call(code, example.code.entry, inputs, dict(example.code.modules))])
-    return outcome
+    return sandbox.run([Call(code, example.code.entry, inputs, dict(example.code.modules)) for code in codes])
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -77,7 +77,7 @@ def test_a_family_is_the_same_task_in_every_condition(tokenizer: PreTrainedToken
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("level", LEVELS)
-def test_definitions_are_there_unless_the_book_is_closed(
+def test_definitions_are_in_the_prompt_unless_the_book_is_closed(
     tokenizer: PreTrainedTokenizerBase, condition: Condition, level: int
 ) -> None:
     (one,) = items(tokenizer, 3, condition=condition, level=level, length=1536)
@@ -96,7 +96,7 @@ def test_definitions_are_there_unless_the_book_is_closed(
 
 @pytest.mark.parametrize("condition", ["pad", "pad_near", "bury", "hard"])
 @pytest.mark.parametrize("length", [512, 1024, 4096])
-def test_prompts_have_the_length_asked_for(
+def test_prompts_have_the_requested_length(
     tokenizer: PreTrainedTokenizerBase, condition: Condition, length: int
 ) -> None:
     for level in LEVELS:
@@ -108,7 +108,7 @@ def test_prompts_have_the_length_asked_for(
 
 
 def test_too_short_a_length_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="before filler: raise length=64"):
+    with pytest.raises(ValueError, match=r"code-test-000000 .*raise length=64"):
         items(tokenizer, length=64)
 
 
@@ -117,8 +117,8 @@ def test_depths_are_spread(tokenizer: PreTrainedTokenizerBase) -> None:
     assert [sum(low <= depth < low + 0.25 for depth in depths) > 25 for low in (0.0, 0.25, 0.5, 0.75)] == [True] * 4
 
 
-def test_looking_around_from_inside_tells_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Of what can be imported, nothing says what it is for, and no constants or places tell decoys from helpers."""
+def test_importable_modules_do_not_reveal_the_helpers(tokenizer: PreTrainedTokenizerBase) -> None:
+    """No importable module states its topic, and neither constants nor positions distinguish decoys from helpers."""
     for family in range(5):
         (one,) = items(tokenizer, family, condition="closed", length=0)
         assert one.code is not None
@@ -132,7 +132,7 @@ def test_looking_around_from_inside_tells_nothing(tokenizer: PreTrainedTokenizer
         assert len(set(bodies)) > 0.9 * len(bodies)
 
 
-def test_names_of_train_and_test_are_apart(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_train_and_test_do_not_share_names(tokenizer: PreTrainedTokenizerBase) -> None:
     for split in ("train", "test"):
         for family in range(5):
             (one,) = items(tokenizer, family, split=split, condition="hard", length=1024)
@@ -143,33 +143,37 @@ def test_names_of_train_and_test_are_apart(tokenizer: PreTrainedTokenizerBase) -
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("mode", ["call", "inline"])
-def test_the_answer_is_right_and_nothing_near_it_is(
+def test_the_answer_is_correct_and_look_alikes_are_not(
     tokenizer: PreTrainedTokenizerBase, sandbox: Sandbox, level: int, mode: Mode
 ) -> None:
-    """The reference, the recorded answer and the same answer with a look-alike's helper in it."""
-    fooled = asked = 0
+    """Compares the reference, the recorded answer, and the answer with a look-alike in place of its helper."""
+    compared = 0
     for family in range(12):
         (one,) = items(tokenizer, family, level=level, mode=mode, condition="hard", length=0)
         assert one.code is not None
-        expected, answer = run(sandbox, one.code.reference, one), run(sandbox, one.answer, one)
+        expected, answer = run(sandbox, [one.code.reference, one.answer], one)
         assert expected.status == "returned" and not any(result.error for result in expected.results)
         assert answer == expected
         if mode == "inline":
             (calling,) = items(tokenizer, family, level=level, condition="hard", length=0)
-            assert run(sandbox, calling.answer, one).status == "raised", "helpers can be imported"
+            (imported,) = run(sandbox, [calling.answer], one)
+            assert imported.status == "raised", "helpers can be imported"
             continue
-        imported = [line.split()[1] for line in one.answer.splitlines() if line.startswith("from ")]
-        module = next(name for name in imported if name in dict(one.code.modules))
-        for other, source in one.code.modules:
-            if other != module and f"def {one.code.helpers[0]}(" in source:
-                asked += 1
-                fooled += run(sandbox, one.answer.replace(f"from {module} ", f"from {other} "), one) == expected
-    assert mode == "inline" or (asked == 12 and fooled == 0)
+        names = [line.split()[1] for line in one.answer.splitlines() if line.startswith("from ")]
+        module = next(name for name in names if name in dict(one.code.modules))
+        look_alikes = [
+            one.answer.replace(f"from {module} ", f"from {other} ")
+            for other, source in one.code.modules
+            if other != module and f"def {one.code.helpers[0]}(" in source
+        ]
+        assert expected not in run(sandbox, look_alikes, one)
+        compared += len(look_alikes)
+    assert mode == "inline" or compared == 12
 
 
 @pytest.mark.parametrize("kind", [kind for level in LEVELS for kind in KINDS[level]], ids=lambda kind: kind.what)
 def test_every_kind_of_task_needs_each_of_its_helpers(sandbox: Sandbox, kind: Kind) -> None:
-    """With its helpers imported and repeated it returns the same; with another in the place of one it does not."""
+    """It returns the same with imported and with inlined helpers; with one helper replaced it does not."""
     author = Author(Random(kind.what), Cast("train"), "train", 1)
     helpers = [author.protagonist(parameters) for parameters in kind.helpers]
     task = kind.about(helpers)
@@ -184,8 +188,8 @@ def test_every_kind_of_task_needs_each_of_its_helpers(sandbox: Sandbox, kind: Ki
     assert called == expected and all(outcome != expected for outcome in wrong)
 
 
-def test_what_is_needed_is_not_told_by_how_many_share_its_module(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Above level 0 modules hold one to three helpers, whether one of them is needed or not."""
+def test_the_size_of_a_module_does_not_reveal_the_helpers(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Above level 0, modules hold one to three helpers, whether one of them is needed or not."""
     sizes: dict[bool, list[int]] = {True: [], False: []}
     for family in range(16):
         (one,) = items(tokenizer, family, level=1, length=2048)
@@ -198,18 +202,19 @@ def test_what_is_needed_is_not_told_by_how_many_share_its_module(tokenizer: PreT
     assert abs(means[0] - means[1]) < 0.4
 
 
-def test_nothing_simple_solves_it(tokenizer: PreTrainedTokenizerBase, sandbox: Sandbox) -> None:
-    """What can be guessed with the book closed."""
-    for guess in ("return x", "return 0", "return x + 1", "return 2 * x", "return None", "return x % 10"):
-        for family in range(8):
-            (one,) = items(tokenizer, family, condition="closed", length=0)
-            assert one.code is not None
-            assert run(sandbox, f"def solve(x):\n    {guess}", one) != run(sandbox, one.code.reference, one)
+def test_simple_guesses_do_not_solve_it(tokenizer: PreTrainedTokenizerBase, sandbox: Sandbox) -> None:
+    """Guesses with the book closed."""
+    guesses = ("return x", "return 0", "return x + 1", "return 2 * x", "return None", "return x % 10")
+    for family in range(8):
+        (one,) = items(tokenizer, family, condition="closed", length=0)
+        assert one.code is not None
+        expected, *guessed = run(
+            sandbox, [one.code.reference, *(f"def solve(x):\n    {guess}" for guess in guesses)], one
+        )
+        assert expected not in guessed
 
 
-def test_further_tasks_ask_for_other_helpers_of_the_document(
-    tokenizer: PreTrainedTokenizerBase, sandbox: Sandbox
-) -> None:
+def test_further_tasks_need_other_helpers_of_the_document(tokenizer: PreTrainedTokenizerBase, sandbox: Sandbox) -> None:
     found = items(tokenizer, 1, length=1024, questions=6)
     assert 4 <= len(found) <= 6
     assert len({one.document for one in found}) == 1 and len({one.id for one in found}) == len(found)
@@ -217,7 +222,8 @@ def test_further_tasks_ask_for_other_helpers_of_the_document(
     assert len(set(names)) == len(names)
     for one in found:
         assert one.code is not None and all(one.document.count(evidence.text) == 1 for evidence in one.evidence)
-        assert run(sandbox, one.answer, one) == run(sandbox, one.code.reference, one)
+        answer, expected = run(sandbox, [one.answer, one.code.reference], one)
+        assert answer == expected
 
 
 def test_a_cast_never_runs_out() -> None:
@@ -226,7 +232,7 @@ def test_a_cast_never_runs_out() -> None:
     assert len(set(drawn)) == 3000 and any(len(name) == 9 for name in drawn)
 
 
-def test_training_shows_code_alone_among_modules_and_beside_prose(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_training_documents_have_code_alone_among_modules_or_beside_prose(tokenizer: PreTrainedTokenizerBase) -> None:
     def conditions(length: int) -> set[str]:
         made = [
             generate("code", family, split="train", length=length, tokenizer=tokenizer, questions=4)

@@ -1,4 +1,4 @@
-"""Drills: what follows is the next word of the document, or the right sum; split names stay apart."""
+"""Drills: the target is the next word of the document or the correct sum; splits do not share names."""
 
 import re
 
@@ -20,7 +20,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def drills(tokenizer: PreTrainedTokenizerBase, turn: int, split: Split = "train") -> list[tuple[Example, ...]]:
-    """Those of one kind; kinds take turns."""
+    """Return the drills of one kind; kinds rotate over families."""
     return [
         generate("drill", family, split=split, length=0, tokenizer=tokenizer, questions=12)
         for family in range(turn, FAMILIES, 4)
@@ -28,7 +28,7 @@ def drills(tokenizer: PreTrainedTokenizerBase, turn: int, split: Split = "train"
 
 
 @pytest.mark.parametrize(("turn", "option"), [(0, r"[A-Z][a-z]{2}[A-Z][a-z]{2}"), (1, r"\d")])
-def test_the_letter_is_what_stands_behind_the_option(
+def test_the_letter_follows_the_option_in_the_document(
     tokenizer: PreTrainedTokenizerBase, turn: int, option: str
 ) -> None:
     for asked in drills(tokenizer, turn):
@@ -37,7 +37,7 @@ def test_the_letter_is_what_stands_behind_the_option(
         assert letters == dict(re.findall(rf"({option}) ([A-D])[,.]", asked[0].document))
 
 
-def test_amounts_are_told_right_behind_whom_they_belong_to(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_amounts_follow_their_owner_in_the_document(tokenizer: PreTrainedTokenizerBase) -> None:
     for asked in drills(tokenizer, 2):
         assert len(asked) == 4
         for one in asked:
@@ -46,7 +46,7 @@ def test_amounts_are_told_right_behind_whom_they_belong_to(tokenizer: PreTrained
             assert one.answer == f" {told}"
 
 
-def test_sums_are_right(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_sums_are_correct(tokenizer: PreTrainedTokenizerBase) -> None:
     for asked in drills(tokenizer, 3):
         assert len(asked) == 8
         for one in asked:
@@ -56,8 +56,8 @@ def test_sums_are_right(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_names_are_those_of_the_split_and_targets_are_short(tokenizer: PreTrainedTokenizerBase, split: Split) -> None:
+def test_names_belong_to_the_split_and_targets_are_short(tokenizer: PreTrainedTokenizerBase, split: Split) -> None:
     for asked in (one for turn in range(4) for one in drills(tokenizer, turn, split)):
         names = re.findall(r"[A-Z][a-z]{2}[A-Z][a-z]{2}", asked[0].document)
         assert {split_of(name) for name in names} <= {split}
-        assert all(len(encode_target(tokenizer, one)) <= 2 for one in asked)  # A takes a token for its blank
+        assert all(len(encode_target(tokenizer, one)) <= 2 for one in asked)  # " A" takes two tokens

@@ -1,4 +1,4 @@
-"""LongBlocks-mini as properties: one answer, the asked length, nothing shared between train and test."""
+"""Properties of LongBlocks-mini: one answer, the requested length, nothing shared between train and test."""
 
 import re
 import time
@@ -69,7 +69,7 @@ def test_prompt_length_is_met(task: str, family: int, split: Split, length: int,
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_prompt_length_is_met_where_the_core_leaves_least_room(task: str) -> None:
+def test_prompt_length_is_met_with_little_room_beside_the_core(task: str) -> None:
     for family in range(150):
         (example,) = examples(task, family, "test", 256)
         assert abs(sum(map(len, encode_prompt(mini_tokenizer(), example))) - 256) <= 0.02 * 256
@@ -98,13 +98,13 @@ def test_length_adds_ordinary_filler_and_nothing_else(task: str, family: int, sp
 
 
 def key_names(example: Example) -> set[str]:
-    """Names by which the evidence is found: that of the question, and those of steps between."""
+    """Return the names that lead to the evidence: that of the question, and those of intermediate steps."""
     return {*NAME.findall(example.question), *(NAME.findall(e.statement)[0] for e in example.evidence)}
 
 
 @check()
 @given(tasks, families, splits, st.sampled_from((0, 256, 1024)))
-def test_evidence_depth_is_recorded_truthfully(task: str, family: int, split: Split, length: int) -> None:
+def test_evidence_depth_is_correct(task: str, family: int, split: Split, length: int) -> None:
     (example,) = examples(task, family, split, length)
     total = len(encode_text(mini_tokenizer(), example.document))
     assert example.evidence or example.answer == UNANSWERABLE
@@ -192,8 +192,8 @@ def test_traits_of_grounding() -> None:
         assert asked in example.document
 
 
-def test_nothing_but_the_journey_is_said_of_a_traveller() -> None:
-    """So that the account holds all that the document says of its subject: every sentence with the name is a step."""
+def test_only_the_journey_is_stated_about_a_traveller() -> None:
+    """The account covers all that the document says about its subject: every sentence with the name is a step."""
     for family in range(60):
         for example in examples("longform", family, "train", 1024, 8):
             traveller = NAME.findall(example.question)[0]
@@ -201,8 +201,8 @@ def test_nothing_but_the_journey_is_said_of_a_traveller() -> None:
             assert told == {evidence.text for evidence in example.evidence}
 
 
-def test_a_journey_is_told_apart_from_the_one_beside_it() -> None:
-    """Another traveller passes two of the same places: reading that journey instead earns little."""
+def test_the_journey_of_another_traveller_scores_low() -> None:
+    """The other traveller visits two of the same places."""
     for family in range(150):
         (example,) = examples("longform", family, "test", 0)
         travellers = {NAME.findall(sentence)[0] for sentence in sentences(example.document) if " first " in sentence}
@@ -250,20 +250,20 @@ def test_lookup_target_is_the_value_alone() -> None:
         assert len(encode_target(mini_tokenizer(), example)) == 2
 
 
-def test_pairs_are_about_few_relations_and_asked_from_both_sides() -> None:
-    """In lists of any length, so that it takes the subject to tell which fact is meant."""
+def test_pairs_have_few_relations_and_questions_in_both_directions() -> None:
+    """At every length, so that only the subject identifies the fact."""
     forward = turned = 0
     for family, length in ((f, length) for f in range(20) for length in (64, 1024)):
         asked = examples("pairs", family, "train", length, 12)
         told = [word for word in re.findall(r"\w+", asked[0].document) if word in RELATIONS]
         assert len(set(told)) <= 3 and len(told) >= length // 18
-        assert asked[0].question.startswith(" the ")  # as it is in the held-out evaluation, which asks one
+        assert asked[0].question.startswith(" the ")  # as in the held-out evaluation, which has one question
         forward += sum(example.question.endswith(" is") for example in asked)
         turned += sum(example.question.endswith(" of") for example in asked)
     assert forward > 100 and turned > 100
 
 
-def test_training_lists_open_sentences_in_many_ways_and_never_in_a_held_out_wording() -> None:
+def test_training_lists_have_many_openers_and_no_held_out_wording() -> None:
     held_out = {f"{opener} {core.format(key='R', subject='X', value='X')}." for opener, core in spelled("test")}
     seen = set()
     for family in range(200):
@@ -278,22 +278,22 @@ def spelled(split: Split) -> list[tuple[str, str]]:
     return [(opener, CORES["fact"][core]) for opener, core in wordings(split)]
 
 
-def test_bad_arguments_say_what_to_do() -> None:
-    with pytest.raises(ValueError, match="choose one of multihop"):
+def test_bad_arguments_are_reported_with_the_fix() -> None:
+    with pytest.raises(ValueError, match="'poetry': choose one of multihop"):
         examples("poetry", 0, "train", 256)
-    with pytest.raises(ValueError, match="raise length=64"):
+    with pytest.raises(ValueError, match=r"multihop-train-000000 .*raise length=64"):
         examples("multihop", 0, "train", 64)
-    with pytest.raises(ValueError, match="questions >= 1"):
+    with pytest.raises(ValueError, match=r"questions >= 1.*questions=0"):
         examples("multihop", 0, "train", 256, 0)
 
 
-def test_solver_refuses_what_is_not_settled() -> None:
+def test_solver_rejects_ambiguous_documents() -> None:
     twice = "Chronicle. Note that the mentor of TorVin is KesDal. Note that TorVin's mentor is BelMar."
     with pytest.raises(AmbiguousError):
         solve(twice, "Question: who is the mentor of TorVin?")
     with pytest.raises(AmbiguousError):
         solve("Chronicle. Note that first TorVin left KesDal.", "Tell me: list the stops of TorVin in order.")
-    with pytest.raises(ValueError, match="cannot read"):
+    with pytest.raises(ValueError, match="TorVin sang"):
         solve("Chronicle. TorVin sang.", "Question: who is the mentor of TorVin?")
 
 
@@ -306,7 +306,7 @@ def test_generation_is_fast_enough() -> None:
 
 
 def test_tokens_are_counted_word_by_word() -> None:
-    """With line ends and indentation: what every generator cuts its documents by."""
+    """With line ends and indentation; every generator meets its length by this count."""
     tokenizer, count = mini_tokenizer(), token_counter(mini_tokenizer())
     made = [examples(task, 0, "test", 1024)[0].document for task in ("code", "longreason", "multihop")]
     texts = [*made, " one  two\n\n\n    x\n"]

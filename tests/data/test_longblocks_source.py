@@ -2,21 +2,23 @@
 
 import json
 import shutil
-import subprocess
-import sys
+import signal
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from longctx_rl.config.compose import composed
+from longctx_rl.data import __main__ as commands
 from longctx_rl.data.cutting import GAP, cut
 from longctx_rl.data.longblocks_source import LongBlocksSource, overhead
 from longctx_rl.data.prompts import encode_text
 from longctx_rl.data.selection import select, split_of, task_at
 from longctx_rl.data.source import open_source, prompt_ids
 from longctx_rl.data.tasks import place_of, task_of
+from longctx_rl.launch import rank
 from longctx_rl.policy.loading import load_tokenizer
 
 FIXTURE = Path(__file__).parent / "fixture"
@@ -67,9 +69,9 @@ def test_a_document_and_all_its_questions_are_in_one_split(cache: Path) -> None:
         select(store, replace(config, **shares), split, overhead=0, tasks=())
         for split in ("train", "validation", "test")
     ]
-    elsewhere = sum(part.left_out["document of another split"] for part in parts)
-    left_out = sum(part.left_out.total() for part in parts) - elsewhere
-    assert elsewhere == 2 * len(store) and sum(map(len, parts)) + left_out == len(store)
+    elsewhere = sum(part.excluded["document of another split"] for part in parts)
+    excluded = sum(part.excluded.total() for part in parts) - elsewhere
+    assert elsewhere == 2 * len(store) and sum(map(len, parts)) + excluded == len(store)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_filters(cache: Path, override: str, kept: int) -> None:
     assert rows(source(cache, override, "data.longblocks.max_tokens=4000")) == kept
 
 
-def test_prompts_are_as_long_as_the_store_says(cache: Path) -> None:
+def test_prompt_lengths_match_the_store(cache: Path) -> None:
     opened = source(cache, "data.longblocks.instruction=''")
     beside, store = overhead(TOKENIZER, ""), opened.stores["long"]
     for pool in opened.order.pools:
@@ -97,7 +99,7 @@ def test_prompts_are_as_long_as_the_store_says(cache: Path) -> None:
             assert length == columns["document_tokens"] + columns["question_tokens"] + beside
 
 
-def test_the_target_is_the_column_that_was_asked_for(cache: Path) -> None:
+def test_the_target_is_the_configured_column(cache: Path) -> None:
     wanted = "response_Qwen3.5-27B"
     opened = source(cache, f"data.longblocks.target={wanted}", "data.longblocks.max_tokens=4000")
     for place in range(rows(opened)):
@@ -105,7 +107,7 @@ def test_the_target_is_the_column_that_was_asked_for(cache: Path) -> None:
         assert example.target != example.answer and "Answer:" in example.target
 
 
-def test_the_rule_for_tasks(cache: Path) -> None:
+def test_task_rule(cache: Path) -> None:
     store = source(cache).stores["long"]
     tasks = {store.row(index)["id"]: task_at(store, index) for index in range(len(store))}
     assert tasks["edu-0"] == "code" and tasks["gut-1"] == "longform" and tasks["web-0"] == "grounding"
@@ -125,7 +127,7 @@ def test_the_rule_for_tasks(cache: Path) -> None:
         ("anything", " ", None),
     ],
 )
-def test_where_an_answer_stands(document: str, answer: str, found: str | None) -> None:
+def test_place_of_an_answer(document: str, answer: str, found: str | None) -> None:
     place = place_of(document, answer)
     assert (document[slice(*place)] if place else None) == found
 
@@ -140,7 +142,7 @@ def test_shares_of_tasks_and_of_short_prompts_are_exact(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("overlong", ["ends", "ends_and_answer"])
-def test_long_documents_keep_both_ends_and_the_answer_if_asked(cache: Path, overlong: str) -> None:
+def test_long_documents_keep_both_ends_and_optionally_the_answer(cache: Path, overlong: str) -> None:
     words = [f"word{i}" for i in range(3000)]
     words[1700:1701] = ["the", "Golden", "Key"]
     document = " ".join(words)
@@ -157,7 +159,7 @@ def test_long_documents_keep_both_ends_and_the_answer_if_asked(cache: Path, over
         assert len(prompt_ids(TOKENIZER, example)) <= 300
 
 
-def test_the_content_hash_is_of_what_is_trained_on(cache: Path, tmp_path: Path) -> None:
+def test_content_hash_covers_the_training_data(cache: Path, tmp_path: Path) -> None:
     first = source(cache).content_hash()
     assert first == source(tmp_path, "seed=3").content_hash()
     assert first != source(cache, "data.longblocks.languages=[en]").content_hash()
@@ -167,25 +169,26 @@ def test_the_content_hash_is_of_what_is_trained_on(cache: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("data.longblocks.sources=[Nowhere]", "no row of .* is left to train on .*source not asked for"),
+        ("data.longblocks.sources=[Nowhere]", "no row of .* source not selected.*loosen data.longblocks or task"),
         ("data.longblocks.min_tokens=999", "shorter than data.longblocks.min_tokens"),
-        ("data.longblocks.min_tokens=1000", "need 0 <= min_tokens < max_tokens"),
-        ("data.longblocks.target=reply", "starts with response_"),
-        ("data.longblocks.test=1.0", "leave nothing to train on"),
+        ("data.longblocks.min_tokens=1000", "0 <= min_tokens < max_tokens"),
+        ("data.longblocks.target=reply", "data.longblocks.target.*response_"),
+        ("data.longblocks.test=1.0", "data.longblocks.*test=1.0"),
         ("data.longblocks.overlong=cut", "overlong"),
         ("data.longblocks.path=/nowhere/at/all", "hf download --repo-type dataset"),
     ],
 )
-def test_bad_input_is_one_sentence(cache: Path, override: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_is_reported_in_one_line(
+    cache: Path, override: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=sentence) as caught:
         source(cache, override)
     assert "\n" not in str(caught.value)
 
 
-def test_inspect_shows_what_is_there(cache: Path) -> None:
-    command = [sys.executable, "-m", "longctx_rl.data", "inspect", *settings(cache)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_inspect_reports_the_data_set(cache: Path) -> None:
+    printed = commands.run(["inspect", *settings(cache)])
     for line in (
         "document is not part of the data set (Institutional-Books-1.0)         6",
         "file skipped: c-broken.parquet",
@@ -198,19 +201,28 @@ def test_inspect_shows_what_is_there(cache: Path) -> None:
         assert line in printed
 
 
-def test_a_run_trains_on_rows_and_notes_them(cache: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """A run in this process takes its signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_run_trains_on_rows_and_records_them(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rows"
     shutil.copytree(FIXTURE / "rows", rows)
-    command = [
-        sys.executable, "-m", "longctx_rl", "+algo=dgrpo", "+experiment=smoke", "eval=none", "logging=none",
+    overrides = [
+        "+algo=dgrpo", "+experiment=smoke", "eval=none", "logging=none", "engine=local",
         *settings(cache, "data.longblocks.max_tokens=400", "data.longblocks.overlong=ends", "reward=rules"),
         f"data.longblocks.path={rows}", f"runs_root={tmp_path / 'runs'}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert rank.execute(composed(overrides)) == 0
     (record,) = tmp_path.rglob("environment.json")
     data = json.loads(record.read_text())["data"]
     assert data["content_hash"] and data["rows"]["any"] > 10
     (rows / "b.parquet").unlink()
-    done = subprocess.run([*command, "resume=true", "budget.steps=3"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "changed since the run began" in done.stderr
+    assert rank.execute(composed([*overrides, "resume=true", "budget.steps=3"])) == 2
+    assert "training data" in (stderr := capsys.readouterr().err) and "choose another experiment_name" in stderr

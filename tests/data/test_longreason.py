@@ -1,4 +1,4 @@
-"""LongReason items: an independent reader finds the marked option in every form; forms differ in words alone."""
+"""LongReason items: an independent reader finds the correct option in every form; forms differ only in wording."""
 
 import re
 from collections import Counter
@@ -35,7 +35,7 @@ def items(
 
 
 def read(example: Example) -> str:
-    """The right letter, from the text alone."""
+    """Return the correct letter, from the text only."""
     text = example.document
     options = {letter: name for name, letter in re.findall(r"(\w+) ([A-D])[,.]", example.question)}
     assert list(options) == list(LETTERS) and len(set(options.values())) == 4
@@ -84,7 +84,7 @@ def read(example: Example) -> str:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_reader_finds_the_marked_option(tokenizer: PreTrainedTokenizerBase, form: Form, split: Split) -> None:
+def test_a_reader_finds_the_correct_option(tokenizer: PreTrainedTokenizerBase, form: Form, split: Split) -> None:
     for family in range(90):
         for one in items(tokenizer, family, form=form, split=split):
             assert read(one) == one.answer
@@ -98,7 +98,7 @@ def test_several_items_in_one_document(tokenizer: PreTrainedTokenizerBase) -> No
         assert [read(one) for one in found] == [one.answer for one in found]
 
 
-def test_forms_tell_the_same_item(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_forms_share_the_same_item(tokenizer: PreTrainedTokenizerBase) -> None:
     for family in range(12):
         found = [items(tokenizer, family, form=form, length=length)[0] for form in FORMS for length in (512, 2048)]
         assert len({(one.question, one.answer, one.target, one.family_id) for one in found}) == 1
@@ -110,7 +110,7 @@ def test_forms_tell_the_same_item(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 @pytest.mark.parametrize("length", [384, 512, 1024, 4096])
-def test_prompts_have_the_length_asked_for(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+def test_prompts_have_the_requested_length(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
     for family in range(9):
         (one,) = items(tokenizer, family, length=length)
         assert sum(map(len, encode_prompt(tokenizer, one))) == pytest.approx(length, rel=0.02)
@@ -137,5 +137,5 @@ def test_only_the_letter_on_the_last_line_counts(tokenizer: PreTrainedTokenizerB
 
 
 def test_too_short_a_length_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="does not fit: raise length=64"):
+    with pytest.raises(ValueError, match=r"longreason-test-000000 .*raise length=64"):
         items(tokenizer, 0, length=64)

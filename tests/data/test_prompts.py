@@ -1,4 +1,4 @@
-"""Prompts: two parts that add up, the model's own template, and no special tokens out of data."""
+"""Prompts: two parts that add up, the model's own template, and no special tokens from data."""
 
 import runpy
 from dataclasses import replace
@@ -60,7 +60,7 @@ def test_target_ends_with_the_end_token_in_chat_only(tokenizer: PreTrainedTokeni
     assert encode_target(tokenizer, EXAMPLE)[-1] == tokenizer.eos_token_id
 
 
-def test_closed_book_leaves_out_the_document_alone(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_closed_book_omits_only_the_document(tokenizer: PreTrainedTokenizerBase) -> None:
     document, question = encode_prompt(tokenizer, EXAMPLE)
     head, same_question = encode_prompt(tokenizer, closed_book(EXAMPLE))
     assert same_question == question
@@ -68,23 +68,23 @@ def test_closed_book_leaves_out_the_document_alone(tokenizer: PreTrainedTokenize
     assert decode(tokenizer, head) == "<|im_start|>user\n"
 
 
-def test_thinking_is_switched_off_where_the_template_can(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_thinking_is_disabled_if_the_template_supports_it(tokenizer: PreTrainedTokenizerBase) -> None:
     thinking = AutoTokenizer.from_pretrained(MODELS / "mini-student")
     thinking.chat_template += "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
     assert decode(tokenizer, encode_prompt(thinking, EXAMPLE)[1]).endswith("assistant\n<think></think>")
 
 
-def test_template_problems_are_named(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_template_problems_are_reported(tokenizer: PreTrainedTokenizerBase) -> None:
     broken = AutoTokenizer.from_pretrained(MODELS / "mini-student")
     broken.chat_template = "{% for message in messages %}{{ message['content'] * 2 }}{% endfor %}"
-    with pytest.raises(ValueError, match="exactly once"):
+    with pytest.raises(ValueError, match=r"chat template .*exactly once.*choose another template"):
         encode_prompt(broken, EXAMPLE)
     broken.chat_template = None
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(ValueError, match=r"chat template.*chat=False"):
         encode_prompt(broken, EXAMPLE)
 
 
-def test_shipped_tokenizers_are_what_the_builder_builds() -> None:
+def test_shipped_tokenizers_match_their_builder() -> None:
     built = runpy.run_path(str(BUILDER))["build_tokenizer"]()
     for folder in ("mini-student", "mini-teacher"):
         shipped = AutoTokenizer.from_pretrained(MODELS / folder)

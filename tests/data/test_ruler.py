@@ -1,4 +1,4 @@
-"""RULER's shapes: lengths, answers that a reader finds again, and scores that dumping does or does not fool."""
+"""RULER's shapes: lengths, answers that a reader finds, and scores that dumping does or does not fool."""
 
 import re
 from collections import Counter
@@ -37,7 +37,7 @@ def test_there_are_thirteen() -> None:
 
 @pytest.mark.parametrize("shapes", HAYSTACKS)
 @pytest.mark.parametrize("length", [512, 2048, 4096])
-def test_documents_are_shared_and_have_the_length_asked_for(
+def test_documents_are_shared_and_have_the_requested_length(
     tokenizer: PreTrainedTokenizerBase, shapes: tuple[str, ...], length: int
 ) -> None:
     for family in range(3):
@@ -49,7 +49,7 @@ def test_documents_are_shared_and_have_the_length_asked_for(
         assert len({one.question for one in asked}) == len({one.id for one in asked}) == len(shapes)
 
 
-def test_a_document_is_the_same_whichever_shape_comes_first(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_document_does_not_depend_on_the_order_of_shapes(tokenizer: PreTrainedTokenizerBase) -> None:
     found = [sample(tokenizer, shape, 5, 2048) for shape in SHAPES]
     ruler._document.cache_clear()
     assert [sample(tokenizer, shape, 5, 2048) for shape in reversed(SHAPES)] == found[::-1]
@@ -57,7 +57,9 @@ def test_a_document_is_the_same_whichever_shape_comes_first(tokenizer: PreTraine
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("length", [512, 3072])
-def test_right_answers_score_and_dumping_does_not(tokenizer: PreTrainedTokenizerBase, shape: str, length: int) -> None:
+def test_correct_answers_score_and_dumping_does_not(
+    tokenizer: PreTrainedTokenizerBase, shape: str, length: int
+) -> None:
     for family in range(4):
         one = sample(tokenizer, shape, family, length)
         wanted = answers(one)
@@ -65,12 +67,12 @@ def test_right_answers_score_and_dumping_does_not(tokenizer: PreTrainedTokenizer
             assert ruler_recall(said, wanted) == ruler_strict(said, wanted, one.question) == 1.0
         assert ruler_recall("nothing", wanted) == ruler_strict("nothing", wanted, one.question) == 0.0
         assert ruler_recall(one.document, wanted) == 1.0
-        assert ruler_strict(one.document, wanted, one.question) == 0.0, "the whole text scores"
+        assert ruler_strict(one.document, wanted, one.question) == 0.0, "dumping the document scores"
         assert ruler_strict(f"Answer: {one.document}", wanted, one.question) == 0.0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_evidence_is_where_the_answer_stands(tokenizer: PreTrainedTokenizerBase, shape: str) -> None:
+def test_evidence_is_where_the_answer_is(tokenizer: PreTrainedTokenizerBase, shape: str) -> None:
     one = sample(tokenizer, shape)
     assert bool(one.evidence) == (shape not in ("cwe", "fwe"))
     for found in one.evidence:
@@ -87,7 +89,7 @@ def test_needles_are_found_by_reading(tokenizer: PreTrainedTokenizerBase, shape:
         assert len(answers(one)) == (4 if shape in ("niah_multivalue", "niah_multiquery") else 1)
 
 
-def test_variables_are_traced_through_one_of_several_chains(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_answer_is_one_of_several_chains_of_variables(tokenizer: PreTrainedTokenizerBase) -> None:
     for family in range(10):
         one = sample(tokenizer, "vt", family)
         value: dict[str, str] = {}
@@ -109,7 +111,7 @@ def test_counts_are_without_ties(tokenizer: PreTrainedTokenizerBase, shape: str,
 
 
 @pytest.mark.parametrize("shape", ("qa_1", "qa_2"))
-def test_questions_are_answered_by_the_text(tokenizer: PreTrainedTokenizerBase, shape: str) -> None:
+def test_the_text_answers_the_questions(tokenizer: PreTrainedTokenizerBase, shape: str) -> None:
     for family in range(10):
         one = sample(tokenizer, shape, family)
         text = one.document.partition("\n")[2].replace("\n", " ")
@@ -131,5 +133,5 @@ def test_scores_by_hand() -> None:
 
 
 def test_too_short_a_length_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="before hay: raise length=64"):
+    with pytest.raises(ValueError, match=r"niah_single_1 and vt .*raise length=64"):
         sample(tokenizer, "vt", length=64)

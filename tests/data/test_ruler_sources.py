@@ -1,4 +1,4 @@
-"""RULER from its own sources: files in the form of SQuAD 2.0, HotpotQA and the essays."""
+"""RULER from its original sources: files in the formats of SQuAD 2.0, HotpotQA and the essays."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ PLACES = ("Basel", "Bergen", "Cork", "Delft", "Faro", "Ghent", "Jena", "Linz")
 
 
 def squad(path: Path) -> Path:
-    """dev-v2.0.json: articles of paragraphs, answered in several wordings or impossible."""
+    """Write dev-v2.0.json: articles with paragraphs, whose questions have several answers or none."""
 
     def paragraph(place: str, number: int) -> dict[str, Any]:
         possible = {
@@ -37,7 +37,7 @@ def squad(path: Path) -> Path:
 
 
 def hotpot(path: Path) -> Path:
-    """hotpot_dev_distractor_v1.json: each question with its own paragraphs."""
+    """Write hotpot_dev_distractor_v1.json: each question with its own paragraphs."""
     rows = [
         {
             "_id": f"5a{n}",
@@ -64,7 +64,7 @@ def asked(*labels: str, length: int = 768, items: int = 4, **sources: Path) -> l
     return items_of("ruler", Plan(suite, items), TOKENIZER)
 
 
-def test_squads_questions_stand_among_its_paragraphs(tmp_path: Path) -> None:
+def test_squad_questions_have_their_paragraph_among_others(tmp_path: Path) -> None:
     found = asked("qa_1", squad=squad(tmp_path / "dev-v2.0.json"))
     assert len({item.example.question for item in found}) == 4 and not any("Why" in i.example.question for i in found)
     for item in found:
@@ -82,14 +82,14 @@ def test_squads_questions_stand_among_its_paragraphs(tmp_path: Path) -> None:
         assert grade(f"Answer: {number + 1}", one).parts["recall"] == 0.0
 
 
-def test_a_document_is_made_once(tmp_path: Path) -> None:
+def test_a_document_is_generated_once(tmp_path: Path) -> None:
     path = squad(tmp_path / "dev-v2.0.json")
     first = asked("qa_1", squad=path)
     before = ruler._document.cache_info().hits
     assert asked("qa_1", squad=path) == first and ruler._document.cache_info().hits == before + len(first)
 
 
-def test_hotpots_paragraphs_come_whole_and_two_are_evidence(tmp_path: Path) -> None:
+def test_hotpot_paragraphs_are_complete_and_two_are_evidence(tmp_path: Path) -> None:
     for item in asked("qa_2", hotpot=hotpot(tmp_path / "hotpot.json")):
         one = item.example
         place = one.answer.removeprefix("Lord ")
@@ -99,7 +99,7 @@ def test_hotpots_paragraphs_come_whole_and_two_are_evidence(tmp_path: Path) -> N
         assert grade(one.answer, one).score == 1.0 and grade("Lord Nobody", one).score == 0.0
 
 
-def test_each_source_replaces_its_own_shapes_alone(tmp_path: Path) -> None:
+def test_each_source_replaces_only_its_own_shapes(tmp_path: Path) -> None:
     (tmp_path / "essays").mkdir()
     (tmp_path / "essays" / "a.txt").write_text("Work on hard things. Do you? " * 9 + "word " * 200)
     labels = ("niah_single_1", "niah_single_2", "niah_multikey_1", "qa_1", "qa_2")
@@ -118,13 +118,13 @@ def test_each_source_replaces_its_own_shapes_alone(tmp_path: Path) -> None:
     [
         ("squad", None, r"eval\.suites\.ruler\.squad=.* cannot be read \(.*No such file.*\): give SQuAD 2\.0's dev-v2"),
         ("squad", "[]", r"squad=.* cannot be read"),
-        ("squad", '{"data": []}', r"squad=.* has too few questions or paragraphs: give the whole set"),
+        ("squad", '{"data": []}', r"squad=.* too few questions or paragraphs: give the whole set"),
         ("hotpot", '{"data": 1}', r"hotpot=.* cannot be read .*give HotpotQA's hotpot_dev_distractor_v1\.json"),
         ("essays", "", r"essays=.* holds no text"),
         ("essays", None, r"essays=.* cannot be read"),
     ],
 )
-def test_files_that_are_something_else(tmp_path: Path, name: str, content: str | None, sentence: str) -> None:
+def test_files_of_another_format_are_reported(tmp_path: Path, name: str, content: str | None, sentence: str) -> None:
     path = tmp_path / "file"
     if content is not None:
         path.write_text(content)
@@ -134,5 +134,5 @@ def test_files_that_are_something_else(tmp_path: Path, name: str, content: str |
 
 
 def test_a_length_without_room_for_the_paragraphs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"qa_2 take \d+ tokens before hay: raise length=64"):
+    with pytest.raises(ValueError, match=r"qa_2 .*raise length=64"):
         asked("qa_2", length=64, hotpot=hotpot(tmp_path / "hotpot.json"))

@@ -1,4 +1,4 @@
-"""A small random policy, a configuration and a few losses for the engine tests."""
+"""A small random policy, a configuration and training steps for the engine tests."""
 
 import dataclasses
 from pathlib import Path
@@ -27,7 +27,7 @@ OPTIM = {
 
 
 class Policy(nn.Module):
-    """A language model whose forward pass returns the sum of the tokens' negative log-likelihoods."""
+    """A language model whose forward pass returns the sum of the negative log-likelihoods of its tokens."""
 
     def __init__(self, model: Qwen3ForCausalLM) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def batch(index: int, rows: int = 1, length: int = 12) -> Tensor:
 
 
 def config(**groups: dict[str, Any]) -> Config:
-    """A whole configuration with neutral values, except for the groups given: ``config(engine={"name": "local"})``."""
+    """Return a configuration with neutral values except in the given groups: ``config(engine={"name": "local"})``."""
     chosen: dict[str, dict[str, Any]] = {
         "engine": {"name": "zero3", "num_processes": 1, "num_nodes": 1, "device": "cpu", "offload_optimizer": False},
         "optim": OPTIM,
@@ -79,7 +79,7 @@ def config(**groups: dict[str, Any]) -> Config:
 
 
 def _neutral(kind: Any, values: dict[str, Any]) -> Any:
-    """An instance of a dataclass, each field neutral unless ``values`` has it."""
+    """Return an instance of a dataclass with neutral values for fields that are not in ``values``."""
     hints = get_type_hints(kind)
     filled = {}
     for field in dataclasses.fields(kind):
@@ -96,9 +96,9 @@ def _neutral(kind: Any, values: dict[str, Any]) -> Any:
 
 
 def train(engine: Engine, steps: range, micro_batches: int = 4, rows: int = 1) -> list[float]:
-    """Run optimizer steps on numbered batches, eight rows each, shared out over the ranks. Returns gradient norms.
+    """Run optimizer steps on numbered batches that are split over the ranks. Returns gradient norms.
 
-    ``micro_batches`` x ``rows`` is the share of one rank; the loss is divided by the global number of rows.
+    Each rank takes ``micro_batches`` x ``rows`` rows per step; the loss is divided by the global number of tokens.
     """
     ranks = distributed.world_size()
     norms = []
@@ -107,7 +107,7 @@ def train(engine: Engine, steps: range, micro_batches: int = 4, rows: int = 1) -
         mine = data.chunk(ranks)[distributed.rank()].split(rows)
         for index, row in enumerate(mine):
             with torch.no_grad():
-                engine.forward(row)  # as old log-probabilities do
+                engine.forward(row)  # like the pass for old log-probabilities
             loss = engine.forward(row) / (len(data) * 11)
             engine.backward(loss, last=index == len(mine) - 1)
         norms.append(engine.step().grad_norm)
@@ -115,10 +115,15 @@ def train(engine: Engine, steps: range, micro_batches: int = 4, rows: int = 1) -
 
 
 def weights(engine: Engine, directory: Path) -> dict[str, Tensor]:
-    """All stored tensors of an engine, by file and name."""
+    """Save an engine and return all stored tensors, by file and name."""
     directory.mkdir(parents=True, exist_ok=True)
     engine.save(directory)
     distributed.barrier()
+    return stored(directory)
+
+
+def stored(directory: Path) -> dict[str, Tensor]:
+    """Return all tensors in a folder, by file and name."""
     return {
         f"{file.stem}/{name}": tensor
         for file in sorted(directory.glob("*.safetensors"))
@@ -127,6 +132,6 @@ def weights(engine: Engine, directory: Path) -> dict[str, Tensor]:
 
 
 def difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
-    """Largest absolute difference of any element."""
+    """Return the largest absolute difference between corresponding elements."""
     assert left.keys() == right.keys()
     return max((left[name] - right[name]).abs().max().item() for name in left)

@@ -1,8 +1,8 @@
-"""What the tests run in processes of their own. ``run_ranks.py resume DIR``, or ``ranks DIR`` under torchrun."""
+"""What the tests run in other processes: ``resume`` on one rank, ``ranks`` on two."""
 
 import json
 import math
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from engine_cases import Policy, batch, config, policy, train, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from longctx_rl import cli
 from longctx_rl.engine import Engine, checkpoint, distributed, startup, zero3
 
 WIDTH = 33
@@ -24,7 +23,10 @@ def build(module: Policy | None = None, **groups: dict[str, Any]) -> Engine:
 
 
 def resume(root: Path) -> None:
-    """Continue each engine's checkpoint from step 3 to step 6."""
+    """Continue each engine's checkpoint from step 3 to step 6, without a compiler in reach. Prints to ``stdout``."""
+    os.environ["PATH"] = "/nonexistent"
+    with (root / "stdout").open("w") as printed:
+        os.dup2(printed.fileno(), 1)
     for name in ("local", "zero3"):
         startup.init(config(engine={"name": name}))
         trainer = build(policy(WIDTH, seed=5), engine={"name": name})
@@ -32,10 +34,11 @@ def resume(root: Path) -> None:
         norms = train(trainer, range(3, 6))
         weights(trainer, root / name / "resumed")
         (root / name / "resumed.json").write_text(json.dumps(norms))
+    distributed.shutdown()
 
 
 def ranks(root: Path) -> None:
-    """Everything that is checked on two ranks. Values that the test compares go to ``facts.json``."""
+    """Run all checks on two ranks. Values for the tests are written to ``facts.json``."""
     startup.init(config(engine={"num_processes": 2}))
     facts: dict[str, Any] = {"collectives": collectives()}
     facts["norms"] = training(root)
@@ -65,7 +68,7 @@ def collectives() -> dict[str, Any]:
 
 
 def training(root: Path) -> list[float]:
-    """Six steps from scratch, a checkpoint after three; then three more from a checkpoint of one rank."""
+    """Train six steps with a checkpoint after three; then train three steps from a checkpoint of one rank."""
     trainer = build()
     norms = train(trainer, range(3), micro_batches=2)
     checkpoint.save_checkpoint(root, 3, trainer.save, {"rng": checkpoint.rng_states()}, keep=1)
@@ -79,7 +82,7 @@ def training(root: Path) -> list[float]:
 
 
 def training_resumed(root: Path) -> None:
-    """Two ranks continue their own checkpoint, bit for bit."""
+    """Continue the checkpoint of two ranks on two ranks."""
     found = checkpoint.latest_checkpoint(root)
     assert found is not None
     checkpoint.verify(found)
@@ -90,7 +93,7 @@ def training_resumed(root: Path) -> None:
 
 
 def gradient_in_parts() -> list[float]:
-    """Norm of the gradient from the ranks' parts, and as the step reports it."""
+    """Return the norm of the gradient, computed from the ranks' parts and as reported by the step."""
     trainer = build()
     trainer.backward(trainer.forward(batch(distributed.rank())) / 22, last=True)
     squared = distributed.all_reduce_sum({"gradient": trainer.gradient().square().sum().item()})["gradient"]
@@ -105,7 +108,7 @@ def not_finite_on_one_rank() -> list[bool]:
 
 
 def generation(gather_weights: bool) -> list[list[int]]:
-    """Ranks stop at different lengths, then train."""
+    """Generate different lengths on each rank, then train."""
     trainer = build(rollout={"gather_weights": gather_weights})
     assert trainer.synced_gpus is not gather_weights
     train(trainer, range(1), micro_batches=2)
@@ -129,7 +132,7 @@ class Gathers(TorchDispatchMode):
 
 
 def sharded_weights(root: Path) -> dict[str, int]:
-    """As a large model runs: loaded in shards, nothing resident, a frozen scorer of another width beside it."""
+    """Train like a large model: sharded on loading, nothing resident, with a frozen scorer of another width."""
     zero3.SMALL_MODEL_NUMEL = zero3.RESIDENT_NUMEL = 0
     with startup.loading(config()):
         student = AutoModelForCausalLM.from_pretrained(root / "student")
@@ -146,7 +149,7 @@ def sharded_weights(root: Path) -> dict[str, int]:
     head = trainer.full_parameter(teacher.model.get_output_embeddings().weight)
     assert torch.equal(head, whole.model.get_output_embeddings().weight)
     gathers = {}
-    for name, scorer in (("sharded", frozen), ("whole", trainer.freeze(whole))):
+    for name, scorer in (("sharded", frozen), ("replicated", trainer.freeze(whole))):
         with Gathers() as seen, torch.no_grad():
             scorer(batch(0))
         gathers[f"{name} teacher"] = seen.count
@@ -176,7 +179,7 @@ def bfloat16() -> list[float]:
 
 
 def disk_full(root: Path) -> list[str]:
-    """The main rank's disk is full: every rank gets the sentence and none waits for another."""
+    """Fail on the main rank with a full disk: every rank gets the message and none waits for another."""
 
     def write(directory: Path) -> None:
         def fail() -> None:
@@ -194,12 +197,3 @@ def disk_full(root: Path) -> list[str]:
 def _fresh(directory: Path) -> Path:
     distributed.on_main(lambda: directory.mkdir())
     return directory
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    try:
-        {"resume": resume, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))
-    finally:
-        distributed.shutdown()
-    cli.leave(0)

@@ -1,51 +1,20 @@
-"""One and two ranks, and new processes, continue each other's work. Each launch is done once and checked by many."""
+"""One rank, two ranks and new processes continue each other's training. Two ranks run once for all tests."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from engine_cases import difference, policy, train, weights
-from run_ranks import WIDTH, build
-from safetensors.torch import load_file
+from engine_cases import difference, policy, stored, train, weights
+from run_ranks import WIDTH, build, ranks, resume
 
 from longctx_rl.engine import checkpoint
-
-SCRIPT = Path(__file__).with_name("run_ranks.py")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-
-
-def run(*arguments: str, **variables: str) -> str:
-    """Run Python in a process of its own and return what it printed."""
-    environment = {key: value for key, value in os.environ.items() if key != "LOCAL_RANK"}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=environment | variables,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def stored(directory: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{file.stem}/{name}": tensor
-        for file in sorted(directory.glob("*.safetensors"))
-        for name, tensor in load_file(file).items()
-    }
+from rank_processes import run_ranks
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The results of a run on two ranks, beside those of one rank."""
+    """The results of two ranks, and those of one rank for comparison."""
     root = tmp_path_factory.mktemp("ranks")
     trainer = build()
     norms = train(trainer, range(3))
@@ -54,7 +23,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     weights(trainer, root / "one" / "done")
     policy(WIDTH).model.save_pretrained(root / "student")
     policy(48, seed=3).model.save_pretrained(root / "teacher")
-    run(*TORCHRUN, str(SCRIPT), "ranks", str(root))
+    run_ranks(ranks, root)
     return root, {**json.loads((root / "facts.json").read_text()), "one_norms": norms}
 
 
@@ -93,9 +62,11 @@ def test_sharded_weights_equal_resident_ones(two: tuple[Path, dict[str, Any]]) -
     assert difference(stored(root / "sharded-on"), stored(root / "sharded-loaded")) == 0.0
 
 
-def test_weights_are_gathered_once_to_sample_and_never_for_a_whole_teacher(two: tuple[Path, dict[str, Any]]) -> None:
+def test_weights_are_gathered_once_to_sample_and_not_for_a_replicated_teacher(
+    two: tuple[Path, dict[str, Any]],
+) -> None:
     gathers = two[1]["gathers"]
-    assert gathers["whole teacher"] == 0 < gathers["sharded teacher"]
+    assert gathers["replicated teacher"] == 0 < gathers["sharded teacher"]
     assert gathers["sampling 8 tokens"] == gathers["sampling 2 tokens"] > 0
 
 
@@ -120,7 +91,7 @@ def test_bfloat16_trains_on_two_ranks(two: tuple[Path, dict[str, Any]]) -> None:
     assert losses[-1] < losses[0] - 0.25
 
 
-def test_full_disk_on_the_main_rank_is_told_to_all(two: tuple[Path, dict[str, Any]]) -> None:
+def test_full_disk_on_the_main_rank_is_reported_on_all(two: tuple[Path, dict[str, Any]]) -> None:
     root, facts = two
     assert len(facts["disk_full"]) == 2
     assert all("No space left on device" in sentence for sentence in facts["disk_full"])
@@ -146,8 +117,8 @@ def test_new_process_resumes_bit_for_bit(tmp_path: Path) -> None:
         train(trainer, range(3))
         weights(trainer, tmp_path / name / "checkpoint")
         uninterrupted[name] = train(trainer, range(3, 6)), weights(trainer, tmp_path / name / "done")
-    printed = run(str(SCRIPT), "resume", str(tmp_path), PATH="/nonexistent")  # no compiler needed either
-    assert printed == ""
+    run_ranks(resume, tmp_path, ranks=1)
+    assert (tmp_path / "stdout").read_text() == ""
     for name, (norms, tensors) in uninterrupted.items():
         assert json.loads((tmp_path / name / "resumed.json").read_text()) == norms
         assert difference(stored(tmp_path / name / "resumed"), tensors) == 0.0

@@ -1,30 +1,28 @@
-"""Real processes: one, several, several machines, a sweep; what Ctrl-C and kill -9 leave, and the exit codes.
-
-All of them train a fresh mini student on recorded answers for a few steps.
-"""
+"""Commands from start to end: one process, several, several machines; what Ctrl-C and kill -9 leave, and exit codes."""
 
 import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from command_processes import finish, start, wait_for
 from ports import free_port
+from small_runs import rows_of, save_models, smoke, step_rows, train
 
 SMOKE = ("+experiment=smoke", "model=mini_fresh", "logging=none", "eval=none")
-ENDLESS = ("budget.steps=100000", "checkpoint.every=0")
+ENDLESS = ("checkpoint.every=0", "budget.steps=100000")
+RUN = "runs/smoke/sft-mini_fresh-mix-s"
 
 
 @pytest.fixture(autouse=True)
 def nothing_trains_on() -> Iterator[None]:
-    """What a failed test started would go on without end, and slow down all tests after it."""
+    """The processes of a failed test would train without end, and slow down all tests after it."""
     before = psutil.Process().children(recursive=True)
     yield
     for child in psutil.Process().children(recursive=True):
@@ -33,51 +31,34 @@ def nothing_trains_on() -> Iterator[None]:
                 child.kill()
 
 
-def start(arguments: Sequence[str], directory: Path) -> "subprocess.Popen[str]":
-    source = str(Path(__file__).parents[2] / "src")
-    return subprocess.Popen(
-        [sys.executable, "-m", "longctx_rl", *arguments],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    stdout, stderr = process.communicate(timeout=240)
-    return process.returncode, stdout, stderr
-
-
-def wait_for(process: "subprocess.Popen[str]", beginning: str) -> None:
-    assert process.stdout
-    for line in process.stdout:
-        if line.startswith(beginning):
-            return
-    raise AssertionError(process.communicate()[1])
-
-
 def steps(run: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows_of(run)]
 
 
-def test_one_process_in_place(tmp_path: Path) -> None:
-    code, stdout, stderr = finish(start(["+algo=sft", *SMOKE, "engine=local"], tmp_path))
+def checkpoints(run: Path) -> list[str]:
+    return [path.name for path in (run / "checkpoints").iterdir()]
+
+
+def test_one_process_in_place(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    arguments = ("+algo=sft", *SMOKE, "engine=local")
+    code, stdout, stderr = command(*arguments)
     assert code == 0, stderr
     assert "finished after 2 steps" in stdout
-    run = tmp_path / "runs" / "smoke" / "sft-mini_fresh-mix-s0"
+    run = tmp_path / f"{RUN}0"
     assert steps(run) == [1, 2]
     described = json.loads((run / "environment.json").read_text())
     assert described["command"].startswith("python -m longctx_rl +algo=sft +experiment=smoke ")
-    code, _, stderr = finish(start(["+algo=sft", *SMOKE, "engine=local"], tmp_path))
-    assert code == 2
-    assert stderr.startswith("error: runs/smoke/sft-mini_fresh-mix-s0 exists already: continue it with resume")
+    code, _, stderr = command(*arguments)
+    assert code == 2 and stderr.startswith(f"error: {RUN}0 exists") and "resume=true" in stderr
 
 
 def test_ctrl_c_finishes_the_step_and_fewer_ranks_continue(tmp_path: Path) -> None:
-    arguments = ["+algo=sft", *SMOKE, *ENDLESS]
-    first = start([*arguments, "engine.num_processes=2"], tmp_path)
+    """Two processes, then one. The numbers of their steps are those of one process that was never interrupted."""
+    settings = ["+algo=dgrpo", *save_models(tmp_path / "models"), "eval=none", "algo.updates_per_rollout=2"]
+    settings += ["model.scoring_chunk=8", "optim.schedule=constant", *ENDLESS]
+    config = smoke(tmp_path / "runs", *settings, "engine=zero3")
+    run = Path(config.run_dir)
+    first = start(["+experiment=smoke", "logging=none", *settings, "engine.num_processes=2"], tmp_path)
     wait_for(first, "step 1/")
     ranks = psutil.Process(first.pid).children()
     assert len(ranks) == 2
@@ -85,39 +66,47 @@ def test_ctrl_c_finishes_the_step_and_fewer_ranks_continue(tmp_path: Path) -> No
     code, stdout, stderr = finish(first)
     assert code == 130, stderr
     done = int(stdout.split("interrupted after step ")[1].split(";")[0])
-    assert f"{arguments[-1]} engine.num_processes=2 resume=true" in stdout
-    run = tmp_path / "runs" / "smoke" / "sft-mini_fresh-mix-s0"
+    assert f"{ENDLESS[-1]} engine.num_processes=2 resume=true" in stdout
     assert steps(run) == list(range(1, done + 1))
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{done:06d}"]
+    assert checkpoints(run) == [f"step-{done:06d}"]
 
-    arguments[-2] = f"budget.steps={done + 1}"
-    code, stdout, stderr = finish(start([*arguments, "resume=true"], tmp_path))
-    assert code == 0, stderr
+    budget = replace(config.budget, steps=done + 1)
+    resumed = step_rows(train(replace(config, budget=budget, resume=True)))
     assert steps(run) == list(range(1, done + 2))
+    whole = replace(config, budget=replace(config.budget, steps=2), run_dir=str(tmp_path / "runs" / "smoke" / "whole"))
+    for one, two in zip(step_rows(train(whole)), resumed[:2], strict=True):
+        for name in ("loss/total", "loss/kd", "grad/norm", "teacher/kl_reverse", "progress/sampled_tokens"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-7), name
+        for name in {"grad/pg_kd_cosine"} & one.keys():
+            assert two[name] == pytest.approx(one[name], abs=1e-4)
+        assert two["progress/trained_tokens"] == one["progress/trained_tokens"]
+        assert two["progress/flops"] == one["progress/flops"]
 
 
+@pytest.mark.slow
 def test_killing_the_launcher_kills_its_ranks_and_frees_the_run(tmp_path: Path) -> None:
-    arguments = ["+algo=sft", *SMOKE, *ENDLESS, "engine.num_processes=2"]
-    first = start(arguments, tmp_path)
+    arguments = ["+algo=sft", *SMOKE, "engine.num_processes=2"]
+    first = start([*arguments, *ENDLESS], tmp_path)
     wait_for(first, "step 1/")
     ranks = psutil.Process(first.pid).children()
     first.kill()
     finish(first)
     assert psutil.wait_procs(ranks, timeout=60)[1] == []
-    arguments[-3] = "budget.steps=1"
-    code, _, stderr = finish(start([*arguments, "resume=true"], tmp_path))
+    code, _, stderr = finish(start([*arguments, ENDLESS[0], "budget.steps=1", "resume=true"], tmp_path))
     assert code == 0, stderr
-    assert steps(tmp_path / "runs" / "smoke" / "sft-mini_fresh-mix-s0") == [1]
+    assert steps(tmp_path / f"{RUN}0") == [1]
 
 
+@pytest.mark.slow
 def test_a_refusal_by_all_ranks_is_said_once_and_leaves_nothing(tmp_path: Path) -> None:
     arguments = ["+algo=sft", *SMOKE, "data.lengths=[8192]", "engine.num_processes=2"]
     code, stdout, stderr = finish(start(arguments, tmp_path))
-    assert (code, stdout) == (2, "")
+    assert code == 2 and stdout.startswith("loading ") and stdout.count("\n") == 1
     assert stderr.startswith("error: data.lengths") and stderr.count("\n") == 1
     assert not (tmp_path / "runs" / "smoke").exists()
 
 
+@pytest.mark.slow
 def test_two_machines(tmp_path: Path) -> None:
     """Two agents on loopback; only the one that gets rank 0 reports, and writes the run directory."""
     arguments = ["+algo=sft", *SMOKE, "engine.num_nodes=2", f"engine.rendezvous=127.0.0.1:{free_port()}"]
@@ -125,32 +114,63 @@ def test_two_machines(tmp_path: Path) -> None:
     outcomes = [finish(agent) for agent in agents]
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
     assert sum("finished after 2 steps" in stdout for _, stdout, _ in outcomes) == 1
-    run = tmp_path / "runs" / "smoke" / "sft-mini_fresh-mix-s0"
+    run = tmp_path / f"{RUN}0"
     assert steps(run) == [1, 2]
     assert json.loads((run / "environment.json").read_text())["command"]
 
 
-def test_a_sweep_goes_on_after_a_failure(tmp_path: Path) -> None:
-    taken = tmp_path / "runs" / "smoke" / "sft-mini_fresh-mix-s0"
+def test_a_sweep_continues_after_a_failure(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    taken = tmp_path / f"{RUN}0"
     taken.mkdir(parents=True)
     (taken / "notes.txt").write_text("not a run")
-    code, stdout, stderr = finish(start(["-m", "+algo=sft", *SMOKE, "engine=local", "seed=0,1"], tmp_path))
+    code, stdout, stderr = command("-m", "+algo=sft", *SMOKE, "engine=local", "seed=0,1")
     assert code == 1
-    assert stderr.startswith("error: run_dir=runs/smoke/sft-mini_fresh-mix-s0 holds ")
+    assert stderr.startswith(f"error: run_dir={RUN}0 holds ")
     assert "[2/2] python -m longctx_rl +algo=sft " in stdout
-    assert stdout.splitlines()[-3] == "sweep: 1 of 2 runs succeeded"
-    assert stdout.splitlines()[-2].startswith("  exit code 2: python -m longctx_rl +algo=sft ")
-    assert steps(taken.with_name("sft-mini_fresh-mix-s1")) == [1, 2]
+    *_, last, failure, problem = stdout.splitlines()
+    assert last == "sweep: 1 of 2 runs succeeded"
+    assert failure.startswith("  exit code 2: python -m longctx_rl +algo=sft ")
+    assert problem.startswith(f"    error: run_dir={RUN}0 holds ")
+    assert steps(tmp_path / f"{RUN}1") == [1, 2]
 
 
-def test_ctrl_c_ends_a_sweep(tmp_path: Path) -> None:
-    sweep = start(["-m", "+algo=sft", *SMOKE, *ENDLESS, "engine=local", "seed=0,1"], tmp_path)
+def test_ctrl_c_ends_a_sweep_which_can_continue(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    arguments = ["-m", "+algo=sft", *SMOKE, "engine=local", "seed=0,1"]
+    sweep = start([*arguments, *ENDLESS], tmp_path)
     wait_for(sweep, "step 1/")
     sweep.send_signal(signal.SIGINT)
     code, stdout, _ = finish(sweep)
     assert code == 130
-    assert "interrupted after step" in stdout and "seed=0 resume=true" in stdout
+    assert "interrupted after step" in stdout and "seed=0 checkpoint.every=0 budget.steps=100000 resume=true" in stdout
     assert "[2/2]" not in stdout
+    done = steps(tmp_path / f"{RUN}0")[-1]
+    assert checkpoints(tmp_path / f"{RUN}0") == [f"step-{done:06d}"]
+
+    code, stdout, stderr = command(*arguments, ENDLESS[0], f"budget.steps={done + 1}", "resume=true")
+    assert code == 0, stderr
+    assert "sweep: 2 of 2 runs succeeded" in stdout
+    assert [steps(tmp_path / f"{RUN}{seed}") for seed in range(2)] == [list(range(1, done + 2))] * 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_two_at_a_time(tmp_path: Path) -> None:
+    """Both finish their step and save, and nothing else starts."""
+    arguments = ["-m", "+algo=sft", *SMOKE, *ENDLESS, "engine=local", "seed=0,1,2", "sweep.jobs=2"]
+    sweep = start(arguments, tmp_path)
+    runs = [tmp_path / f"{RUN}{seed}" for seed in range(2)]
+    while not all((run / "metrics.jsonl").exists() and steps(run) for run in runs):
+        assert sweep.poll() is None
+        time.sleep(0.1)
+    children = psutil.Process(sweep.pid).children()
+    sweep.send_signal(signal.SIGINT)
+    code, stdout, _ = finish(sweep)
+    assert code == 130
+    assert stdout.splitlines()[-1].startswith("interrupted; the same command with resume=true ")
+    for run in runs:
+        assert checkpoints(run) == [f"step-{steps(run)[-1]:06d}"]
+        assert f"{run.name} interrupted after " in stdout
+    assert not (tmp_path / f"{RUN}2").exists()
+    assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
 def runs(child: psutil.Process, module: str) -> bool:
@@ -159,13 +179,13 @@ def runs(child: psutil.Process, module: str) -> bool:
     return False
 
 
-def was_asked(child: psutil.Process) -> bool:
-    """Whether Ctrl-C waits for a suspended process to go on."""
+def has_pending_interrupt(child: psutil.Process) -> bool:
+    """Whether Ctrl-C waits for a suspended process to continue."""
     waiting = Path(f"/proc/{child.pid}/status").read_text().split("ShdPnd:")[1].split()[0]
     return bool(int(waiting, 16) & 1 << (signal.SIGINT - 1))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path, processes: int) -> None:
     arguments = ["-m", "+algo=sft", *SMOKE, *ENDLESS, f"engine.num_processes={processes}", "seed=0"]
     sweep = start(arguments, tmp_path)
@@ -180,7 +200,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path, processes: int) -> None:
     for child in children:
         child.suspend()  # such a child would never finish its step
     sweep.send_signal(signal.SIGINT)
-    while not all(was_asked(child) for child in launcher.children()):  # two signals that come together are one
+    while not all(has_pending_interrupt(child) for child in launcher.children()):  # two signals that coincide are one
         assert sweep.poll() is None
         time.sleep(0.05)
     sweep.send_signal(signal.SIGINT)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import Qwen3Config
@@ -14,7 +15,7 @@ from longctx_rl.policy.loading import load_model
 from longctx_rl.policy.memory import GIB, Workload, estimate, sampling, update
 from longctx_rl.policy.shape import DecoderSizes
 
-CASES = Path(__file__).parents[2] / "experiments" / "bench" / "group_cases.py"
+BENCH = Path(__file__).parents[2] / "experiments" / "bench"
 
 LOAD = Workload(
     prompt=2048, completion=64, group=8, prompts_per_step=1, batch_tokens=10**9, row_tokens=10**9, chunk=1024, ranks=1,
@@ -23,55 +24,75 @@ LOAD = Workload(
 )  # fmt: skip
 
 
-def peak(command: list[str], column: str) -> float:
-    """Measured bytes, with an allocator that returns freed memory to the system."""
+UPDATES: dict[str, tuple[dict[str, Any], DecoderSizes]] = {
+    name: (changes, DecoderSizes(layers, width, 3 * width, width, width, vocabulary, tied=True, context=4096))
+    for name, changes, width, layers, vocabulary in (
+        ("long prompt", {"prompt": 1024}, 128, 4, 4096),
+        ("long completions", {"prompt": 256, "completion": 128}, 128, 4, 1024),
+        ("large vocabulary", {"prompt": 256, "completion": 32}, 64, 3, 20_000),
+        ("one at a time", {"prompt": 1024, "one_at_a_time": True}, 128, 4, 4096),
+    )
+}
+DECODED = {"prompt": 4096, "group": 16}
+SCORED_TOKENS, SCORED_VOCABULARY, SCORED_CHUNK = 2048, 8192, 32
+
+MEASURE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import group_cases
+for arguments in json.loads(sys.argv[2]):
+    sys.argv = ["group_cases.py", *arguments]
+    group_cases.main()
+"""
+"""Runs measurements one after the other, so that torch is imported once. Each prints a line of JSON."""
+
+
+def options(**values: int) -> list[str]:
+    return ["--threads", "1", *(part for name, value in values.items() for part in (f"--{name}", str(value)))]
+
+
+@pytest.fixture(scope="module")
+def peaks() -> dict[str, float]:
+    """Measured bytes of every case, with an allocator that returns freed memory to the system."""
+    cases = {
+        "decode": ["decode", "shared", *options(**DECODED)],
+        "score": [
+            "vocabulary", str(SCORED_CHUNK),
+            *options(prompt=1, completion=SCORED_TOKENS // 8, width=16, vocabulary=SCORED_VOCABULARY),
+        ],
+    }  # fmt: skip
+    for name, (changes, sizes) in UPDATES.items():
+        load = replace(LOAD, **changes)
+        shape = options(prompt=load.prompt, completion=load.completion, group=load.group)
+        shape += options(layers=sizes.layers, width=sizes.hidden, vocabulary=sizes.vocabulary)
+        cases[name] = ["update", "scheduled" if load.one_at_a_time else "packed", *shape]
+    command = [sys.executable, "-c", MEASURE, str(BENCH), json.dumps(list(cases.values()))]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    found: float = json.loads(done.stdout)[column]
-    return found * 2**20
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return {
+        name: 2**20 * next(value for column, value in row.items() if column in ("update_mib", "decode_mib", "mib"))
+        for name, row in zip(cases, rows, strict=True)
+    }
 
 
-@pytest.mark.parametrize(
-    ("changes", "width", "layers", "vocabulary"),
-    [
-        ({}, 128, 4, 4096),
-        ({"prompt": 512, "completion": 256}, 128, 4, 1024),
-        ({"prompt": 512, "completion": 32}, 64, 3, 40_000),
-        ({"one_at_a_time": True, "group": 16}, 128, 4, 4096),
-    ],
-    ids=["long prompt", "long completions", "large vocabulary", "one at a time"],
-)
-def test_the_update_peaks_where_the_estimate_says(
-    changes: dict[str, int], width: int, layers: int, vocabulary: int
-) -> None:
-    load = replace(LOAD, **changes)  # type: ignore[arg-type]
-    sizes = DecoderSizes(layers, width, 3 * width, width, width, vocabulary, tied=True, context=4096)
-    variant = "scheduled" if load.one_at_a_time else "packed"
-    command = [sys.executable, str(CASES), "update", variant, "--threads", "1"]
-    for name, value in (
-        ("prompt", load.prompt), ("completion", load.completion), ("group", load.group),
-        ("layers", layers), ("width", width), ("vocabulary", vocabulary),
-    ):  # fmt: skip
-        command += [f"--{name}", str(value)]
-    measured = peak(command, "update_mib")
+@pytest.mark.parametrize("name", UPDATES)
+def test_the_update_peaks_where_the_estimate_says(peaks: dict[str, float], name: str) -> None:
+    changes, sizes = UPDATES[name]
     # The measurement starts before the gradients are allocated.
-    expected = sum(update(sizes, sizes, load).values()) + 4 * sizes.parameters
-    assert measured == pytest.approx(expected, rel=0.2)
+    expected = sum(update(sizes, sizes, replace(LOAD, **changes)).values()) + 4 * sizes.parameters
+    assert peaks[name] == pytest.approx(expected, rel=0.2)
 
 
-def test_sampling_peaks_where_the_estimate_says() -> None:
-    load = replace(LOAD, prompt=4096, group=16)
+def test_sampling_peaks_where_the_estimate_says(peaks: dict[str, float]) -> None:
+    load = replace(LOAD, **DECODED)  # type: ignore[arg-type]
     sizes = DecoderSizes(4, 128, 384, 128, 128, 4096, tied=True, context=8192)
-    command = [sys.executable, str(CASES), "decode", "shared", "--threads", "1", "--prompt", "4096", "--group", "16"]
-    assert peak(command, "decode_mib") == pytest.approx(sum(sampling(sizes, load).values()), rel=0.2)
+    assert peaks["decode"] == pytest.approx(sum(sampling(sizes, load).values()), rel=0.2)
 
 
-def test_scoring_holds_one_chunk_even_if_no_loss_reads_the_sampled_tokens() -> None:
-    tokens, entries, chunk = 4096, 20_000, 64
-    command = [sys.executable, str(CASES), "vocabulary", str(chunk), "--threads", "1", "--prompt", "1"]
-    command += ["--completion", str(tokens // 8), "--width", "64", "--vocabulary", str(entries)]
-    assert peak(command, "mib") < 0.25 * 4 * tokens * entries
+def test_scoring_holds_one_chunk_even_if_no_loss_reads_the_sampled_tokens(peaks: dict[str, float]) -> None:
+    assert peaks["score"] < 0.25 * 4 * SCORED_TOKENS * SCORED_VOCABULARY
 
 
 @pytest.mark.parametrize("name", ["mini-student", "mini-teacher"])

@@ -1,6 +1,5 @@
-"""The whole way from runs to files, the command line, and the check of what is committed."""
+"""From runs to tables and figures, the command line, and the check of committed files."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,42 +9,49 @@ from pathlib import Path
 import pytest
 
 from longctx_rl.config.compose import composed
-from longctx_rl.report import outputs, prose, results
+from longctx_rl.report import outputs, results
 from longctx_rl.report.check import check_files, check_origin, same
+from longctx_rl.report.collect import collect
 from longctx_rl.report.experiment import Experiment, open_experiment
-from report.run_folders import write_grid
+from report.conftest import Command
+from report.run_folders import write_evaluation, write_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 README = "# t\n\n<!-- mine/levels -->\n<!-- end -->\n\nmore\n"
-
-
-def report(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``python -m longctx_rl.report`` in a process that fails if torch is imported."""
-    code = (
-        "import sys\nfrom longctx_rl.report.__main__ import main\ntry:\n    main()\n"
-        "finally:\n    assert 'torch' not in sys.modules"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "WANDB_API_KEY"}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, env=environment)
+BUILD = """
+import sys
+from longctx_rl.report.__main__ import main
+for command in ("collect", "tables"):
+    sys.argv = ["report", command, "mine"]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+assert "torch" not in sys.modules
+"""
+IMPORTED = """
+import atexit, runpy, sys
+heavy = ("numpy", "scipy", "matplotlib", "torch", "transformers", "hydra")
+atexit.register(lambda: print("imported:", *(name for name in heavy if name in sys.modules)))
+runpy.run_module("longctx_rl.report", run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout in which the grid was run, collected and built through the command line."""
+    """A checkout in which the grid was run, collected and built through the command line, without importing torch."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "experiments" / "mine").mkdir(parents=True)
     (folder / "README.md").write_text(README)
     write_grid(folder / "runs", "mine")
-    for command in ("collect", "tables"):
-        done = report(folder, command, "mine")
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", BUILD], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
 def test_everything_is_made_and_made_again_byte_for_byte(checkout: Path) -> None:
     experiment = Experiment(checkout / "experiments" / "mine")
-    made = outputs.files_of(experiment, checkout)
+    made = outputs.files_of(experiment, checkout, results.read_all(experiment.results))
     assert {path: path.read_bytes() for path in made} == made
     names = {path.name for path in made}
     assert {"levels.csv", "levels.tex", "tables.md", "README.md", "transfer_points.csv"} <= names
@@ -65,13 +71,14 @@ def test_what_differs_from_the_results_is_named(checkout: Path, tmp_path: Path) 
         path.write_text(path.read_text().replace("0.0", "0.1"))
     (experiment.folder / "figures" / "levels.png").unlink()
     (experiment.folder / "tables" / "old.csv").write_text("")
-    said = check_files(experiment, copy)
-    assert [sentence.removeprefix(f"{copy}/").split(":")[0] for sentence in said] == [
-        "experiments/mine/tables/gains.csv is not what the committed results give",
-        "README.md is not what the committed results give",
+    problems = check_files(experiment, copy, results.read_all(experiment.results))
+    assert [problem.removeprefix(f"{copy}/").split(":")[0] for problem in problems] == [
+        "experiments/mine/tables/gains.csv differs from what the committed results give",
+        "README.md differs from what the committed results give",
         "experiments/mine/figures/levels.png is missing",
-        "experiments/mine/tables/old.csv is made by nothing",
+        "experiments/mine/tables/old.csv is no table or figure of mine",
     ]
+    assert all(problem.endswith("python -m longctx_rl.report tables mine") for problem in problems)
 
 
 @pytest.mark.parametrize(
@@ -85,25 +92,6 @@ def test_committed_tables_are_what_their_results_give(folder: Path) -> None:
     assert {folder / "tables.md", folder / "README.md", ROOT / "README.md"} <= pages.keys()
     for path, text in pages.items():
         assert path.read_text(encoding="utf-8") == text, f"make {folder.name}"
-
-
-def test_estimates_that_prose_quotes_stand_in_tables(tmp_path: Path) -> None:
-    folder = tmp_path / "experiments" / "mine"
-    folder.mkdir(parents=True)
-    (folder / "tables.md").write_text("| sft | 5 | \u221228.6 [\u221233.2, \u221224.1]* |\n")
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "paper.md").write_text("sft is lower: +28.6 points [+24.1, +33.2]\n")
-    (tmp_path / "README.md").write_text("<!-- mine/gains -->\n| +1.0 [+0.5, +1.5] |\n<!-- end -->\n28.6 [24.1, 33.2]\n")
-    assert prose.unfounded(tmp_path) == []
-    wrong = "\u221228.7 [\u221233.2, \u221224.1]"
-    (folder / "README.md").write_text(f"{wrong}, a 5 [see](file)\n")
-    assert prose.unfounded(tmp_path) == [
-        f"{folder}/README.md says {wrong}, which stands in no table of an experiment: correct it"
-    ]
-
-
-def test_this_repository_quotes_what_its_tables_have() -> None:
-    assert prose.unfounded(ROOT) == []
 
 
 def test_pictures_are_compared_by_their_pixels(checkout: Path) -> None:
@@ -120,55 +108,61 @@ def test_a_result_whose_command_gives_another_configuration_is_named(checkout: P
     changed = replace(result, config=result.config | {"optim.lr": 0.5, "old.key": 1})
     changed.config.pop("seed")
     problems, notes = check_origin(changed, composed)
-    assert (
-        len(problems) == 1 and "sft-mini-mix-s1 was not made by `python -m longctx_rl +algo=sft seed=1" in problems[0]
-    )
-    assert problems[0].endswith(": optim.lr 0.5 is 0.001 today")
-    assert notes == ["new since then: seed=1", "gone since then: old.key=1"]
-    commands = {None: "its command is not known", "python -m longctx_rl +algo=nope": "no configuration today"}
-    for command, said in commands.items():
+    (problem,) = problems
+    assert problem.startswith("sft-mini-mix-s1 differs from `python -m longctx_rl +algo=sft seed=1")
+    assert problem.endswith(": optim.lr was 0.5 and is 0.001 today; run it again")
+    assert notes == ["key added since then: seed=1", "key removed since then: old.key=1"]
+    for command in (None, "python -m longctx_rl +algo=nope"):
         (problem,), _ = check_origin(replace(result, origin={"command": command}), composed)
-        assert said in problem
+        assert problem.startswith(result.name) and "again" in problem and (command or "") in problem
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "value", "fix"),
     [
-        (("collect", "table1", "root=x"), "error: root=x: the one setting of collect is runs_root=FOLDER"),
-        (("collect", "table1", "runs_root=nowhere"), "error: no runs under nowhere/table1: name the folder above it"),
-        (("collect", "table9"), "error: experiments/table9 does not exist"),
-        (("tables",), "error: no experiment has results yet: make table1-runs, then"),
-        (
-            ("tables", "table1"),
-            "error: no results in experiments/table1/results yet: train its runs (experiment_name=table1",
-        ),
-        (("dashboard", "table1"), "error: set WANDB_API_KEY"),
+        (("collect", "table1", "root=x"), "root=x", "runs_root=FOLDER"),
+        (("collect", "table1", "runs_root=nowhere"), "nowhere/table1", "runs_root=FOLDER"),
+        (("collect", "table9"), "experiments/table9", "create it"),
+        (("tables",), "no experiment has results", "make table1-runs"),
+        (("tables", "table1"), "experiments/table1/results", "train its runs (experiment_name=table1"),
+        (("dashboard", "table1"), "WANDB_API_KEY", "https://wandb.ai/authorize"),
     ],
 )
-def test_what_cannot_be_used_is_one_sentence(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_a_refused_command_is_one_sentence(
+    arguments: tuple[str, ...], value: str, fix: str, tmp_path: Path, command: Command
+) -> None:
     (tmp_path / "experiments" / "table1").mkdir(parents=True)
-    done = report(tmp_path, *arguments)
-    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    done = command(tmp_path, *arguments)
+    assert (done.code, done.out) == (2, "") and done.err.startswith("error: ") and done.err.count("\n") == 1
+    assert value in done.err and fix in done.err
 
 
-def test_studies_without_results_stop_nobody(checkout: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(checkout, tmp_path / "checkout"))
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("--help",), 0), (("tables", "nope"), 2), (("collect", "table1", "root=x"), 2)]
+)
+def test_help_and_refusals_import_nothing_heavy(arguments: tuple[str, ...], code: int, tmp_path: Path) -> None:
+    run = [sys.executable, "-c", IMPORTED, *arguments]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.rpartition("imported:")[2].split() == []
+    assert (code == 0) == ("python -m longctx_rl.report collect table1" in done.stdout)
+
+
+def test_studies_without_results_stop_nobody(tmp_path: Path, command: Command) -> None:
+    experiment = Experiment(tmp_path / "experiments" / "mine")
     marked = "<!-- {}/levels -->\n<!-- end -->\n"
     for name, text in (("mine", marked), ("table2", marked), ("bench", "no marks")):
-        (copy / "experiments" / name).mkdir(exist_ok=True)
-        (copy / "experiments" / name / "README.md").write_text(text.format(name))
-    (copy / "experiments" / "mine" / "tables.md").unlink()
-    for command, first in (("tables", "2 changed"), ("check", "results, tables, figures and READMEs fit together")):
-        done = report(copy, command)
-        assert done.returncode == 0, done.stderr
-        assert first in done.stdout and "bench" not in done.stdout
-        assert "table2: no results in experiments/table2/results yet: train its runs" in done.stdout
-    with (copy / "README.md").open("a") as readme:
+        (tmp_path / "experiments" / name).mkdir(parents=True)
+        (tmp_path / "experiments" / name / "README.md").write_text(text.format(name))
+    (tmp_path / "README.md").write_text(README)
+    write_evaluation(tmp_path / "runs" / "mine" / "base", {("code", "short", 0): [1.0, 0.0]})
+    collect(experiment, tmp_path / "runs")
+    for arguments, expected in ((("tables",), "mine: "), (("check",), "mine: results, tables, figures and READMEs")):
+        done = command(tmp_path, *arguments)
+        assert done.code == 0, done.err
+        assert expected in done.out and "bench" not in done.out
+        assert "table2: no results in experiments/table2/results yet: train its runs" in done.out
+    with (tmp_path / "README.md").open("a") as readme:
         readme.write("+98.7 [+95.0, +99.0]\n")
-    done = report(copy, "check")
-    assert done.returncode == 1 and "README.md says +98.7 [+95.0, +99.0], which stands in no table" in done.stderr
-
-
-def test_help_shows_examples(tmp_path: Path) -> None:
-    done = report(tmp_path, "--help")
-    assert done.returncode == 0 and "python -m longctx_rl.report collect table1" in done.stdout
+    done = command(tmp_path, "check")
+    assert done.code == 1 and "README.md quotes +98.7 [+95.0, +99.0], which no" in done.err

@@ -1,4 +1,4 @@
-"""The page in a real browser: every control, what its numbers are, phone, keyboard, and 200 runs."""
+"""The page in a real browser: every control, its numbers, a phone, the keyboard, and 200 runs."""
 
 import json
 import statistics
@@ -21,7 +21,7 @@ SEEDS, STEPS = 3, 40
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """15 whole runs and three that are not."""
+    """15 runs of which two have problems, and a third that repeats one of them."""
     folder = tmp_path_factory.mktemp("runs") / "many"
     write_runs(folder, SEEDS, steps=STEPS, metrics=3)
     cut = folder / "sft-mini-mix-s2"
@@ -192,9 +192,9 @@ def test_answers_to_the_same_item_side_by_side(page: Page) -> None:
     page.click("#item-back")
     page.click("#item-back")
     assert page.run("return document.getElementById('item').selectedIndex") == 5
-    assert "cut off" not in page.texts("#answer-cards")[0]
+    assert "truncated" not in page.texts("#answer-cards")[0]
     page.click("#item-back")
-    assert "cut off at the token limit" in page.texts("#answer-cards")[0]
+    assert "truncated at the token limit" in page.texts("#answer-cards")[0]
 
 
 def test_rollouts_with_their_gap_to_the_teacher(page: Page) -> None:
@@ -203,7 +203,7 @@ def test_rollouts_with_their_gap_to_the_teacher(page: Page) -> None:
     far = "#rollout-cards .card:last-child .completion:nth-of-type(2) .token.far"
     assert page.texts(far) == [" is", " Kes"]
     assert page.element(far).get_attribute("title") == '" is": \u22121.5 nats'
-    assert 'furthest: " Kes" +6.25' in page.texts("#rollout-cards .card:last-child .facts")[1]
+    assert 'largest gaps: " Kes" +6.25' in page.texts("#rollout-cards .card:last-child .facts")[1]
     page.click("#gap")
     assert page.texts("#rollout-cards .token") == []
     assert page.texts("#rollout-cards .card:last-child pre")[0] == "the mentor of TorVin is KesDal.<|im_end|>"
@@ -231,9 +231,9 @@ def test_problems_are_marked(page: Page) -> None:
     page.click("#only-problems")
     listed = dict(zip(page.texts("#run-list tbody th"), page.texts("#run-list tbody td:last-child"), strict=True))
     assert listed.keys() == {"sft-mini-mix-s2", "kd-mini-mix-s1", "again/grpo-mini-mix-s0"}
-    assert "metrics.jsonl ends in the middle of a line, left out" in listed["sft-mini-mix-s2"]
-    assert "config.yaml is of another version (unknown key forgotten_key" in listed["kd-mini-mix-s1"]
-    repeated = "repeats the cell of grpo-mini-mix-s0, which counts in its place: move one of them elsewhere"
+    assert "metrics.jsonl ends in the middle of a line" in listed["sft-mini-mix-s2"]
+    assert "config.yaml was written by another version (unknown key forgotten_key" in listed["kd-mini-mix-s1"]
+    repeated = "grpo-mini-mix-s0, which counts in its place: move one of them elsewhere"
     assert repeated in listed["again/grpo-mini-mix-s0"]
     page.choose("metric", "loss/total")
     sft = next(trace for trace in page.traces() if trace["name"] == "sft")
@@ -256,24 +256,19 @@ def test_light_dark_and_as_the_system(page: Page) -> None:
 def test_everything_is_reached_and_worked_by_keyboard(page: Page) -> None:
     page.run("document.getElementById('none').click()")  # fewer cards to pass on the way; the focus stays at the top
     page.run("document.activeElement.blur()")
-    keys, reached = page.element("body"), []
     controls = page.run(
         "return [...document.querySelectorAll('main select, main button, main input, header select')]"
         ".filter((e) => !e.closest('#chart')).map((e) => e.id || e.dataset.arm || `sort ${e.dataset.column}`)"
     )
-    for _ in range(200):
-        keys.send_keys(Keys.TAB)
-        keys = page.driver.switch_to.active_element
-        seen: dict[str, Any] = page.run(
-            "const e = document.activeElement; return {name: e.id || e.dataset.arm || `sort ${e.dataset.column}`,"
-            "body: e === document.body, outline: getComputedStyle(e).outlineStyle,"
-            "label: e.textContent || e.labels?.[0]?.textContent || e.getAttribute('aria-label') || e.title}"
-        )
-        if seen["body"]:
-            break
-        assert seen["outline"] != "none" and seen["label"], seen
-        reached.append(seen["name"])
-    assert set(controls) <= set(reached) and len(controls) > 30
+    page.run(
+        "window.reached = []; document.addEventListener('focusin', ({target: e}) => window.reached.push("
+        "{name: e.id || e.dataset.arm || `sort ${e.dataset.column}`, outline: getComputedStyle(e).outlineStyle,"
+        "label: e.textContent || e.labels?.[0]?.textContent || e.getAttribute('aria-label') || e.title}))"
+    )
+    page.element("body").send_keys(Keys.TAB * 200)
+    reached: list[dict[str, Any]] = page.run("return window.reached")
+    assert all(seen["outline"] != "none" and seen["label"] for seen in reached), reached
+    assert set(controls) <= {seen["name"] for seen in reached} and len(controls) > 30
     page.element("#all").send_keys(Keys.ENTER)
     page.element("[data-arm='0']").send_keys(Keys.SPACE)
     assert page.texts("#table tbody th") == ["before training", *METHODS[1:]]
@@ -298,8 +293,9 @@ def test_a_phone_shows_it_without_scrolling_sideways(page: Page) -> None:
     assert small == []
 
 
+@pytest.mark.slow
 def test_200_runs_open_in_3_seconds(browser: Page, tmp_path: Path) -> None:
-    """From the start of loading to the frame that shows the first chart; the best of three, for other work's sake."""
+    """From the start of loading to the frame that shows the first chart; the best of three, as the machine may be busy."""
     write_runs(tmp_path / "runs", 40, steps=60, items=4, metrics=12)
     document.write(tmp_path / "runs", tmp_path / "report.html")
     seconds = []

@@ -12,7 +12,7 @@ SIZES = {"body_parameters": 1000, "head_parameters": 100, "num_layers": 2, "atte
 
 
 def run(*, seed: int = 0, flops: float = 234_600.0, teacher: bool = False, **config: Any) -> Result:
-    """10 prompts, an answer of 5 tokens to each; asked at 20 tokens, and as it is."""
+    """10 prompts with an answer of 5 tokens each; evaluated at 20 tokens, and at natural length."""
     settings = {
         "algo.source": "dataset",
         "algo.group_size": 1,
@@ -53,7 +53,7 @@ def test_the_table_has_every_length_and_says_how_well_it_fits() -> None:
     assert table is not None
     assert table.columns == ("", "10", "20", "40", "recorded / computed")
     (prompt, prompts), (token, tokens) = table.rows
-    assert (prompt, token) == ("sft, each prompt", "sft, each trained token")
+    assert (prompt, token) == ("sft, per prompt", "sft, per trained token")
     assert (prompts[0], prompts[2], tokens[0]) == ("1.16e+05", "4.72e+05", "2.32e+04")
     assert prompts[-1] == "1.000"  # (2 x 116,040 + 471,720) / 3
     assert length_costs.table({"older": [replace(run(), origin={})]}) is None

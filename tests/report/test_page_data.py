@@ -1,4 +1,4 @@
-"""What a page is made of: arms, thinned curves, budgets of text, runs in any state. No browser."""
+"""The data of the page: arms, thinned curves, budgets of text, and runs in any state. No browser."""
 
 import json
 import re
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from longctx_rl import cli
-from longctx_rl.report import __main__ as report
 from longctx_rl.report.page import document, texts
 from longctx_rl.report.page.arms import arms_of, duplicates, settings_of
 from longctx_rl.report.page.series import POINTS, axes_of, curves_of, thinned
 from longctx_rl.report.runs import Run, find_runs, read_evals
+from report.conftest import Command
 from report.run_folders import write_evaluation
 from report.synthetic import write_runs
 
@@ -101,7 +101,7 @@ def test_the_same_runs_make_the_same_bytes_with_no_way_out_of_the_data(tmp_path:
 
 
 def test_runs_in_any_state_are_on_the_page(tmp_path: Path) -> None:
-    """Without evaluation, without a step, with a broken configuration: nothing is lost, each is named."""
+    """Runs without an evaluation, without a step or with a broken configuration are shown, with their problems."""
     write_runs(tmp_path / "runs", 1, steps=20, items=2, metrics=1)
     bare, empty, broken = (tmp_path / "runs" / f"{algo}-mini-mix-s0" for algo in ("sft", "kd", "opd"))
     shutil.rmtree(bare / "evals")
@@ -111,15 +111,15 @@ def test_runs_in_any_state_are_on_the_page(tmp_path: Path) -> None:
     assert "5 runs" in said and "marked: 3 of them" in said
     overview = embedded(tmp_path / "report.html")["overview"]
     problems = {one["name"]: one["problems"] for one in overview["runs"] if one["problems"]}
-    assert problems["sft-mini-mix-s0"] == ["no evaluation was recorded"]
-    assert problems["kd-mini-mix-s0"] == ["metrics.jsonl holds no step"]
+    assert problems["sft-mini-mix-s0"] == ["contains no evaluation"]
+    assert problems["kd-mini-mix-s0"] == ["metrics.jsonl contains no step"]
     assert problems["opd-mini-mix-s0"][0].startswith("config.yaml cannot be read")
     rows = {row["label"]: row for row in overview["table"]["rows"]}
     assert rows["sft"]["score"][0] is None and rows["dgrpo"]["score"][0] is not None and rows["unknown"]["cost"]
 
 
 def test_the_base_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
-    """Runs that ask nothing before training are compared with what ``evaluate`` asked their student."""
+    """Runs without an evaluation before training are compared with an evaluation folder of their student."""
     write_runs(tmp_path, 2, steps=20, items=4, metrics=1)
     for file in tmp_path.glob("*/evals/*.jsonl"):
         lines = file.read_text().splitlines(keepends=True)
@@ -144,7 +144,7 @@ def test_the_base_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
 
 
 def test_gains_are_over_the_same_items_of_the_same_student(tmp_path: Path) -> None:
-    """Bases beside the runs, one asked half as many items; and a method whose seeds begin from different students."""
+    """Bases beside the runs, one with half of the items; and a method whose seeds start from different students."""
     for study, asked in (("table1", 1), ("table2", 2)):
         for path in write_runs(tmp_path / study, 2, steps=20, items=4, metrics=1):
             config = (path / "config.yaml").read_text().replace("experiment_name: many", f"experiment_name: {study}")
@@ -170,17 +170,11 @@ def test_gains_are_over_the_same_items_of_the_same_student(tmp_path: Path) -> No
     assert maps["kd table1"][2] is None and set(rows["kd table1"]["gain"]) == {None}
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["report", "page", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        report.main()
-    return int(stopped.value.code or 0)
-
-
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(monkeypatch, "--runs", str(tmp_path), "--out", str(tmp_path / "x.html")) == cli.UNUSABLE
-    complaint = f"error: no runs under {tmp_path}: name the folder that holds run directories, such as runs/table1\n"
-    assert capsys.readouterr().err == complaint and not (tmp_path / "x.html").exists()
+def test_the_command(tmp_path: Path, command: Command) -> None:
+    out = ("--out", str(tmp_path / "x.html"))
+    done = command(tmp_path, "page", "--runs", str(tmp_path), *out)
+    assert done.code == cli.UNUSABLE and not (tmp_path / "x.html").exists()
+    assert done.err.startswith(f"error: no runs under {tmp_path}: ") and done.err.count("\n") == 1
     write_runs(tmp_path / "runs", 1, steps=20, items=2, metrics=1)
-    assert command(monkeypatch, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "x.html")) == 0
-    assert capsys.readouterr().out.startswith(f"{tmp_path / 'x.html'}: 5 runs, ")
+    done = command(tmp_path, "page", "--runs", str(tmp_path / "runs"), *out)
+    assert done.code == 0 and done.out.startswith(f"{tmp_path / 'x.html'}: 5 runs, ")

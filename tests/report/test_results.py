@@ -1,4 +1,4 @@
-"""From runs to committed results: what is kept, what is refused, and that nothing is lost."""
+"""From runs to committed results: what is kept and what is rejected, and that nothing is lost."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def test_unfinished_and_broken_runs_are_named(grid: Path, experiment: Experiment
         evals.write('{"step":')
     said = collect(experiment, grid)
     assert f"skipped: {grid}/table1/sft-mini-mix-s0 is not finished, continue it with resume=true" in said
-    assert "marked: evals/code.jsonl ends in the middle of a line, left out" in said
+    assert "marked: evals/code.jsonl ends in the middle of a line" in said
     assert not (experiment.results / "sft-mini-mix-s0.jsonl").exists()
     assert results.read(experiment.results / "sft-mini-mix-s1.jsonl").problems
 
@@ -63,7 +63,7 @@ def test_what_a_base_has_not_answered_is_named(grid: Path, experiment: Experimen
 
 
 def test_nothing_of_this_machine_is_committed(grid: Path, experiment: Experiment) -> None:
-    """Where runs were put is left out of commands, and paths among them are as if they lay in the working directory."""
+    """Commands do not say where runs are stored, and paths to runs are relative to the working directory."""
     run = grid / "table1" / "sft-mini-mix-s0"
     warm = f"model.student={grid}/table1/sft-mini-mix-s1/export"
     environment = json.loads((run / "environment.json").read_text())
@@ -83,7 +83,7 @@ def test_nothing_of_this_machine_is_committed(grid: Path, experiment: Experiment
 def test_two_runs_of_one_cell_are_refused_and_nothing_is_written(grid: Path, experiment: Experiment) -> None:
     run = grid / "table1" / "sft-mini-mix-s0"
     write_run(grid, "+algo=sft", "experiment_name=table1", "eval=all", evaluations={}, rows=[{"step": 1}], name="again")
-    with pytest.raises(ValueError, match=rf"again and {run.name} are the same cell \(sft, seed 0\)|more like it"):
+    with pytest.raises(ValueError, match=rf"again and {run.name} are the same run \(sft, seed 0\): keep one of them"):
         collect(experiment, grid)
     assert not experiment.results.exists()
 
@@ -93,15 +93,15 @@ def test_other_settings_in_one_cell_are_refused(tmp_path: Path, experiment: Expe
     for seed, lr in ((0, "1e-3"), (1, "2e-3")):
         overrides = ("+algo=sft", f"seed={seed}", f"optim.lr={lr}", "experiment_name=table1")
         write_run(tmp_path, *overrides, evaluations={0: scores}, rows=[{"step": 1}])
-    with pytest.raises(ValueError, match=r"one cell with different settings \(optim.lr 0.001 and 0.002\): name what"):
+    with pytest.raises(ValueError, match=r"\(optim.lr 0.001 and 0.002\): name the varied keys in .*axes.yaml"):
         collect(experiment, tmp_path)
     varied = Experiment(experiment.folder, {"optim.lr": 1e-3}, {"lr": {"0.001": {}, "0.002": {"optim.lr": 2e-3}}})
     assert "2 results written" in collect(varied, tmp_path)
 
 
-def test_without_a_base_it_says_how_to_ask_one(grid: Path, experiment: Experiment) -> None:
-    """Runs of the study do not ask the student before training: it is the same for all."""
-    assert "no base" not in collect(experiment, grid)
+def test_without_a_base_it_says_how_to_evaluate_one(grid: Path, experiment: Experiment) -> None:
+    """Runs of the study do not evaluate the student before training, because it is the same for all."""
+    assert "the base has no result" not in collect(experiment, grid)
     (experiment.results / "base.jsonl").unlink()
     for path in (grid / "table1").rglob("evals/*.jsonl"):
         lines = path.read_text().splitlines(keepends=True)
@@ -109,7 +109,7 @@ def test_without_a_base_it_says_how_to_ask_one(grid: Path, experiment: Experimen
     shutil.rmtree(grid / "table1" / "base")
     said = collect(experiment, grid).splitlines()[-1]
     assert said == (
-        f"no base, so no gains: python -m longctx_rl.evaluate checkpoint=mini-student out={grid}/table1/base "
+        f"the base has no result, so there are no gains: python -m longctx_rl.evaluate checkpoint=mini-student out={grid}/table1/base "
         "logging=wandb eval=all eval.items=40, then collect"
     )
     found = results.read_all(experiment.results)
@@ -119,7 +119,7 @@ def test_without_a_base_it_says_how_to_ask_one(grid: Path, experiment: Experimen
 
 
 def test_no_runs_and_broken_results_are_one_sentence(tmp_path: Path, experiment: Experiment) -> None:
-    with pytest.raises(ValueError, match="no runs under"):
+    with pytest.raises(ValueError, match=rf"no runs under {tmp_path}/table1: set runs_root=FOLDER"):
         collect(experiment, tmp_path)
     with pytest.raises(ValueError, match=r"no results in .* yet: train its runs"):
         results.read_all(experiment.results)
@@ -127,7 +127,9 @@ def test_no_runs_and_broken_results_are_one_sentence(tmp_path: Path, experiment:
     assert "1 results written" in collect(experiment, tmp_path)
     file = experiment.results / "base.jsonl"
     file.write_text(file.read_text()[:100])
-    with pytest.raises(ValueError, match=r"base\.jsonl is no committed result"):
+    with pytest.raises(
+        ValueError, match=r"base\.jsonl is not a valid result .*: restore the file, or collect it again"
+    ):
         results.read_all(experiment.results)
 
 

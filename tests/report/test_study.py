@@ -20,31 +20,9 @@ from longctx_rl.report.study import (
     with_holm,
 )
 from longctx_rl.stats import Estimate, contrast
+from report.small_study import BASE, BASE_LONG, BASE_SHORT, LONG, RUNS, SHORT, result
 
 RETENTION = next(column for column in COLUMNS if column.key == "retention")
-BASE_LONG, BASE_SHORT = [0, 0, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0]
-LONG = [[1, 1, 0, 1, 0, 0], [1, 0, 0, 1, 1, 0]]
-SHORT = [[1, 1, 0, 1, 1, 0], [1, 1, 0, 1, 0, 0]]
-
-
-def result(name: str, long: list[int], short: list[int], seed: int | None = None, step: int = 0) -> Result:
-    def cell(scores: list[int]) -> CellScores:
-        return CellScores(scores={step: {f"f{i}": float(one) for i, one in enumerate(scores)}}, cut={})
-
-    return Result(
-        name=name,
-        algo=name.split("-")[0],
-        seed=seed,
-        cells={
-            ("code", "bury", 1024): cell(long),
-            ("code", "bury", 512): cell([1] * 6),
-            ("code", "short", 0): cell(short),
-        },
-    )
-
-
-BASE = result("base", BASE_LONG, BASE_SHORT)
-RUNS = [result(f"grpo-{seed}", LONG[seed], SHORT[seed], seed, step=10) for seed in range(2)]
 
 
 def test_a_level_is_the_contrast_of_one_arm_at_the_longest_length() -> None:

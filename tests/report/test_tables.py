@@ -10,13 +10,12 @@ import pytest
 from longctx_rl.report import ablation, comparison, descriptions
 from longctx_rl.report.collect import collect
 from longctx_rl.report.experiment import Experiment, open_experiment
-from longctx_rl.report.marks import filled
 from longctx_rl.report.readings import last_step
 from longctx_rl.report.results import COSTS, CellScores, Result, read_all
 from longctx_rl.report.study import Value, difference
 from longctx_rl.report.tables import MINUS, Table, comma_separated, latex, markdown, percent, shown
 from longctx_rl.stats import Estimate
-from report.test_study import BASE, RUNS
+from report.small_study import BASE, RUNS
 
 NAN = float("nan")
 BASE_CELLS = {cell: CellScores(scores={10: scores.scores[0]}, cut={}) for cell, scores in BASE.cells.items()}
@@ -196,34 +195,19 @@ def test_axes_are_read_and_compared_with_their_default(tmp_path: Path) -> None:
     assert row == "warm" and shown(entries[1], True).startswith("+25.0")
     odd = run(0.0, "sft", 0, 1)  # two keys away from the default
     (*_, listed) = ablation.tables_of(experiment, [*runs, odd])
-    marked = {row for row, entries in listed.rows if entries[-1] == "fits no level of axes.yaml"}
+    marked = {row for row, entries in listed.rows if entries[-1] == "matches no level of axes.yaml"}
     assert listed.name == "runs" and marked == {odd.name}
 
 
 def test_axes_that_cannot_be_used_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="nothing does not exist: create it, or choose one of"):
         open_experiment(tmp_path / "nothing")
     (tmp_path / "axes.yaml").write_text("axes: {}")
-    with pytest.raises(ValueError, match="needs `default:` and `axes:`"):
+    with pytest.raises(ValueError, match="axes.yaml is invalid .*: give `default:` and `axes:`"):
         open_experiment(tmp_path)
     (tmp_path / "axes.yaml").write_text("default: {}\naxes: {lr: {1: {optim.lr: 1}}}")
-    with pytest.raises(ValueError, match=r"lr, level 1 sets optim\.lr, which needs a value under default:"):
+    with pytest.raises(ValueError, match=r"lr, level 1 sets optim\.lr: give it a value under default:"):
         open_experiment(tmp_path)
-
-
-def test_marks_are_filled_for_their_experiment_only(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    other = "<!-- table2/beta -->\nkept\n<!-- end -->\n"
-    readme.write_text(f"a\n<!-- table1/levels -->\nold\n<!-- end -->\nb\n{other}")
-    text = filled(readme, "table1", {"levels": "| new |"})
-    assert text == f"a\n<!-- table1/levels -->\n| new |\n<!-- end -->\nb\n{other}"
-    readme.write_text(text)
-    assert filled(readme, "table1", {"levels": "| new |"}) == text
-    with pytest.raises(ValueError, match=r"give no table table1/levels \(gains need the base: .*\), but gains"):
-        filled(readme, "table1", {"gains": ""})
-    readme.write_text("<!-- table1/levels -->\nold\n" + other)
-    with pytest.raises(ValueError, match="<!-- table1/levels --> has no <!-- end -->"):
-        filled(readme, "table1", {"levels": ""})
 
 
 def test_an_experiment_without_axes_varies_the_method(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """Parts, weights and graders as configured, and a run whose judge goes down."""
 
-import json
-import subprocess
-import sys
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from longctx_rl import cli
 from longctx_rl.config.reward import RewardConfig
+from longctx_rl.launch import rank
 from longctx_rl.rewards.composed import Answered, Rewarder, check_reward, long_answer, overlong, repetition
 from longctx_rl.types import Evidence, Example
 from openai_server import Reply, serving
+from small_runs import rows_of, smoke
 
 STEP = "the mentor of TorVin is KesDal"
 HOP = Example(
@@ -115,14 +117,18 @@ def test_bad_configurations(settings: RewardConfig, sentence: str) -> None:
         check_reward(settings, ["multihop"])
 
 
-def test_a_run_whose_judge_goes_down_is_saved_and_resumes(tmp_path: Path) -> None:
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """A run takes over the signals of its process, which get their handlers back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_run_whose_judge_goes_down_is_saved_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two steps of 2 prompts with 2 completions each; the judge fails in the second."""
-    command = [
-        sys.executable, "-m", "longctx_rl", "+algo=grpo", "+experiment=smoke", "eval=none", "logging=none",
-        "engine=local", "reward=judge", "reward.judge.retries=0", f"reward.judge.cache={tmp_path / 'judge.sqlite'}",
-        "rollout.max_new_tokens=8", "optim.max_skipped=99", f"runs_root={tmp_path / 'runs'}", "budget.steps=3",
-        "algo.group_size=2",
-    ]  # fmt: skip
     dead = [False]
 
     def script(number: int, prompt: str) -> Reply:
@@ -134,14 +140,16 @@ def test_a_run_whose_judge_goes_down_is_saved_and_resumes(tmp_path: Path) -> Non
     asked: list[str] = []
     mended = False
     with serving(script) as server:
-        command.append(f"reward.judge.base_url={server.url}")
-        stopped = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert stopped.returncode == 2, stopped.stderr
-        assert "resume=true" in stopped.stderr and server.url in stopped.stderr
-        (metrics,) = tmp_path.rglob("metrics.jsonl")
-        before = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+        config = smoke(
+            tmp_path / "runs", "+algo=grpo", "eval=none", "reward=judge", "reward.judge.retries=0",
+            f"reward.judge.cache={tmp_path / 'judge.sqlite'}", f"reward.judge.base_url={server.url}",
+            "rollout.max_new_tokens=8", "optim.max_skipped=99", "budget.steps=3", "algo.group_size=2",
+        )  # fmt: skip
+        assert rank.execute(config) == cli.UNUSABLE
+        stopped = capsys.readouterr().err
+        assert "resume=true" in stopped and server.url in stopped
+        before = [row["step"] for row in rows_of(Path(config.run_dir))]
         mended = True
-        again = subprocess.run([*command, "resume=true"], capture_output=True, text=True, check=False)
-        assert again.returncode == 0, again.stderr
-    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+        assert rank.execute(replace(config, resume=True)) == 0
+    steps = [row["step"] for row in rows_of(Path(config.run_dir))]
     assert before and steps[: len(before)] == before and steps[-1] == 3 and len(set(steps)) == len(steps)

@@ -1,4 +1,4 @@
-"""Who may write which run directory, and what a failed run leaves: nothing."""
+"""Ownership of run directories, and their removal when a run fails before training."""
 
 import json
 import os
@@ -25,14 +25,14 @@ def config(tmp_path: Path) -> Config:
 BASE = composed("+algo=dgrpo")
 
 
-def test_a_run_goes_on_with_the_weights_it_began_with(tmp_path: Path) -> None:
+def test_a_resumed_run_needs_its_original_weights(tmp_path: Path) -> None:
     began: dict[str, str | None] = {"student": "a", "teacher": None}
     directory.record_parts(tmp_path, {}, {}, began)
-    directory.record_parts(tmp_path, {}, {}, {"student": "a"})  # the teacher's answers are cached by now
+    directory.record_parts(tmp_path, {}, {}, {"student": "a"})  # the teacher is cached by now
     assert json.loads((tmp_path / "environment.json").read_text())["weights"] == began
     with pytest.raises(ValueError, match=r"^the student of .*: restore them"):
         directory.record_parts(tmp_path, {}, {}, {"student": "b"})
-    directory.record_parts(tmp_path, {}, {}, {"student": "a", "teacher": "c"})  # unknown before, noted from here on
+    directory.record_parts(tmp_path, {}, {}, {"student": "a", "teacher": "c"})  # unknown before, recorded from here on
     with pytest.raises(ValueError, match=r"^the teacher of .*: restore them"):
         directory.record_parts(tmp_path, {}, {}, {"student": "a", "teacher": "d"})
 
@@ -52,27 +52,24 @@ def test_a_new_run_describes_itself(config: Config) -> None:
     assert {entry.name for entry in path.iterdir()} == {"config.yaml", "environment.json", "metrics.jsonl", ".lock"}
 
 
-def test_a_run_that_exists_is_not_overwritten(config: Config) -> None:
+def test_an_existing_run_is_not_overwritten(config: Config) -> None:
     with opened(config) as path:
         train_a_step(path)
     before = {entry: entry.read_bytes() for entry in path.iterdir()}
-    with pytest.raises(ValueError) as caught, opened(config):
+    fixes = r"resume=true, .*experiment_name=<new name> or seed=<other seed>"
+    with pytest.raises(ValueError, match=rf"{path} .*{fixes}"), opened(config):
         pass
-    assert str(caught.value) == (
-        f"{path} exists already: continue it with resume=true, or start another run with "
-        "experiment_name=<new name> or seed=<other seed>"
-    )
     assert {entry: entry.read_bytes() for entry in path.iterdir()} == before
 
 
 def test_a_checkpoint_alone_counts_as_trained(config: Config) -> None:
     with opened(config) as path:
         (path / "checkpoints" / "step-000000").mkdir(parents=True)
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match=r"resume=true"):
         check(config)
 
 
-def test_resume_continues_and_notes_it(config: Config) -> None:
+def test_resume_continues_and_is_recorded(config: Config) -> None:
     with opened(config) as path:
         train_a_step(path)
     longer = replace(config, resume=True, budget=replace(config.budget, steps=99))
@@ -84,7 +81,7 @@ def test_resume_continues_and_notes_it(config: Config) -> None:
     assert (path / "metrics.jsonl").is_file()
 
 
-def test_resume_with_another_configuration_says_what_differs(config: Config) -> None:
+def test_resume_with_another_configuration_reports_the_differences(config: Config) -> None:
     with opened(config) as path:
         train_a_step(path)
     changed = replace(
@@ -95,16 +92,13 @@ def test_resume_with_another_configuration_says_what_differs(config: Config) -> 
         engine=replace(config.engine, num_processes=2, threads=1),
         algo=replace(config.algo, importance_cap=2.0),
     )
-    with pytest.raises(ValueError) as caught:
+    differences = r": algo\.importance_cap null -> 2\.0, optim\.lr 0\.0003 -> 0\.002, seed 0 -> 1 \(old -> new\);"
+    with pytest.raises(ValueError, match=rf"{path} .*{differences} .*old values.*experiment_name=<new name>"):
         check(changed)
-    assert str(caught.value) == (
-        f"{path} was started with another configuration: algo.importance_cap null -> 2.0, optim.lr 0.0003 -> 0.002, "
-        "seed 0 -> 1 (old -> new); resume with the old values, or start another run with experiment_name=<new name>"
-    )
 
 
-def test_a_model_may_be_named_in_another_way(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where ``runs_root`` is relative once and absolute once."""
+def test_a_model_may_be_given_by_another_path(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a relative path first and an absolute path later."""
     for name in ("weights", "others"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
@@ -112,7 +106,7 @@ def test_a_model_may_be_named_in_another_way(config: Config, tmp_path: Path, mon
     with opened(started) as path:
         train_a_step(path)
     check(replace(started, resume=True, model=replace(started.model, student=f"{tmp_path}/weights")))
-    with pytest.raises(ValueError, match=r"model.student weights -> others"):
+    with pytest.raises(ValueError, match=r"model\.student weights -> others"):
         check(replace(started, resume=True, model=replace(started.model, student="others")))
 
 
@@ -124,7 +118,9 @@ def test_resume_without_a_run_starts_one(config: Config) -> None:
 @pytest.mark.parametrize(
     "error", [ValueError("no such model"), RuntimeError("bug"), KeyboardInterrupt(), SystemExit(1)]
 )
-def test_a_failure_before_the_first_step_leaves_nothing(config: Config, tmp_path: Path, error: BaseException) -> None:
+def test_a_failure_before_the_first_step_removes_the_directory(
+    config: Config, tmp_path: Path, error: BaseException
+) -> None:
     with pytest.raises(type(error)), opened(config) as path:
         train_a_step(path, step=0)  # the evaluation before training
         (path / "wandb").mkdir()
@@ -133,14 +129,14 @@ def test_a_failure_before_the_first_step_leaves_nothing(config: Config, tmp_path
     assert (tmp_path / "runs").is_dir()
 
 
-def test_a_failure_after_the_first_step_keeps_all(config: Config) -> None:
+def test_a_failure_after_the_first_step_keeps_everything(config: Config) -> None:
     with pytest.raises(RuntimeError), opened(config) as path:
         train_a_step(path)
         raise RuntimeError
     assert trained(path) and (path / "config.yaml").is_file()
 
 
-def test_an_untrained_directory_is_taken_over(config: Config) -> None:
+def test_an_untrained_directory_is_reused(config: Config) -> None:
     path = Path(config.run_dir)
     path.mkdir(parents=True)
     (path / "config.yaml").write_text("cut sho")  # kill -9 left this
@@ -154,30 +150,35 @@ def test_an_untrained_directory_is_taken_over(config: Config) -> None:
 @pytest.mark.parametrize(
     "files", [["thesis.tex"], [".git/HEAD"], ["config.yaml", "notes.txt"], ["config.yaml"], ["config.yaml", "evals/a"]]
 )
-def test_other_peoples_files_are_left_alone(config: Config, files: list[str]) -> None:
+def test_other_files_are_left_untouched(config: Config, files: list[str]) -> None:
     path = Path(config.run_dir)
     for name in files:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text("precious")
-    with pytest.raises(ValueError, match="which no run wrote: choose another experiment_name"), opened(config):
+    with pytest.raises(ValueError, match=rf"run_dir={path} .*choose another experiment_name"), opened(config):
         pass
     (path / ".lock").touch()
     discard_untrained(config)
     assert all((path / name).read_text() == "precious" for name in files)
 
 
-def test_only_what_a_run_writes_is_removed_with_it(config: Config) -> None:
-    """Files that somebody put beside a run's own while it was starting."""
+def test_only_files_of_the_run_are_removed(config: Config) -> None:
+    """A user added another file while the run was starting."""
     with pytest.raises(RuntimeError), opened(config) as path:
         (path / "notes.txt").write_text("precious")
         raise RuntimeError
     assert (path / "notes.txt").read_text() == "precious"
 
 
-def test_a_file_in_the_way(config: Config) -> None:
+def test_a_file_in_place_of_the_directory_is_reported(config: Config) -> None:
     Path(config.run_dir).parent.mkdir(parents=True)
     Path(config.run_dir).write_text("")
-    with pytest.raises(ValueError, match="is a file: choose another experiment_name or runs_root"), opened(config):
+    with (
+        pytest.raises(
+            ValueError, match=rf"run_dir={config.run_dir} is a file: choose another experiment_name or runs_root"
+        ),
+        opened(config),
+    ):
         pass
 
 
@@ -193,7 +194,7 @@ with directory.opened(load.read(Path(sys.argv[1]))) as path:
 """
 
 
-def test_two_processes_never_share_and_a_killed_one_lets_go(
+def test_two_processes_never_share_a_directory_and_a_killed_one_releases_it(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(directory, "LOCK_PATIENCE", 0.2)
@@ -207,7 +208,10 @@ def test_two_processes_never_share_and_a_killed_one_lets_go(
     )
     assert holder.stdout and holder.stdout.readline() == "held\n"
     resumed = replace(config, resume=True)
-    with pytest.raises(ValueError, match=rf"in use by process {holder.pid} on .*: wait for it"), opened(resumed):
+    with (
+        pytest.raises(ValueError, match=rf"process {holder.pid} on .*: wait for it.*experiment_name or seed"),
+        opened(resumed),
+    ):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -215,7 +219,7 @@ def test_two_processes_never_share_and_a_killed_one_lets_go(
         assert trained(path)
 
 
-def test_the_command_to_continue(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_to_resume(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGCTX_RL_COMMAND", "python -m longctx_rl +algo=dgrpo seed=1")
     assert resume_command(config) == "python -m longctx_rl +algo=dgrpo seed=1 resume=true"
     monkeypatch.setenv("LONGCTX_RL_COMMAND", "python -m longctx_rl +algo=dgrpo resume=true")

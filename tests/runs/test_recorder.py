@@ -1,4 +1,4 @@
-"""Metrics files, resume cutting, and a mirror that breaks."""
+"""Metrics files, the records of resumed runs, and failures of the wandb mirror."""
 
 import io
 import json
@@ -54,7 +54,7 @@ def test_rows_are_json_with_step_first(quiet: Config, tmp_path: Path) -> None:
     recorder = RunRecorder(quiet, tmp_path, None)
     recorder.log(0, {"eval/heldout/mean": 0.25})
     recorder.log(1, {"loss/total": float("nan"), "grad/norm": float("inf"), "progress/step": 1})
-    rows = read_metrics(tmp_path / "metrics.jsonl")  # each row is on disk at once
+    rows = read_metrics(tmp_path / "metrics.jsonl")  # each row is written immediately
     assert rows == [
         {"step": 0, "eval/heldout/mean": 0.25},
         {"step": 1, "loss/total": None, "grad/norm": None, "progress/step": 1},
@@ -63,19 +63,19 @@ def test_rows_are_json_with_step_first(quiet: Config, tmp_path: Path) -> None:
     recorder.close()
 
 
-def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
+def test_a_truncated_last_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
     assert read_metrics(path) == [{"step": 1}, {"step": 2}]
     path.write_text('{"step": 1\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is not JSON: .* restore the file"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 .*not JSON.*restore the file"):
         read_metrics(path)
     path.write_bytes(b'{"step": 1}\n{"step": 2, "l\xff": 1}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not UTF-8: .* restore the file"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 .*not UTF-8.*restore the file"):
         read_metrics(path)
 
 
-def test_resume_cuts_back_what_will_be_recorded_anew(quiet: Config, tmp_path: Path) -> None:
+def test_resume_removes_what_will_be_recorded_again(quiet: Config, tmp_path: Path) -> None:
     record(quiet, tmp_path, range(1, 6))
     for step in (2, 4):
         (tmp_path / "rollouts").mkdir(exist_ok=True)
@@ -87,7 +87,7 @@ def test_resume_cuts_back_what_will_be_recorded_anew(quiet: Config, tmp_path: Pa
     assert [path.name for path in (tmp_path / "rollouts").iterdir()] == ["step-000002.jsonl"]
 
 
-def test_a_start_without_checkpoint_starts_the_record_anew(quiet: Config, tmp_path: Path) -> None:
+def test_a_start_without_checkpoint_discards_earlier_records(quiet: Config, tmp_path: Path) -> None:
     record(quiet, tmp_path, range(1, 4))
     record(quiet, tmp_path, range(1, 2))
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1]
@@ -97,13 +97,13 @@ def test_rollouts_are_readable(quiet: Config, tmp_path: Path) -> None:
     recorder = RunRecorder(quiet, tmp_path, None)
     recorder.save_rollouts(10, [GROUP], spelled)
     recorder.close()
-    lines = (tmp_path / "rollouts" / "step-000010.jsonl").read_text().splitlines()
-    first, second = map(json.loads, lines)
-    assert "KesDal, né" in lines[0]
+    saved = (tmp_path / "rollouts" / "step-000010.jsonl").read_text()
+    first, second = map(json.loads, saved.splitlines())
+    assert "KesDal, né" in saved
     assert first["prompt_tail"].endswith("a long document \n\nWho?") and len(first["prompt_tail"]) < 500
     assert (first["reward"], first["reward_parts"], first["advantage"]) == (1.0, {"answer": 1.0}, 0.7)
     assert (first["tokens_text"], first["teacher_gap"]) == (["<1>", "<2>"], [0.1235, 0.0])
-    assert "teacher_gap" not in second and "-0.0," not in lines[0]
+    assert "teacher_gap" not in second and "-0.0" not in saved
     assert (second["completion"], second["finish_reason"], second["tokens"]) == ("no", "length", 1)
 
 
@@ -162,7 +162,7 @@ def test_the_mirror_gets_the_same_rows(offline: Config, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("broken", ["init", "log", "finish"])
-def test_a_broken_mirror_warns_once_and_stops_nothing(
+def test_a_broken_mirror_warns_once_and_does_not_stop_the_run(
     broken: str,
     offline: Config,
     tmp_path: Path,
@@ -184,7 +184,7 @@ def test_a_broken_mirror_warns_once_and_stops_nothing(
     assert stderr == "warning: the wandb mirror stopped (ConnectionError: no network); the files on disk are complete\n"
 
 
-def test_a_mirror_that_hangs_does_not_hold_the_run(
+def test_a_hanging_mirror_does_not_block_the_run(
     offline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import threading
@@ -204,7 +204,7 @@ def test_a_mirror_that_hangs_does_not_hold_the_run(
     assert capsys.readouterr().err.count("warning: the wandb mirror stopped (it cannot keep up)") == 1
 
 
-def test_how_a_run_appears_in_the_mirror(offline: Config, tmp_path: Path) -> None:
+def test_settings_of_a_run_in_the_mirror(offline: Config, tmp_path: Path) -> None:
     run_dir = tmp_path / "dgrpo-mini-mix-s0"
     first = training_settings(offline, run_dir, resumed=False)
     assert (first["mode"], first["project"], first["group"]) == ("offline", "longctx-rl", "default")
@@ -221,7 +221,7 @@ def test_how_a_run_appears_in_the_mirror(offline: Config, tmp_path: Path) -> Non
     assert training_settings(online, run_dir, resumed=False)["id"] != started["id"]
 
 
-def test_a_resumed_run_is_mirrored_whole(offline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_is_mirrored_completely(offline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [FakeRun(), FakeRun()]
     started = []
 
@@ -237,7 +237,9 @@ def test_a_resumed_run_is_mirrored_whole(offline: Config, tmp_path: Path, monkey
         recorder.save_rollouts(step, [GROUP], spelled)
     recorder.close()
     saved = run_dir / "rollouts" / "step-000001.jsonl"
-    saved.write_text(saved.read_text().replace("KesDal", "Kes\u2028Dal"))  # a line to str.splitlines, text to JSON
+    saved.write_text(
+        saved.read_text().replace("KesDal", "Kes\u2028Dal")
+    )  # a line break to str.splitlines, text to JSON
     piece = run_dir / "wandb" / "offline-run-1"
     piece.mkdir(parents=True)
     record(offline, run_dir, range(3, 5), resume_step=2)
@@ -248,7 +250,7 @@ def test_a_resumed_run_is_mirrored_whole(offline: Config, tmp_path: Path, monkey
     assert started[0] == started[1] and started[0]["name"] == run_dir.name and "resume" not in started[0]
 
 
-def test_an_online_run_is_continued_unless_its_history_is_offline(
+def test_an_online_run_is_resumed_unless_its_history_is_offline(
     offline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     online = replace(offline, logging=replace(offline.logging, mode="online"))
@@ -295,18 +297,18 @@ def test_the_live_line_is_rewritten(quiet: Config) -> None:
     assert log.getvalue() == f"{first}\nevaluating\n"
 
 
-def test_plain_lines_where_there_is_no_terminal(quiet: Config) -> None:
+def test_plain_lines_without_a_terminal(quiet: Config) -> None:
     terminal, log = io.StringIO(), io.StringIO()
     progress = Progress(quiet.budget, log, terminal)
     for step in range(1, 51):
         progress.show(STEP | {"progress/step": step})
-    lines = terminal.getvalue().splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["step 1/50", "step 50/50"]
-    assert "reward -  KL to teacher -" in lines[0] and lines[1].endswith("0:00 left")
+    first, last = terminal.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in (first, last)] == ["step 1/50", "step 50/50"]
+    assert "reward -  KL to teacher -" in first and last.endswith("0:00 left")
     assert log.getvalue() == terminal.getvalue()
 
 
-def test_time_left_follows_the_budget_that_is_nearest(quiet: Config) -> None:
+def test_time_left_follows_the_nearest_budget(quiet: Config) -> None:
     budget = replace(quiet.budget, steps=1000, seconds=20.0)
     progress = Progress(budget, io.StringIO(), io.StringIO())
     line = progress.render(STEP | {"progress/wall_seconds": 2.0}, now=100.0)

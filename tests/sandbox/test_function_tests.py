@@ -4,16 +4,20 @@ import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from longctx_rl.sandbox import probe
+from longctx_rl.sandbox import function_tests, pool, probe
 from longctx_rl.sandbox.function_tests import FunctionProblem, grade_functions, read_humaneval, read_mbpp, usable
-from longctx_rl.sandbox.pool import Sandbox
+from longctx_rl.sandbox.isolation import Backend
+from longctx_rl.sandbox.pool import Call, Sandbox
 from sandbox.exploits import EXPLOITS, HONEST
 from sandbox.function_problems import HUMANEVAL, MBPP
+
+BACKEND: Backend = "rlimit" if probe.failure("bwrap") else "bwrap"
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -23,8 +27,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    with Sandbox("rlimit" if probe.failure("bwrap") else "bwrap", workers=2) as pool:
-        yield pool
+    with Sandbox(BACKEND, workers=2) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +78,20 @@ DOUBLING = FunctionProblem(
 )
 
 
+@pytest.fixture(scope="module")
+def attacks() -> dict[str, list[bool]]:
+    """Whether each exploit, and honest code beside it, is right. Several run at once, because some wait for limits."""
+    answers = [(code, DOUBLING) for exploit in EXPLOITS.values() for code in (exploit, HONEST)]
+    with pytest.MonkeyPatch.context() as patch, Sandbox(BACKEND, workers=4) as sandbox:
+        patch.setattr(pool, "GRACE", 1.0)
+        patch.setattr(function_tests, "Call", partial(Call, cpu_seconds=1))  # references keep their own limit
+        right = grades(sandbox, answers)
+    return {name: right[2 * number : 2 * number + 2] for number, name in enumerate(EXPLOITS)}
+
+
 @pytest.mark.parametrize("name", EXPLOITS)
-def test_exploits_fail_here_too(sandbox: Sandbox, name: str) -> None:
-    assert grades(sandbox, [(EXPLOITS[name], DOUBLING), (HONEST, DOUBLING)]) == [False, True]
+def test_exploits_fail_here_too(attacks: dict[str, list[bool]], name: str) -> None:
+    assert attacks[name] == [False, True]
 
 
 @pytest.mark.parametrize(

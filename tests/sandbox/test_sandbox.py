@@ -6,7 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -15,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from longctx_rl.sandbox import isolation, probe
+from longctx_rl.sandbox import isolation, pool, probe
 from longctx_rl.sandbox.pool import Call, Outcome, Sandbox, SandboxFailed, Worker, read
-from longctx_rl.sandbox.submissions import Submission, extract_code, grade, suspicious
+from longctx_rl.sandbox.submissions import Grade, Submission, compare, extract_code, grade, suspicious
 from longctx_rl.sandbox.values import NotPlain, decode, encode, parse, same
 from longctx_rl.sandbox.worker import MAX_PROCESSES, descendants
 from sandbox.exploits import EXPLOITS, HONEST, OWN, PUBLISHED
@@ -48,23 +51,52 @@ def test_the_list_is_long_enough() -> None:
     assert len(PUBLISHED) >= 16 and len(OWN) >= 15 and not PUBLISHED.keys() & OWN.keys()
 
 
-NUMBERS = st.lists(st.integers().filter(lambda x: abs(x) > 2), min_size=1, max_size=8)
-"""Numbers whose double no exploit returns by chance: 2 * 0 is 0, and 2 * 1 is 1 + 1."""
+NUMBERS = ([3], [-5, 10**12], [4, 7, -3, 250, 3, 99_999, 12, -(10**9)])
+"""Inputs of an attack. No exploit returns their doubles by chance: 2 * 0 is 0, and 2 * 1 is 1 + 1."""
+UNTIL_A_LIMIT = {
+    "endless loop", "ignores every signal", "stops its worker", "deep recursion", "looks for the tests in files",
+    "string that doubles",
+}  # fmt: skip
+"""Exploits that run until a limit, whatever their inputs: each runs once, and early."""
+POOLS = 4
+
+
+def graded(sandbox: Sandbox, submissions: Sequence[Submission]) -> list[Grade]:
+    """Grades under a CPU limit of one second."""
+    outcomes = sandbox.run([replace(one.call(), cpu_seconds=1) for one in submissions])
+    return [compare(one, outcome) for one, outcome in zip(submissions, outcomes, strict=True)]
+
+
+def attacked(backend: isolation.Backend, names: Sequence[str]) -> dict[str, list[Grade]]:
+    """Grades of exploits, each followed by those of honest code in the same worker."""
+    found: dict[str, list[Grade]] = {}
+    with Sandbox(backend, workers=1) as single:
+        for name in names:
+            inputs = NUMBERS[:1] if name in UNTIL_A_LIMIT else NUMBERS
+            found[name] = []
+            for values in inputs:
+                arguments, doubles = [[x] for x in values], [2 * x for x in values]
+                found[name] += graded(single, [Submission(EXPLOITS[name], "double", arguments, doubles)])
+                found[name] += grade(single, [Submission(HONEST, "double", arguments, doubles)])
+    return found
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def attacks(request: pytest.FixtureRequest) -> dict[str, list[Grade]]:
+    """Grades of all exploits and of the honest code after each. Several run at once, because most wait for limits."""
+    names = sorted(EXPLOITS, key=lambda name: name not in UNTIL_A_LIMIT)
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(POOLS) as threads:
+        patch.setattr(pool, "GRACE", 1.0)
+        parts = threads.map(partial(attacked, request.param), [names[start::POOLS] for start in range(POOLS)])
+        return {name: grades for part in parts for name, grades in part.items()}
 
 
 @pytest.mark.parametrize("name", EXPLOITS)
-def test_no_exploit_passes_and_honest_code_after_it_does(sandbox: Sandbox, name: str) -> None:
-    @settings(max_examples=1 if name == "stops its worker" else 3)  # it takes 20 s to detect
-    @given(values=NUMBERS)
-    def attacked_and_honest(values: list[int]) -> None:
-        inputs, expected = [[x] for x in values], [2 * x for x in values]
-        submissions = [Submission(code, "double", inputs, expected) for code in (EXPLOITS[name], HONEST)]
-        attacked, honest = grade(sandbox, submissions)
-        assert attacked.passed == 0 and not attacked.right
-        assert honest.right
-
-    attacked_and_honest()
-    assert all(one.right for one in grade(sandbox, [submission(HONEST, seed) for seed in range(4)]))
+def test_no_exploit_passes_and_honest_code_after_it_does(attacks: dict[str, list[Grade]], name: str) -> None:
+    exploits, honest = attacks[name][::2], attacks[name][1::2]
+    assert len(exploits) == len(honest) >= 1
+    assert all(one.passed == 0 and not one.right for one in exploits)
+    assert all(one.right for one in honest)
 
 
 @works("bwrap")
@@ -234,7 +266,7 @@ def test_modules_can_be_imported_and_seen_by_name(sandbox: Sandbox) -> None:
     ],
 )
 def test_status_of_bad_code(sandbox: Sandbox, code: str, status: str) -> None:
-    (found,) = grade(sandbox, [submission(code)])
+    (found,) = graded(sandbox, [submission(code)])
     assert (found.status, found.passed) == (status, 0)
 
 

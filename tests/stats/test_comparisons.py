@@ -1,4 +1,4 @@
-"""Paired tests, Holm and pass@k against scipy, hand-computed values and counting."""
+"""Paired tests, Holm and pass@k against scipy, hand-computed values and enumeration."""
 
 import itertools
 import math
@@ -72,5 +72,5 @@ def test_pass_at_k_is_the_share_of_subsets(n: int, c: int, k: int) -> None:
 
 @pytest.mark.parametrize(("n", "c", "k"), [(2, 1, 3), (2, 3, 1), (2, -1, 1), (0, 0, 1), (2, 1, 0)])
 def test_pass_at_k_refuses(n: int, c: int, k: int) -> None:
-    with pytest.raises(ValueError, match="need at least k samples"):
+    with pytest.raises(ValueError, match=rf"pass@{k} from {c} right of {n} samples: give at least k samples"):
         pass_at_k(n, c, k)

@@ -1,14 +1,11 @@
-"""Runs that train in the tests' process take its signals; each test gives them back."""
-
-import signal
-from collections.abc import Iterator
+"""The tiny models that all runs of this folder train."""
 
 import pytest
 
+from small_runs import save_models
 
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Overrides that name a tiny student and a wider teacher with random weights."""
+    return save_models(tmp_path_factory.mktemp("models"))

@@ -1,4 +1,4 @@
-"""The configuration of ``python -m longctx_rl.data build``: conf/build.yaml. See there."""
+"""The configuration of ``python -m longctx_rl.data build``. Its defaults are in conf/build.yaml."""
 
 from dataclasses import dataclass
 
@@ -7,46 +7,53 @@ from longctx_rl.config.reward import EndpointConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptsConfig:
-    """What the models are asked, as text."""
+    """Prompts for the writer and the responder."""
 
     question: dict[str, str]
     """Task to prompt, with {passages} and {language}; the reply holds one JSON object."""
     closed_book: str
-    """With {question}."""
+    """Prompt of the closed-book probe, with {question}."""
     supported: str
-    """With {passages}, {question} and {answer}; the first word must be yes or no."""
+    """Prompt of the support check, with {passages}, {question} and {answer}. The first word of the reply must be yes or
+    no."""
     response: str
-    """With {document} and {question}."""
+    """Prompt of the responder, with {document} and {question}."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildConfig:
+    """What is built from which documents, and by which models."""
+
     documents: str
-    """Folder of txt, md, html, pdf and source files."""
+    """Folder of .txt, .md, .html, .pdf and source files, searched with its subfolders."""
     out: str
+    """Folder that receives the data set, its card, the report, the rejected questions and the cache of replies."""
     language: str
-    """Code of the documents' language, or auto: the model is asked to keep to the document's."""
+    """Code of the documents' language. auto: the model keeps to the document's language and names it."""
     source: str
     """Value of the rows' source column."""
     tasks: dict[str, int]
-    """Task to questions that are asked for in each document."""
+    """Number of questions requested for each document, by task."""
     passages: int
-    """Places in the document that a question draws on."""
+    """Passages of the document that a question draws on."""
     passage_characters: int
+    """Size of a passage."""
     minimum_distance: float
-    """Between passages, as a share of the document."""
+    """Distance between passages, as a share of the document."""
     minimum_characters: int
-    """Shorter documents are left out."""
+    """Shorter documents are dropped."""
     attempts: int
-    """Times that a rejected question is asked for anew, from other passages."""
+    """Number of times that a rejected question is requested again, from other passages."""
     balance: bool
-    """Keep at most three times as many rows of a task and length as the median has."""
+    """True: keep at most three times as many rows of a task and length as the median has."""
     seed: int
     writer: EndpointConfig
-    """Writes questions, answers and evidence; answers the closed-book probe and says whether answers are supported."""
+    """The model that writes questions, answers and evidence, answers the closed-book probe and checks that answers are
+    supported."""
     responder: EndpointConfig | None
-    """Answers from the whole document: a response_* column. None: no such column."""
+    """A teacher that answers from the whole document; its responses become a response_* column. None: no teacher."""
     prompts: PromptsConfig
     price_in: float
     """Dollars for a million prompt tokens, for the report."""
     price_out: float
+    """Dollars for a million completion tokens, for the report."""

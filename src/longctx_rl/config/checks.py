@@ -1,4 +1,4 @@
-"""Combinations that cannot work, each refused with one sentence that names the key, the value and the fix."""
+"""Checks for impossible configurations. Each problem is one sentence that names the key, the value and the fix."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, astuple
@@ -20,9 +20,9 @@ def check(config: Config) -> None:
 
 
 def check_evaluate(config: EvaluateConfig) -> None:
-    """Raise ValueError for the first thing that cannot be evaluated."""
+    """Raise ValueError for the first problem that prevents an evaluation."""
     if not config.eval.suites or config.eval.name == "none":
-        raise ValueError(f"eval={config.eval.name} asks nothing: choose eval=all, or a suite")
+        raise ValueError(f"eval={config.eval.name} evaluates no suite: choose eval=all, or another file of eval/")
     for key, value in (
         ("eval.items", config.eval.items),
         ("rollout.batch_tokens", config.rollout.batch_tokens),
@@ -41,19 +41,19 @@ def _problems(c: Config) -> Iterator[str]:
         yield f"algo.weights.kd={c.algo.weights.kd} needs a teacher: set model.teacher=<directory or Hub id>"
     if c.model.teacher_cache is not None and c.algo.weights.kd and c.algo.source == "policy":
         yield (
-            f"model.teacher_cache={c.model.teacher_cache} holds recorded answers, but +algo={c.algo.name} draws its "
-            "tokens anew: set model.teacher_cache=null"
+            f"model.teacher_cache={c.model.teacher_cache} is for recorded answers, but +algo={c.algo.name} samples "
+            "its completions: set model.teacher_cache=null"
         )
     yield from _model(c.model)
     if c.algo.source == "policy" and c.data.questions_per_document != 1:
         yield (
-            f"data.questions_per_document={c.data.questions_per_document} is for recorded answers: "
-            "set data.questions_per_document=1 when the policy writes the tokens"
+            f"data.questions_per_document={c.data.questions_per_document} is for recorded answers, but "
+            f"+algo={c.algo.name} samples its completions: set data.questions_per_document=1"
         )
     if c.algo.source == "dataset" and c.batch.backward == "one_at_a_time":
         yield (
-            "batch.backward=one_at_a_time takes the completions of a group one at a time, and a recorded answer has no "
-            "siblings: set batch.backward=packed"
+            f"batch.backward=one_at_a_time is for groups of sampled completions, but +algo={c.algo.name} trains on "
+            "recorded answers: set batch.backward=packed"
         )
     if c.engine.name == "local" and c.world_size > 1:
         yield f"engine=local runs in one process, not {c.world_size}: set engine.num_processes=1 or engine=zero3"
@@ -63,7 +63,10 @@ def _problems(c: Config) -> Iterator[str]:
             f"set batch.prompts_per_step to at least {c.world_size}, or use fewer processes"
         )
     if c.engine.num_nodes > 1 and not c.engine.rendezvous:
-        yield f"engine.num_nodes={c.engine.num_nodes} needs engine.rendezvous=<host of the first node>:<port>"
+        yield (
+            f"engine.num_nodes={c.engine.num_nodes} needs a rendezvous: set "
+            "engine.rendezvous=<host of the first machine>:<port>"
+        )
     empty = not c.task.mixture and c.data.longblocks is None
     if empty or (c.task.mixture and (sum(c.task.mixture.values()) <= 0 or min(c.task.mixture.values()) < 0)):
         yield f"task.mixture={dict(c.task.mixture)} leaves nothing to train on: give at least one task a share above 0"
@@ -72,12 +75,12 @@ def _problems(c: Config) -> Iterator[str]:
     if c.data.short is not None:
         yield from _short(c.data.short)
     if not c.data.lengths:
-        yield "data.lengths is empty: give at least one prompt length, such as data.lengths=[256]"
+        yield "data.lengths=[]: give at least one prompt length, such as data.lengths=[256]"
     evaluated = [c.eval.items] * (c.eval.at_start or c.eval.at_end) + [c.eval.during_items] * c.eval.during
     if evaluated and not (min(evaluated) > 0 and c.eval.suites):
         yield (
-            "the evaluation split is empty: set eval.items and eval.during_items above 0, "
-            "give eval.suites, or choose eval=none"
+            f"eval.items={c.eval.items}, eval.during_items={c.eval.during_items}: the evaluation split is empty, set "
+            "both above 0 and keep at least one of eval.suites, or choose eval=none"
         )
     if c.eval.every and c.eval.times:
         yield (
@@ -85,12 +88,13 @@ def _problems(c: Config) -> Iterator[str]:
         )
     budget = c.budget
     if (budget.steps, budget.trained_tokens, budget.flops, budget.seconds) == (None,) * 4:
-        yield "the budget has no limit, so the run would not end: set budget.steps, or one of the others"
+        yield "the budget has no limit, so the run would not end: set budget.steps or another budget"
     if c.data.longblocks is not None:
         yield from _longblocks(c)
     for name, suite in c.eval.suites.items():
         if suite.samples > 1:
-            yield f"eval.suites.{name}.samples={suite.samples} is for python -m longctx_rl.evaluate: set it to 1 here"
+            key = f"eval.suites.{name}.samples"
+            yield f"{key}={suite.samples} is for python -m longctx_rl.evaluate: set it to 1 for training"
     yield from _positive(c)
     yield from _suites(c.eval)
 
@@ -98,11 +102,14 @@ def _problems(c: Config) -> Iterator[str]:
 def _model(m: ModelConfig) -> Iterator[str]:
     if m.architecture is not None and m.student not in SHIPPED:
         yield (
-            f"model.architecture starts from random weights, so model.student={m.student} would be left out: "
+            f"model.architecture starts from random weights, so model.student={m.student} would be ignored: "
             "set model.architecture=null, or choose model=mini"
         )
     if m.yarn is not None and m.architecture is not None:
-        yield "model.yarn stretches pretrained models: set model.yarn=null, and model.architecture.max_length"
+        yield (
+            "model.yarn stretches pretrained models, and model.architecture starts from random weights: set "
+            "model.yarn=null, and choose the context with model.architecture.max_length"
+        )
     yield from _yarn("model.yarn", m.yarn)
 
 
@@ -122,7 +129,7 @@ def _algo(a: AlgoConfig) -> Iterator[str]:
         yield "algo.weights are all zero, so nothing is learned: give ce, pg or kd a weight above 0"
     if weights.pg and a.source == "dataset":
         yield (
-            f"algo.weights.pg={weights.pg} needs tokens drawn from the policy, but algo.source=dataset: "
+            f"algo.weights.pg={weights.pg} needs tokens sampled from the policy, but algo.source=dataset: "
             "set algo.weights.pg=0 or algo.source=policy"
         )
     if weights.pg and a.group_size < 2:
@@ -133,15 +140,15 @@ def _algo(a: AlgoConfig) -> Iterator[str]:
     if a.group_size < 1:
         yield f"algo.group_size={a.group_size}: set it to 1 or more"
     if a.source == "dataset" and a.group_size != 1:
-        yield f"algo.group_size={a.group_size}: a data-set row has one recorded answer, set algo.group_size=1"
+        yield f"algo.group_size={a.group_size}: a row of a data set has one recorded answer, set algo.group_size=1"
     if a.source == "dataset" and a.updates_per_rollout != 1:
-        yield f"algo.updates_per_rollout={a.updates_per_rollout} is for tokens drawn from the policy: set it to 1"
+        yield f"algo.updates_per_rollout={a.updates_per_rollout} is for tokens sampled from the policy: set it to 1"
     if a.updates_per_rollout < 1:
         yield f"algo.updates_per_rollout={a.updates_per_rollout}: set it to 1 or more"
     if not (0 < a.clip_low < 1 and a.clip_high > 0):
         yield f"algo.clip_low={a.clip_low}, algo.clip_high={a.clip_high}: need 0 < clip_low < 1 and clip_high > 0"
     if a.importance_cap is not None and a.importance_cap <= 0:
-        yield f"algo.importance_cap={a.importance_cap} would silence the policy gradient: set it above 0, or null"
+        yield f"algo.importance_cap={a.importance_cap} would remove the policy gradient: set it above 0, or null"
     for anchor in ANCHORS:
         if a.weight(anchor):
             yield from _divergence(f"algo.{anchor}", a.divergence(anchor), a.source)
@@ -149,7 +156,10 @@ def _algo(a: AlgoConfig) -> Iterator[str]:
 
 def _divergence(path: str, d: Divergence, source: str) -> Iterator[str]:
     if d.placement == "advantage" and d.estimator != "k1":
-        yield f"{path}.placement=advantage works with {path}.estimator=k1 only, not {d.estimator}"
+        yield (
+            f"{path}.placement=advantage works only with {path}.estimator=k1, not {d.estimator}: set "
+            f"{path}.placement=loss or {path}.estimator=k1"
+        )
     if d.estimator == "k1" and d.placement == "loss":
         yield (
             f"{path}.estimator=k1 as a loss has a gradient that does not depend on the anchor: "
@@ -159,7 +169,7 @@ def _divergence(path: str, d: Divergence, source: str) -> Iterator[str]:
         yield f"{path}.estimator={d.estimator} estimates the reverse KL only: set {path}.direction=reverse"
     if d.estimator in SAMPLED_ESTIMATORS and source == "dataset":
         yield (
-            f"{path}.estimator={d.estimator} needs tokens drawn from the policy, but algo.source=dataset: "
+            f"{path}.estimator={d.estimator} needs tokens sampled from the policy, but algo.source=dataset: "
             f"set {path}.estimator=exact or topk"
         )
     if d.top_k < 1:
@@ -182,8 +192,8 @@ def _longblocks(c: Config) -> Iterator[str]:
     assert rows is not None
     if not 0 <= rows.min_tokens < rows.max_tokens:
         yield (
-            f"data.longblocks.min_tokens={rows.min_tokens} and max_tokens={rows.max_tokens} leave nothing: "
-            "need 0 <= min_tokens < max_tokens"
+            f"data.longblocks.min_tokens={rows.min_tokens} and max_tokens={rows.max_tokens} leave no prompts: "
+            "set them so that 0 <= min_tokens < max_tokens"
         )
     if not (rows.validation >= 0 and rows.test >= 0 and rows.validation + rows.test < 1):
         yield (
@@ -198,11 +208,11 @@ def _longblocks(c: Config) -> Iterator[str]:
         yield (f"data.longblocks.short.share={rows.short.share}: set it between 0 and 1, or data.longblocks.short=null")
     held = c.eval.suites["longblocks"].data if "longblocks" in c.eval.suites else None
     if held is not None and held.longblocks is not None and held.longblocks.path == rows.path:
-        asked, kept = (held.longblocks.validation, held.longblocks.test), (rows.validation, rows.test)
-        if asked != kept:
+        evaluated, trained = (held.longblocks.validation, held.longblocks.test), (rows.validation, rows.test)
+        if evaluated != trained:
             yield (
-                f"eval.suites.longblocks.data.longblocks holds out {asked} of the documents (validation, test) and "
-                f"data.longblocks {kept}: give both the same, or trained documents are asked"
+                f"eval.suites.longblocks.data.longblocks holds out {evaluated} of the documents (validation, test), "
+                f"but data.longblocks holds out {trained}: give both the same, or trained documents would be evaluated"
             )
     if c.data.questions_per_document != 1:
         yield "data.questions_per_document is for generated data: set it to 1 with data=longblocks"
@@ -220,9 +230,9 @@ def _suites(config: EvalConfig) -> Iterator[str]:
     for name, suite in config.suites.items():
         key = f"eval.suites.{name}"
         if not suite.labels or not suite.lengths:
-            yield f"{key} asks nothing: give labels and lengths, or leave the suite out with ~{key}"
+            yield f"{key} has no items: give labels and lengths, or drop the suite with ~{key}"
         if len(set(suite.labels)) < len(suite.labels) or len(set(suite.lengths)) < len(suite.lengths):
-            yield f"{key} asks something twice: give each label and each length once"
+            yield f"{key} repeats a label or a length: give each label and each length once"
         if min(suite.lengths, default=0) < 0:
             yield f"{key}.lengths={list(suite.lengths)}: set them to 0 or more"
         if suite.max_new_tokens < 1:

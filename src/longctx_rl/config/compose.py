@@ -1,6 +1,7 @@
-"""Composing configurations from conf/ and a command line: the only door to Hydra. Imports no torch.
+"""Composition of configurations from conf/ and a command line.
 
-Hydra only composes here. What a command does with the configuration starts after Hydra has returned.
+This is the only module that imports Hydra, and it does not import torch.
+Hydra only composes: the work of a command starts after Hydra has returned.
 """
 
 import itertools
@@ -12,13 +13,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -36,28 +37,28 @@ KINDS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "harness": HarnessConfig,
 }
-"""Top file of conf/ to the class that it becomes."""
+"""Top-level file of conf/ to the class that it is converted into."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """What ``python -m longctx_rl`` was asked to do."""
+    """The runs that a command line of ``python -m longctx_rl`` requests."""
 
     requests: list[RunRequest]
     """Empty after --cfg and --info, which print and return."""
     is_sweep: bool
     launcher: tuple[str, dict[str, Any]] | None
-    """Name and settings of the Hydra launcher that the command line chose; None: Hydra's own."""
+    """Name and settings of the Hydra launcher that the command line chooses. None: Hydra's basic launcher."""
 
 
 def command_line() -> CommandLine:
     """Compose every run that ``sys.argv`` requests.
 
     Raises:
-        ValueError: an invalid command line, in one sentence. A single run of a sweep that is invalid does not raise: its
-            request carries the problem.
+        ValueError: the command line is invalid, in one sentence. An invalid run of a sweep does not raise: its request
+            carries the problem.
     """
-    # Hydra prints its errors itself, over several lines, unless this variable makes it raise them.
+    # Without this variable, Hydra prints its errors itself over several lines instead of raising them.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[0] = "python -m longctx_rl"  # the name in argparse's messages
@@ -101,10 +102,10 @@ def _command_line() -> CommandLine:
 
 
 def _take_launcher() -> tuple[str, dict[str, Any]] | None:
-    """Take the launcher that the command line or an experiment chooses out of the command line.
+    """Remove the launcher that the command line or an experiment chooses from ``sys.argv``, and return it.
 
-    Hydra would hand its launcher the whole program. Here Hydra composes with its basic launcher, and the runs are
-    submitted later.
+    Hydra would hand the whole program to that launcher. Instead, Hydra composes with its basic launcher, and the runs
+    are submitted later.
     """
     overrides = [item for item in sys.argv[1:] if not item.startswith("-") and ("=" in item or item.startswith("~"))]
     parsed = OverridesParser.create().parse_overrides(overrides)
@@ -119,10 +120,10 @@ def _take_launcher() -> tuple[str, dict[str, Any]] | None:
 
 
 def composed(overrides: Sequence[str]) -> Config:
-    """The configuration of a command that only reads it; +algo=dgrpo if no method is given.
+    """Return the configuration of a run for a command that does not start it; +algo=dgrpo if no method is given.
 
     Raises:
-        ValueError: an invalid configuration, in one sentence.
+        ValueError: the configuration is invalid, in one sentence.
     """
     if not any(item.startswith("+algo=") for item in overrides):
         overrides = [*overrides, "+algo=dgrpo"]
@@ -130,17 +131,27 @@ def composed(overrides: Sequence[str]) -> Config:
 
 
 def composed_grids(experiment_name: str) -> list[Config]:
-    """Every run that the sweeps of this ``experiment_name`` in conf/experiment/ request; raises as ``composed``.
+    """Return every run of the sweeps in conf/experiment/ with this ``experiment_name``; raises as ``composed`` does.
 
-    Runs that choose the same files of conf/ share one composition, to which the values that differ are applied.
+    Runs that choose the same files of conf/ share one composition, to which their other values are applied.
     """
-    runs: list[Config] = []
     with _initialized():
-        for path in sorted((config_directory() / "experiment").glob("*.yaml")):
-            settings = hydra.compose("config", [f"+experiment={path.stem}"], return_hydra_config=True)
-            if settings.experiment_name == experiment_name and settings.hydra.sweeper.params:
-                runs += _grid(path.stem, dict(settings.hydra.sweeper.params))
-    return runs
+        return [
+            run
+            for experiment, (name, params) in _sweeps(config_directory() / "experiment").items()
+            if name == experiment_name and params
+            for run in _grid(experiment, params)
+        ]
+
+
+@cache
+def _sweeps(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Map each file of conf/experiment/ to its ``experiment_name`` and the parameters of its sweep. Composed once."""
+    sweeps = {}
+    for path in sorted(folder.glob("*.yaml")):
+        settings = hydra.compose("config", [f"+experiment={path.stem}"], return_hydra_config=True)
+        sweeps[path.stem] = (str(settings.experiment_name), dict(settings.hydra.sweeper.params or {}))
+    return sweeps
 
 
 def _grid(experiment: str, params: dict[str, Any]) -> Iterator[Config]:
@@ -149,22 +160,26 @@ def _grid(experiment: str, params: dict[str, Any]) -> Iterator[Config]:
         list(axis.sweep_string_iterator()) if axis.is_sweep_override() else [axis.get_value_element_as_str()]
         for axis in axes
     ]
-    groups = config_groups().keys()
     by_choice: dict[tuple[str, ...], DictConfig] = {}
     for values in itertools.product(*levels):
         cell = [f"{key}={value}" for key, value in zip(params, values, strict=True)]
-        choices = tuple(item for item in cell if re.split(r"[@=]", item.lstrip("+"))[0] in groups)
+        choices = file_choices(cell)
         if choices not in by_choice:
             algo = () if any(item.startswith("+algo=") for item in cell) else ("+algo=dgrpo",)
             by_choice[choices] = hydra.compose("config", [*choices, *algo, f"+experiment={experiment}"])
-        overrides = OverridesParser.create().parse_overrides([item for item in cell if item not in choices])
-        yield load(_with_values(by_choice[choices], overrides))
+        yield load(with_values(by_choice[choices], [item for item in cell if item not in choices]))
 
 
-def _with_values(base: DictConfig, overrides: Sequence[Override]) -> DictConfig:
-    """A copy of a composed configuration with single values changed, as Hydra's last step changes them."""
+def file_choices(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the overrides that choose files of conf/; the others set values."""
+    groups = config_groups().keys()
+    return tuple(item for item in overrides if re.split(r"[@=]", item.lstrip("+"))[0] in groups)
+
+
+def with_values(base: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Copy a composed configuration and set single values in it, as the last step of Hydra's composition does."""
     changed = base.copy()
-    for override in overrides:
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
         with open_dict(changed) if override.is_add() else _unchanged(changed):
             OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
     return changed
@@ -176,7 +191,7 @@ def _unchanged(config: DictConfig) -> Iterator[DictConfig]:
 
 
 def composed_build(overrides: Sequence[str]) -> BuildConfig:
-    """The configuration of a data set that is built from documents. Raises ValueError as ``composed`` does."""
+    """Return the configuration of a data set that is built from documents. Raises ValueError as ``composed`` does."""
     settings = _compose("build", overrides)
     for key in ("documents", "out"):
         if OmegaConf.is_missing(settings, key):
@@ -185,20 +200,20 @@ def composed_build(overrides: Sequence[str]) -> BuildConfig:
 
 
 def composed_evaluate(overrides: Sequence[str]) -> EvaluateConfig:
-    """The configuration of an evaluation. Raises ValueError as ``composed`` does."""
+    """Return the configuration of an evaluation. Raises ValueError as ``composed`` does."""
     settings = _compose("evaluate", overrides)
     if OmegaConf.is_missing(settings, "checkpoint"):
         raise ValueError("give a checkpoint: checkpoint=FOLDER, such as the export/ of a run")
     if OmegaConf.is_missing(settings, "out"):
         raise ValueError("give a folder for the results: out=FOLDER")
     config = convert.convert(EvaluateConfig, OmegaConf.to_container(settings, resolve=True))
-    config = replace(config, eval=config.eval.asked())
+    config = replace(config, eval=config.eval.with_files())
     checks.check_evaluate(config)
     return config
 
 
 def composed_harness(overrides: Sequence[str]) -> HarnessConfig:
-    """The configuration of lm_eval's tasks. Raises ValueError as ``composed`` does."""
+    """Return the configuration of an evaluation on lm_eval's tasks. Raises ValueError as ``composed`` does."""
     settings = _compose("harness", overrides)
     for key, example in (("checkpoint", "FOLDER"), ("tasks", "[mmlu]"), ("out", "FOLDER")):
         if OmegaConf.is_missing(settings, key):
@@ -221,14 +236,14 @@ def _initialized() -> Iterator[None]:
 
 
 def config_directory() -> Path:
-    """``conf/``: at the top of a checkout, inside the package when installed from a wheel."""
+    """Return the path of conf/: at the top of a checkout, or inside the package if it was installed from a wheel."""
     package = Path(__file__).resolve().parents[1]
     checkout = package.parent.parent / "conf"
     return checkout if (checkout / "config.yaml").is_file() else package / "conf"
 
 
 def config_groups() -> dict[str, list[str]]:
-    """The groups of conf/ with the files that can be chosen, both sorted."""
+    """Return the groups of conf/ with the files that can be chosen, both sorted."""
     top = config_directory()
     files: dict[str, list[str]] = {}
     for path in sorted(top.glob("*/**/*.yaml")):
@@ -238,7 +253,7 @@ def config_groups() -> dict[str, list[str]]:
 
 
 def sentence(error: Exception, kind: type = Config) -> str:
-    """An error from composing a configuration of this kind, in one line with the fix."""
+    """Return an error from composing a configuration of this kind as one line with the fix."""
     text = str(error)
     unknown = re.match(r"Could not override '([^']+)'\.\s+To append to your config", text)
     if unknown:

@@ -15,7 +15,11 @@ T = TypeVar("T")
 
 
 def convert(cls: type[T], data: Any, path: str = "") -> T:
-    """Build the dataclass ``cls`` from a mapping. ``path`` is the dotted key of ``data``, for messages."""
+    """Build the dataclass ``cls`` from a mapping. ``path`` is the dotted key of ``data``, for messages.
+
+    Raises:
+        ValueError: a key is unknown or missing, or a value does not have the type of its field.
+    """
     if not isinstance(data, Mapping):
         raise ValueError(f"{path or 'config'}={_short(data)}: expected a group of keys, not a single value")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -34,7 +38,7 @@ def convert(cls: type[T], data: Any, path: str = "") -> T:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """The inverse of ``convert``: nested dictionaries and lists."""
+    """Return a dataclass as nested dictionaries and lists, the inverse of ``convert``."""
 
     def simple(value: Any) -> Any:
         if isinstance(value, dict):
@@ -46,7 +50,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values, of nested mappings."""
+    """Yield the dotted keys of nested mappings with their values."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{key}.")
@@ -55,10 +59,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def unknown_key(cls: type, key: str) -> str:
-    """What is wrong with a dotted key that ``cls`` does not have, and what was probably meant."""
+    """Describe what is wrong with a dotted key that ``cls`` does not have, and suggest what was probably meant."""
     path, kind = "", typing.cast(Any, cls)
     for part in key.split("."):
-        if typing.get_origin(kind) is dict:  # any name, then what stands under it
+        if typing.get_origin(kind) is dict:  # any name is valid at this level
             path, kind = _join(path, part), typing.get_args(kind)[1]
             continue
         if not dataclasses.is_dataclass(kind):
@@ -69,7 +73,7 @@ def unknown_key(cls: type, key: str) -> str:
         path, kind = _join(path, part), typing.get_type_hints(kind)[part]
         if typing.get_origin(kind) in (typing.Union, types.UnionType):
             kind = next((option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)), kind)
-    return f"unknown key {key}"
+    return f"unknown key {key}: to add what the chosen files do not set, write +{key}=..."
 
 
 def _hint(path: str, key: str, fields: Iterable[str]) -> str:
@@ -122,7 +126,7 @@ def _join(path: str, key: str) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value as one writes it on the command line."""
+    """Return a value as it is written on the command line, shortened to 60 characters."""
     words = {None: "null", True: "true", False: "false"}
     known = value is None or isinstance(value, bool)
     text = words[value] if known else str(value)

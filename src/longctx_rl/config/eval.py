@@ -1,4 +1,4 @@
-"""The parts of the configuration that say what is evaluated. See config.py."""
+"""The parts of the configuration that say what is evaluated. See config/schema.py."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -9,153 +9,166 @@ from longctx_rl.config.model import YarnConfig
 from longctx_rl.config.reward import RewardConfig
 
 FILES = ("humaneval", "mbpp")
-"""Suites that are asked only where the file of their problems is given."""
+"""Suites that are evaluated only if the file of their problems is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuiteConfig:
-    """Items of one suite. See evals/suites.py."""
+    """The items of one suite, and how they are answered. See evals/suites.py."""
 
     labels: tuple[str, ...]
-    """Tasks, forms or conditions: the rows of its table."""
+    """Tasks, forms or conditions: the rows of the suite's table."""
     lengths: tuple[int, ...]
     """Prompt lengths in tokens."""
     max_new_tokens: int
+    """Longest answer in tokens."""
     answer_slack: int | None = None
-    """Tokens that an answer may take beyond the item's own; none: ``max_new_tokens`` alone is the limit."""
+    """Tokens allowed beyond those of the right answer. None: ``max_new_tokens`` alone is the limit."""
     samples: int = 1
-    """Answers to each item, drawn at ``temperature``; the score is their mean. Only for ``longctx_rl.evaluate``."""
+    """Answers to each item, sampled at ``temperature``; the score is their mean. Only for ``longctx_rl.evaluate``."""
     temperature: float = 0.0
-    """0: greedy."""
+    """Temperature of the answers. 0: greedy."""
     shared_items: bool = False
-    """``eval.items`` is the number of a length's items, which are divided among the labels, and not of each label's."""
+    """True: ``eval.items`` is the number of items of a length, divided among the labels, rather than of each label."""
     mode: Literal["call", "inline"] = "call"
-    """Of code: whether an answer can import the helpers, or has to do what they do."""
+    """Code only. ``call``: an answer can import the helpers. ``inline``: it has to do what they do."""
     level: int = 0
-    """Difficulty of code: 0 for the mini models, up to 2."""
+    """Code only: difficulty, from 0 for the mini models to 2."""
     essays: str | None = None
-    """Of ruler, and so are the next two: local files that it is made from instead of generated text. See
+    """RULER only, like the next two: a local folder of .txt files that essays are taken from. None: generated text. See
     data/generators/ruler_sources.py."""
     squad: str | None = None
+    """Local dev-v2.0.json of SQuAD 2.0 that the questions of qa_1 are taken from. None: generated text."""
     hotpot: str | None = None
+    """Local hotpot_dev_distractor_v1.json of HotpotQA that the questions of qa_2 are taken from. None: generated
+    text."""
     path: str | None = None
-    """Of suites whose items are read: a file, a folder or a Hub id. none, of humaneval and mbpp: they are not asked."""
+    """Suites whose items are read: a file, a folder or a Hub id. None: humaneval and mbpp are not evaluated."""
     revision: str | None = None
-    """Commit of a Hub id; none: the one that was downloaded as its main branch."""
+    """Commit of a Hub id. None: the main branch as it was downloaded."""
     without: tuple[str, ...] = ()
-    """Problems of a file that are left out, by id."""
+    """Ids of problems in the file that are dropped."""
     data: DataConfig | None = None
-    """Of longblocks: the data set and its held-out share, as in training."""
+    """LongBlocks only: the data set and its held-out share, as in training."""
     reward: RewardConfig | None = None
-    """Of longblocks: the reward's graders."""
+    """LongBlocks only: the reward whose graders are used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
+    """Suites, their size, and when they are evaluated."""
+
     name: str
     every: int
-    """Steps between evaluations during training; 0: none."""
+    """Steps between evaluations during training. 0: none."""
     at_start: bool
+    """Evaluate before training."""
     at_end: bool
+    """Evaluate after training."""
     items: int
-    """Items per label and length; of suites with ``shared_items``, per length."""
+    """Items of each label and length before and after training; with ``shared_items``, of each length over all
+    labels."""
     during_items: int
-    """The same for evaluations during training."""
-    first: int  # number of the first held-out family
+    """The same during training."""
+    first: int
+    """Number of the first held-out item family. Report results on other families than decisions were made on."""
     suites: dict[str, SuiteConfig]
     times: int = 0
-    """Evaluations at 1/times, 2/times ... of the budget that ends the run, instead of ``every``; 0: none."""
+    """Evaluations at 1/times, 2/times ... of whichever budget ends the run, instead of ``every``. 0: none."""
 
     @property
     def during(self) -> bool:
         """Whether there are evaluations during training."""
         return bool(self.every or self.times)
 
-    def asked(self) -> "EvalConfig":
-        """Without the suites whose file is not given."""
+    def with_files(self) -> "EvalConfig":
+        """This configuration without the suites in ``FILES`` whose file is not given."""
         suites = {name: suite for name, suite in self.suites.items() if name not in FILES or suite.path is not None}
         return replace(self, suites=suites)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswersConfig:
-    """How a checkpoint answers."""
+    """Limits of the answers of an evaluated checkpoint."""
 
     max_new_tokens: int
-    """Of suites whose files take it from here."""
+    """Longest answer in tokens, for suites that take their limit from here."""
     batch_tokens: int
-    """Prompts and answers whose keys and values are held together."""
+    """Tokens of prompts and answers whose keys and values are held together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KLConfig:
-    """How far a checkpoint has moved from another one on short prompts. See evals/kl.py."""
+    """KL(checkpoint || base) in nats per token, over the base's answers to fixed short prompts. See evals/kl.py."""
 
     base: str | None
-    """A directory, a Hub id, or the name of a shipped model; none: not measured."""
+    """The model before training: a directory, a Hub id, mini-student or mini-teacher. None: the KL is not measured."""
     items: int
-    """Prompts of each task."""
+    """Prompts of each of five tasks."""
     length: int
-    """Of the prompts, in tokens."""
+    """Length of the prompts in tokens."""
     max_new_tokens: int
-    """Of the base's answers."""
+    """Longest answer of the base in tokens."""
     chunk: int
-    """Tokens whose vocabulary distribution exists at one time."""
+    """Tokens whose distribution over the vocabulary exists at one time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedCheckpointConfig:
-    """A model that is asked, and where."""
+    """A model that is evaluated, and the device and folder for it."""
 
     checkpoint: str
-    """A directory, a Hub id, or the name of a shipped model."""
-    tokenizer: str | None  # none: the checkpoint's own
+    """A directory with config.json and safetensors, such as the export/ of a run; a Hub id; mini-student;
+    mini-teacher."""
+    tokenizer: str | None
+    """None: the checkpoint's own."""
     yarn: YarnConfig | None
-    """How far its context is stretched; none: as far as its configuration says."""
+    """YaRN stretches the checkpoint's positions. None: only as far as its own configuration says."""
     out: str
-    """Folder of the results."""
+    """Folder of the results, one for each checkpoint."""
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
     threads: int | None
-    """CPU threads of each process; none: torch's default, shared by the processes."""
+    """CPU threads of each process. None: torch's default, divided among the processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HarnessConfig(EvaluatedCheckpointConfig):
-    """``python -m longctx_rl.harness``."""
+    """The configuration of ``python -m longctx_rl.harness``. Its defaults are in conf/harness.yaml."""
 
     tasks: tuple[str, ...]
-    """Names of lm_eval's tasks and groups, or of those in ``include``."""
+    """Names of tasks and groups of lm_eval, or of those in ``include``."""
     include: str | None
-    """Folder of further task files."""
+    """Folder of further task files (.yaml)."""
     limit: int | None
-    """Documents of each task; none: all."""
+    """Documents of each task. None: all."""
     fewshot: int | None
-    """Examples before each question; none: what the task says."""
+    """Examples before each question. None: as many as the task specifies."""
     lengths: tuple[int, ...]
-    """Of RULER's prompts, in tokens."""
+    """Lengths of RULER's prompts in tokens."""
     chat: bool
-    """Prompts are rendered through the chat template."""
+    """True: prompts are rendered through the chat template."""
     unsafe: tuple[str, ...]
-    """Tasks that may run what the model writes, outside of any sandbox."""
+    """Tasks that may run generated code without any sandbox, such as humaneval; others of this kind are refused."""
     max_new_tokens: int
-    """Of answers whose task sets no limit."""
+    """Longest answer in tokens, for tasks that set no limit."""
     batch_tokens: int
-    """Prompts and answers whose keys and values are held together."""
+    """Tokens of prompts and answers whose keys and values are held together."""
     chunk: int
-    """Tokens whose vocabulary distribution exists at one time."""
+    """Tokens whose distribution over the vocabulary exists at one time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig(EvaluatedCheckpointConfig):
-    """``python -m longctx_rl.evaluate``."""
+    """The configuration of ``python -m longctx_rl.evaluate``. Its defaults are in conf/evaluate.yaml."""
 
     processes: int
-    """That share the items."""
+    """Processes that share the items, each on a core or GPU of its own."""
     sandbox: Literal["auto", "bwrap", "rlimit"]
-    """Isolation of generated code that is graded by running it."""
+    """Isolation of generated code that is graded by running it. ``bwrap``: bubblewrap. ``rlimit``: resource limits
+    alone. ``auto``: bwrap, and the evaluation is refused without it."""
     logging: LoggingConfig
-    """Of its results, to stand beside those of trainings."""
+    """``wandb``: results are mirrored beside those of the runs whose folders lie beside ``out``."""
     rollout: AnswersConfig
     kl: KLConfig
     eval: EvalConfig

@@ -1,4 +1,4 @@
-"""From composed or stored YAML to a checked ``Config``, and back."""
+"""Conversion of composed or stored YAML into a checked ``Config``, and back."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from longctx_rl.config.schema import ALGORITHMS, Config
 
 
 def load(composed: DictConfig) -> Config:
-    """Convert a composed configuration. Raises ValueError with one friendly sentence."""
+    """Convert and check a composed configuration. Raises ValueError, one sentence with key, value and fix."""
     if OmegaConf.is_missing(composed, "algo"):
         raise ValueError(f"choose an algorithm: +algo={'|'.join(ALGORITHMS)}")
     try:
@@ -20,13 +20,13 @@ def load(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ValueError(f"a value is missing or cannot be resolved: {str(error).splitlines()[0]}") from error
     config = convert.convert(Config, plain)
-    config = replace(config, eval=config.eval.asked())
+    config = replace(config, eval=config.eval.with_files())
     checks.check(config)
     return config
 
 
 def read(path: Path) -> Config:
-    """Read a run's config.yaml. Raises ValueError if it is not one."""
+    """Read the config.yaml of a run. Raises ValueError if the file is not one."""
     try:
         loaded = OmegaConf.load(path)
     except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
@@ -37,5 +37,5 @@ def read(path: Path) -> Config:
 
 
 def dump(config: Config) -> str:
-    """The configuration as YAML text; ``read`` gives it back."""
+    """Return the configuration as YAML text, which ``read`` converts back."""
     return OmegaConf.to_yaml(OmegaConf.create(convert.plain(config)))

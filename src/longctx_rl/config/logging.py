@@ -1,4 +1,4 @@
-"""The part of the configuration that says what is recorded, and where it is mirrored. See config.py."""
+"""The part of the configuration that says what is recorded, and where it is mirrored. See config/schema.py."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,14 +6,19 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggingConfig:
+    """Saved rollouts and the wandb mirror; the metrics on disk are always written."""
+
     name: str
     mode: Literal["offline", "online", "disabled"]
-    """Of the wandb mirror; files on disk are always written."""
+    """Mode of the wandb mirror. ``offline``: `wandb sync` uploads it later. ``online``: needs `wandb login`.
+    ``disabled``: no mirror."""
     project: str
     entity: str | None
+    """Team or user on wandb. None: your default."""
     tags: tuple[str, ...]
     rollouts_every: int
-    """Steps between saved rollouts; 0: none."""
-    rollouts_kept: int  # groups saved each time
+    """Steps between saved rollouts. 0: none."""
+    rollouts_kept: int
+    """Number of groups saved each time."""
     artifacts: bool = False
-    """Upload the trained model to wandb, too; results always are."""
+    """True: also upload the trained model (export/). Metrics, evaluations and the configuration are always uploaded."""

@@ -1,4 +1,4 @@
-"""The parts of the configuration that say which models are trained and which are asked. See config.py."""
+"""The part of the configuration that names the models: student and teacher. See config/schema.py."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,6 +6,8 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchitectureConfig:
+    """The shape of a model that starts from random weights."""
+
     hidden_size: int
     intermediate_size: int
     num_layers: int
@@ -19,22 +21,22 @@ class ArchitectureConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class YarnConfig:
-    """Longer contexts for models with rotary positions, without training: YaRN (arXiv 2309.00071)."""
+    """YaRN (arXiv 2309.00071): longer contexts for models with rotary positions, without training."""
 
     factor: float
-    """How many times longer."""
+    """Factor by which the context grows."""
     original_context: int
-    """Tokens that the models were pretrained for, which can be fewer than their configuration allows."""
+    """Context in tokens that the models were pretrained for, which can be below what their configuration allows."""
 
     @property
     def context(self) -> int:
-        """Tokens that the stretched models read."""
+        """Context of the stretched models in tokens."""
         return round(self.factor * self.original_context)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningRates:
-    """That suit a model's size, by who writes the tokens that are trained on (``algo.source``)."""
+    """Learning rates that suit a model of this size, by who writes the tokens that are trained on (``algo.source``)."""
 
     dataset: float
     policy: float
@@ -42,22 +44,30 @@ class LearningRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
+    """Student and teacher, and how they compute."""
+
     name: str
     student: str
-    """A directory, a Hub id, or the name of a shipped model (mini-student, mini-teacher); so are the next two."""
-    teacher: str | None  # loaded only by methods that weigh it
+    """A directory, a Hub id, or a shipped model: mini-student, mini-teacher."""
+    teacher: str | None
+    """The same for the teacher, which is loaded only by methods that give it a weight."""
     teacher_cache: str | None
-    """Folder of teacher signals that were written before; none: the teacher is loaded and asked."""
-    tokenizer: str | None  # none: the student's own
+    """Folder of the teacher's signals for recorded answers, written by ``python -m longctx_rl.data teacher-cache``;
+    +algo=kd then runs without the teacher. None: the teacher is loaded and queried."""
+    tokenizer: str | None
+    """None: the student's own."""
     architecture: ArchitectureConfig | None
-    """Set: the student starts from random weights of this shape."""
+    """The student starts from random weights of this shape. None: it starts from its own weights."""
     yarn: YarnConfig | None = None
-    """Set: student and teacher are stretched; the student's export stays so."""
-    lr: LearningRates  # optim.lr follows it
+    """YaRN stretches the positions of student and teacher, and the student's export keeps them so. None: no YaRN."""
+    lr: LearningRates
+    """Learning rates that suit a model of this size, by who writes the tokens that are trained on; optim.lr defaults to
+    them."""
     dtype: Literal["float32", "bfloat16"]
-    """Of the computation. Master weights and optimizer states are float32."""
+    """Compute type. Master weights and optimizer states are float32."""
     gradient_checkpointing: bool
+    """Recompute activations in the backward pass, which long prompts need."""
     scoring_chunk: int
-    """Loss tokens whose vocabulary distribution exists at one time."""
+    """Loss tokens whose distribution over the vocabulary exists at one time."""
     slice_vocabulary: bool
-    """Score over the rows both models share when their vocabularies are padded to different sizes."""
+    """Score over the rows that both models share when their vocabularies are padded to different sizes."""

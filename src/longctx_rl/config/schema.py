@@ -1,6 +1,7 @@
-"""The configuration as frozen dataclasses. ``load`` converts composed YAML into it once; below, nobody sees OmegaConf.
+"""The configuration of a run as frozen dataclasses.
 
-An unknown key, a wrong type or an impossible combination is refused before a model is loaded.
+``config.load`` converts composed YAML into a ``Config`` once; the rest of the package never sees OmegaConf. An unknown
+key, a wrong type or an impossible combination is refused before a model is loaded.
 """
 
 from dataclasses import dataclass
@@ -15,58 +16,75 @@ from longctx_rl.objective.spec import Objective
 
 ALGORITHMS = ("sft", "kd", "grpo", "opd", "dgrpo")
 SMALL_MODEL_NUMEL = 20_000_000
-"""ZeRO-3 keeps all weights of models up to this size on every rank: sharding them costs more time than it saves memory."""
+"""Largest number of parameters that ZeRO-3 keeps in full on every rank: sharding smaller models costs time and saves
+hardly any memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlgoConfig(Objective):
-    """One method: where its tokens come from, and the objective that they are trained with. See docs/algorithms.md."""
+    """One method: who writes the tokens it trains on, and the objective it trains them with. See docs/algorithms.md."""
 
     name: str
     source: Literal["dataset", "policy"]
-    """Who writes the tokens that are trained on."""
+    """Who writes the tokens that are trained on: ``dataset`` or ``policy``."""
     group_size: int
-    """G, completions per prompt."""
+    """G, the number of completions per prompt."""
     updates_per_rollout: int
     """Optimizer steps on each batch of rollouts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
+    """The training engine, its processes and its devices."""
+
     name: Literal["zero3", "local"]
-    """``zero3``: DeepSpeed ZeRO-3. ``local``: plain torch, one process."""
+    """``zero3``: DeepSpeed ZeRO-3. ``local``: plain torch in one process."""
     num_processes: int
-    """Processes on this machine."""
+    """Processes on this machine, one for each GPU."""
     num_nodes: int
+    """Machines, each of which runs the same command. See docs/multi-node.md."""
     rendezvous: str | None
-    """``host:port`` of the first node, for num_nodes > 1."""
+    """``host:port`` of the first machine; required if num_nodes is above 1."""
     device: Literal["auto", "cpu", "cuda"]
+    """``auto``: the GPU if torch detects one."""
     threads: int | None
-    """CPU threads per process; none: torch's default."""
+    """CPU threads of each process. None: torch's default for one process, an equal share of the cores for several."""
     offload_optimizer: bool
-    """ZeRO-3 on GPU: keep optimizer states in host memory."""
+    """ZeRO-3 on a GPU: keep optimizer states in host memory."""
     frozen_weights: Literal["auto", "replicated", "sharded"]
-    """Teacher and reference on several ranks: replicated on each, which gathers nothing, or sharded like the policy."""
+    """How several ranks hold teacher and reference. ``replicated``: in full on each rank, so nothing is gathered.
+    ``sharded``: like the policy. ``auto``: replicated if the memory estimate fits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
+    """AdamW, its learning-rate schedule and its safeguards."""
+
     lr: float
+    """Peak learning rate; the default is the model's for tokens from this source (``model.lr``, ``algo.source``)."""
     schedule: Literal["cosine", "constant"]
+    """``cosine``: the learning rate falls to lr * min_lr_ratio as the budget is spent, whichever budget ends the run.
+    ``constant``: it stays at lr."""
     warmup_steps: int
+    """Steps of the linear rise to lr, which are part of the budget."""
     min_lr_ratio: float
     """Where the cosine ends, as a share of lr."""
     betas: tuple[float, ...]
     eps: float
     weight_decay: float
     max_grad_norm: float
+    """Gradients with a larger norm are scaled down to it."""
     max_skipped: int
-    """Non-finite gradients in a row that end the run."""
-    pg_kd_cosine_every: int  # steps between measurements of grad/pg_kd_cosine; 0: none
+    """A step with a NaN or infinite gradient is skipped; this many in a row end the run with the cause."""
+    pg_kd_cosine_every: int
+    """Steps between measurements of the angle between the policy gradient and the teacher's (grad/pg_kd_cosine), for
+    methods that have both. A measured step makes two passes over its rows. 0: never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UntilConfig:
+    """An early stop: the run ends once a metric reaches a value."""
+
     metric: str
     """A recorded metric, such as eval/heldout/mean."""
     at_least: float
@@ -74,49 +92,70 @@ class UntilConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetConfig:
+    """The run ends at the first budget that is spent. None: not limited."""
+
     steps: int | None
+    """Steps: one batch of prompts and ``algo.updates_per_rollout`` optimizer steps each; also the schedule's length."""
     trained_tokens: int | None
+    """Tokens that the loss was computed on."""
     flops: float | None
+    """Floating-point operations of sampling, training and the teacher together."""
     seconds: float | None
+    """Wall-clock time of training, without evaluations."""
     until: UntilConfig | None
-    """Stop early once a metric reaches a value. The run ends at the first budget that is spent."""
+    """Stop early once a metric reaches a value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchConfig:
-    prompts_per_step: int  # documents, for data-set methods; over all ranks
+    """Sizes of a step and of the rows that it is computed in."""
+
+    prompts_per_step: int
+    """Prompts per rollout over all processes, each with ``algo.group_size`` completions; documents for data-set
+    methods."""
     micro_batch_tokens: int
-    """Tokens of a packed row; one group may exceed it."""
+    """Tokens of one packed row; a single group may exceed it. Memory and speed depend on it, gradients do not."""
     backward: Literal["auto", "packed", "one_at_a_time"]
-    """Gradient of a group: all completions at once, or one at a time with the memory of one. ``auto``: what fits."""
+    """How the gradient of a group is computed. ``packed``: all completions in one pass, the fastest. ``one_at_a_time``:
+    one completion at a time, in the memory of one, at the price of a second pass over the prompt; for methods that
+    sample. The gradient is the same. ``auto``: packed if the memory estimate fits (``python -m longctx_rl.doctor``
+    shows it)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutConfig:
+    """How completions are sampled."""
+
     name: Literal["hf"]
     temperature: float
-    """Divides the logits in every log-probability: sampler, policy, reference and teacher."""
+    """Divides the logits in every log-probability alike: sampler, policy, reference and teacher."""
     max_new_tokens: int
-    batch_tokens: int  # prompts once, and completions, whose keys and values are held together
+    """Longest completion in tokens."""
+    batch_tokens: int
+    """Tokens whose keys and values are held together while decoding: each prompt once, completions at their full
+    length."""
     gather_weights: bool
-    """ZeRO-3: hold full weights while sampling (fast); false: gather layer by layer (small)."""
+    """ZeRO-3: hold the full weights while sampling (fast). False: gather them layer by layer (less memory)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
+    """When checkpoints are written, and how many are kept."""
+
     every: int
-    """Steps between checkpoints; 0: only at the end and when interrupted."""
+    """Steps between checkpoints. 0: only at the end and when the run is interrupted."""
     keep: int
+    """Number of checkpoints that are kept, newest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
-    """How the runs of a sweep are started. Of no consequence to any of them."""
+    """How the runs of a sweep (-m) are started, which does not affect any of them. See docs/grids.md."""
 
     jobs: int = 1
-    """Runs at a time."""
+    """Number of runs at a time."""
     plan: bool = False
-    """Print what the sweep would do and cost, and start nothing."""
+    """True: print what each run would do and cost, and start none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,12 +176,17 @@ class Config:
     batch: BatchConfig
     checkpoint: CheckpointConfig
     sandbox: Literal["auto", "bwrap", "rlimit"]
-    """Isolation of generated code that is graded by running it."""
+    """Isolation of generated code that is graded by running it. ``bwrap``: bubblewrap, without network, files and other
+    processes. ``rlimit``: resource limits alone, for code you trust. ``auto``: bwrap, and the run is refused without
+    it."""
     seed: int
+    """Seed of weights, data order and sampling. Repeat a comparison with several."""
     experiment_name: str
+    """Runs of one experiment share a folder, a wandb group and a row of the tables."""
     runs_root: str
     run_dir: str
     resume: bool
+    """True: continue the run in run_dir from its newest checkpoint, or start it if there is none."""
     sweep: SweepConfig = SweepConfig()
 
     @property
@@ -165,9 +209,9 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """A run that a command line requests: its configuration, or why it has none."""
+    """A run that a command line requests: its configuration, or the problem that leaves it without one."""
 
     command: str
-    """What a user would type to start this run alone."""
+    """The command that starts this run alone."""
     config: Config | None
     problem: ValueError | None = None

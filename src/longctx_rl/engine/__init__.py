@@ -49,7 +49,7 @@ class Engine(Protocol):
     def gradient(self) -> Tensor:
         """Return a copy of this rank's part of the accumulated gradient, flat and in float32.
 
-        The parts of all ranks together are the whole gradient. Call it after a ``backward`` with ``last``. Further
+        The parts of all ranks make up the full gradient. Call it after a ``backward`` with ``last``. Further
         calls of ``backward`` still add to the same step.
         """
 

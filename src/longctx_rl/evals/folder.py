@@ -1,9 +1,10 @@
 """The output folder of an evaluation: one writer at a time, one checkpoint, described by ``evaluation.json``."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from longctx_rl.evals.suites import plan_of
 from longctx_rl.files import InUse, lock, write_text
 
 DESCRIPTION = "evaluation.json"
+LOCK = ".lock"
 LIMITS = {
     "max_new_tokens": "token limit",
     "answer_slack": "token limit",
@@ -29,20 +31,26 @@ OTHER_FOLDER = "choose another out=FOLDER"
 def locked(out: Path) -> Iterator[None]:
     """Create the folder if necessary, and exclude other evaluations from it.
 
+    A folder that was created here is removed again if the evaluation fails before its first answer.
+
     Raises:
         ValueError: another evaluation writes to it, it cannot be written, or it belongs to a training run.
     """
     if not (out / DESCRIPTION).exists() and ((out / "config.yaml").exists() or (out / "evals").exists()):
         raise ValueError(f"{out} is a training run's folder, whose records would be lost: {OTHER_FOLDER}")
+    created = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        held = lock(out / ".lock")
+        held = lock(out / LOCK)
     except OSError as error:
         raise ValueError(f"{out} cannot be written ({error.strerror}): {OTHER_FOLDER}") from error
     except InUse as error:
         raise ValueError(f"another evaluation ({error.owner}) writes to {out}: {OTHER_FOLDER}") from None
-    with held:
+    with held, ExitStack() as failure:
+        if created:
+            failure.callback(_remove_unanswered, out)
         yield
+        failure.pop_all()
 
 
 def check(out: Path, config: EvaluateConfig) -> None:
@@ -100,6 +108,11 @@ def record_counts(out: Path, answered: Mapping[str, Sequence[ItemRecord]]) -> No
         counts = Counter((record.task, record.length) for record in of_suite)
         description["asked"][name] = [(*cell, count) for cell, count in counts.items()]
     write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def _remove_unanswered(out: Path) -> None:
+    if {path.name for path in out.iterdir()} <= {LOCK, DESCRIPTION}:
+        shutil.rmtree(out)
 
 
 def _description(out: Path) -> dict[str, Any]:

@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longctx_rl.config.eval import SuiteConfig
-from longctx_rl.data.longblocks_source import overhead, rendered
-from longctx_rl.data.preparation import prepare
-from longctx_rl.data.reading import Origin
-from longctx_rl.data.selection import select
 from longctx_rl.evals.items import Item
 
 if TYPE_CHECKING:
@@ -31,6 +27,11 @@ def read_items(config: SuiteConfig, first: int, count: int, tokenizer: PreTraine
     rows = config.data.longblocks if config.data is not None else None
     if rows is None:
         raise ValueError(f"{KEY}.data names no data set: choose /data@{KEY}.data=longblocks")
+    from longctx_rl.data.longblocks_source import overhead, rendered  # pyarrow: not for a suite's name
+    from longctx_rl.data.preparation import prepare
+    from longctx_rl.data.reading import Origin
+    from longctx_rl.data.selection import select
+
     # Answers are compared with the reference, not with a teacher's. Rows beyond the largest length are dropped.
     rows = replace(rows, target="answer", max_tokens=max(config.lengths), overlong="drop")
     books = Path(rows.books) if rows.books is not None else None

@@ -1,4 +1,4 @@
-"""One run of a sweep as a process on this machine, and where it says what it says."""
+"""One run of a sweep as a process on this machine, and the log of its output."""
 
 import os
 import signal
@@ -22,34 +22,34 @@ class Running(Protocol):
     """A run that was started."""
 
     log: Path
-    """File of what it says, or of its errors."""
+    """The file that receives the run's output, or at least its errors."""
 
     def code(self) -> int | None:
-        """Its exit code; None while it runs."""
+        """Return the exit code, or None while the run is under way."""
 
-    def stop(self, asked: int) -> bool:
-        """Tell it that the user asked to stop, for the ``asked``-th time; False if it goes on by itself."""
+    def stop(self, requests: int) -> bool:
+        """Pass on that the user has requested a stop ``requests`` times. False: the run continues on its own."""
 
-    def said(self) -> str:
-        """What it has said so far, as far as that can be known."""
+    def output(self) -> str:
+        """Return the output so far, as far as it is known."""
 
 
 class Child:
     """A run in a process of its own on this machine.
 
     Args:
-        command: what starts this run alone.
-        log: file of what it says.
-        jobs: runs at a time. One alone keeps the terminal for itself, but for its errors.
+        command: the command line that starts this run alone.
+        log: the file for the run's output.
+        jobs: number of runs at a time. A single run writes to the terminal itself, and only its errors go to ``log``.
     """
 
     def __init__(self, config: Config, command: str, log: Path, jobs: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="longctx_rl-")
         path = Path(self._folder.name, "config.yaml")
         path.write_text(configuration.dump(config), encoding="utf-8")
-        self.log, self._config, self._shown, self._told = log, config, 0, 0
+        self.log, self._config, self._shown, self._stops_sent = log, config, 0, 0
         self._echo = jobs == 1
-        with log.open("wb") as output:
+        with log.open("wb") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "longctx_rl.launch.single", str(path)],
                 env={
@@ -57,53 +57,53 @@ class Child:
                     "LONGCTX_RL_COMMAND": command,
                     **single.for_children(config, self._folder.name, jobs),
                 },
-                stdout=None if self._echo else output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on
+                stdout=None if self._echo else file,
+                stderr=file,
+                start_new_session=True,  # so that Ctrl-C reaches only the sweep, which passes it on
             )
 
     def code(self) -> int | None:
         code = self._process.poll()
-        if self._echo and len(text := self.said()) > self._shown:
+        if self._echo and len(text := self.output()) > self._shown:
             sys.stderr.write(text[self._shown :])
             sys.stderr.flush()
             self._shown = len(text)
         if code is None:
             return None
-        interrupted = Path(self._folder.name, "interrupted").exists() or (self._told and code)
+        interrupted = Path(self._folder.name, "interrupted").exists() or (self._stops_sent and code)
         self._folder.cleanup()
         if interrupted:
             code = cli.INTERRUPTED
         elif code < 0:
-            code = 128 - code  # as shells count a process that a signal ended
+            code = 128 - code  # the shells' convention for a process that a signal ended
         if code:
             directory.discard_untrained(self._config)
         return code
 
-    def stop(self, asked: int) -> bool:
-        if asked > self._told and self._process.poll() is None:
-            if asked == 1:
+    def stop(self, requests: int) -> bool:
+        if requests > self._stops_sent and self._process.poll() is None:
+            if requests == 1:
                 self._process.send_signal(signal.SIGINT)
             else:
                 family = psutil.Process(self._process.pid)
-                for one in [*family.children(recursive=True), family]:
+                for process in [*family.children(recursive=True), family]:
                     with suppress(psutil.NoSuchProcess):
-                        one.kill()
-            self._told = asked
+                        process.kill()
+            self._stops_sent = requests
         return True
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
 
-def log_of(config: Config) -> Path:
-    """Where a run's process says what it says: beside the run directories, which are made and removed by runs alone."""
+def log_path(config: Config) -> Path:
+    """Return the log of a run's process. It lies beside the run directories, which only runs create and remove."""
     path = Path(config.run_dir)
     return path.parent / ".sweep" / f"{path.name}.txt"
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder of logs. Raises ValueError if it cannot be written."""
+    """Create a folder for logs. Raises ValueError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -113,7 +113,7 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Remove a folder of logs that are all gone, and that of an experiment that made no run directory."""
+    """Remove a log folder that is empty, and then the experiment's folder if it has no run directory either."""
     for path in (folder, folder.parent):
         if path.name and path.is_dir() and not any(path.iterdir()):
             path.rmdir()

@@ -1,4 +1,4 @@
-"""What a sweep has before it, read from run directories: which runs are finished, and what the others will cost."""
+"""The plan of a sweep, read from run directories: which runs are finished, and what the others will cost."""
 
 import heapq
 from collections.abc import Sequence
@@ -16,30 +16,30 @@ from longctx_rl.runs import directory
 from longctx_rl.runs.progress import duration, limits, share_spent
 
 TAIL_BYTES = 1 << 16
-"""Of metrics.jsonl, which hold its last rows."""
+"""Bytes at the end of metrics.jsonl that are read for its last rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a run is before it is started."""
+    """The state of a run before it is started."""
 
-    kind: Literal["new", "half done", "finished", "refused"]
+    kind: Literal["new", "resumable", "finished", "refused"]
     step: int = 0
-    """Of the checkpoint that it goes on from, or its last."""
+    """The last step of a finished run, or the step of the checkpoint from which the run resumes."""
     problem: str = ""
-    """Why it cannot start."""
+    """The reason why the run cannot start."""
 
     def __str__(self) -> str:
         return {
             "new": "new",
-            "half done": f"goes on from step {self.step}",
+            "resumable": f"resumes from step {self.step}",
             "finished": "finished",
             "refused": "cannot start",
         }[self.kind]
 
 
 def standing(config: Config) -> Standing:
-    """What is in a run's directory. Writes nothing."""
+    """Determine the state of a run from its directory, without writing anything."""
     try:
         directory.check(config)
     except ValueError as problem:
@@ -50,16 +50,16 @@ def standing(config: Config) -> Standing:
     if not (path.is_dir() and directory.trained(path)):
         return Standing("new")
     saved = [int(entry.name.removeprefix("step-")) for entry in (path / "checkpoints").glob("step-*")]
-    return Standing("half done", max(saved, default=0))
+    return Standing("resumable", max(saved, default=0))
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a run takes: evaluations count in seconds alone."""
+    """The cost of a run. Evaluations count only in seconds."""
 
     seconds: float
     tokens: float
-    """Trained tokens."""
+    """Number of trained tokens."""
     flops: float
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -74,30 +74,30 @@ class Cost:
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished run, as a guide to what one like it will cost."""
+    """A finished run, from which the cost of a comparable one is estimated."""
 
     config: Config
     progress: dict[str, float]
-    """Its last ``progress/`` metrics."""
+    """The run's last ``progress/`` metrics."""
     evaluation_seconds: float
     here: bool = True
-    """Whether its directory is here; False: a committed result, whose seconds may be another machine's."""
+    """Whether the run's directory is on this machine. False: a committed result, perhaps timed on another machine."""
 
     @cached_property
-    def likeness(self) -> list[Any]:
-        """What must be equal for it to be a guide."""
-        return _likeness(self.config)
+    def comparison_key(self) -> list[Any]:
+        """The settings that must be equal for another run to be comparable."""
+        return _comparison_key(self.config)
 
     def estimate(self, config: Config) -> Cost:
-        """The cost of a run like it with another budget."""
+        """Estimate the cost of a comparable run with another budget."""
         scale = min(limit / self.progress[name] for name, limit in limits(config.budget).items())
         steps = Cost(*(self.progress[f"progress/{name}"] for name in ("wall_seconds", "trained_tokens", "flops")))
         return steps * scale + Cost(self.evaluation_seconds, 0.0, 0.0)
 
 
 def measured(roots: set[str]) -> list[Measured]:
-    """The finished runs below some ``runs_root``; those of another version, or without metrics, are left out."""
-    found = []
+    """Return the finished runs below each ``runs_root``, except those of another version or without metrics."""
+    finished = []
     for root in sorted(roots):
         for record in sorted([*Path(root).glob("*/finished.json"), *Path(root).glob("*/*/finished.json")]):
             try:
@@ -108,26 +108,26 @@ def measured(roots: set[str]) -> list[Measured]:
             progress = [row for row in rows if row.get("progress/trained_tokens")]
             if progress:
                 evaluations = sum(row.get("time/eval") or 0.0 for row in rows)
-                found.append(Measured(config, progress[-1], evaluations))
-    return found
+                finished.append(Measured(config, progress[-1], evaluations))
+    return finished
 
 
 def estimate(config: Config, known: Sequence[Measured]) -> Cost | None:
-    """The mean over finished runs of the same method, models, batch, lengths and evaluation; None: there is none."""
-    costs = [one.estimate(config) for one in _alike(config, known)]
+    """Return the mean cost of finished runs with the same method, models, batch, lengths and evaluation, or None."""
+    costs = [run.estimate(config) for run in _comparable(config, known)]
     if not costs:
         return None
-    return Cost(*(fmean(getattr(one, name) for one in costs) for name in ("seconds", "tokens", "flops")))
+    return Cost(*(fmean(getattr(cost, name) for cost in costs) for name in ("seconds", "tokens", "flops")))
 
 
-def _alike(config: Config, known: Sequence[Measured]) -> list[Measured]:
-    """Those that are here; only if there are none, committed ones."""
-    wanted = _likeness(config)
-    alike = [one for one in known if one.likeness == wanted]
-    return [one for one in alike if one.here] or alike
+def _comparable(config: Config, known: Sequence[Measured]) -> list[Measured]:
+    """Return the comparable runs on this machine or, if there are none, the comparable committed results."""
+    wanted = _comparison_key(config)
+    comparable = [run for run in known if run.comparison_key == wanted]
+    return [run for run in comparable if run.here] or comparable
 
 
-def _likeness(config: Config) -> list[Any]:
+def _comparison_key(config: Config) -> list[Any]:
     return [
         (config.algo.name, config.algo.group_size, config.needs_teacher, config.needs_reference),
         (config.model.name, config.model.teacher, config.engine.name, config.world_size),
@@ -137,15 +137,15 @@ def _likeness(config: Config) -> list[Any]:
 
 
 def makespan(seconds: Sequence[float], jobs: int) -> float:
-    """How long so many runs at a time take, each starting as soon as one before it ends."""
+    """Return the duration of all runs, ``jobs`` at a time, if each starts as soon as an earlier one ends."""
     ends = [0.0] * max(jobs, 1)
-    for one in seconds:
-        heapq.heapreplace(ends, ends[0] + one)
+    for run in seconds:
+        heapq.heapreplace(ends, ends[0] + run)
     return max(ends)
 
 
 def latest(run_dir: Path) -> dict[str, float]:
-    """The newest value of each metric that the last rows of a run hold; empty if it has none yet."""
+    """Return the newest value of each metric in the last rows of a run; empty before the first row."""
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         return {}
@@ -156,10 +156,10 @@ def latest(run_dir: Path) -> dict[str, float]:
 
 
 def _rows(path: Path, last_bytes: int | None = None) -> list[dict[str, float]]:
-    """The complete rows of a metrics.jsonl, or of its end, whose first line may be a fragment.
+    """Return the complete rows of a metrics.jsonl, or those in its last bytes, whose first line may be a fragment.
 
     Raises:
-        ValueError: a row that begins and ends as one is broken.
+        ValueError: a row is not valid although it has the beginning and the end of one.
     """
     rows = []
     with path.open("rb") as file:
@@ -174,20 +174,20 @@ def _rows(path: Path, last_bytes: int | None = None) -> list[dict[str, float]]:
 
 
 def render(configs: Sequence[Config], jobs: int, known: Sequence[Measured]) -> str:
-    """The plan as text: each run with where it stands and what it will cost, and the whole."""
+    """Render the plan: a line for each run with its state and cost, then the total."""
     lines: list[str] = []
     costs: list[Cost] = []
     unknown = elsewhere = 0
-    counts = {"finished": 0, "half done": 0, "new": 0, "refused": 0}
+    counts = {"finished": 0, "resumable": 0, "new": 0, "refused": 0}
     for number, config in enumerate(configs, 1):
         where = standing(config)
         counts[where.kind] += 1
         note = where.problem
-        if where.kind in ("new", "half done"):
+        if where.kind in ("new", "resumable"):
             cost = remaining(config, known)
             unknown += cost is None
-            elsewhere += cost is not None and not _alike(config, known)[0].here
-            note = "no run alike yet" if cost is None else str(cost)
+            elsewhere += cost is not None and not _comparable(config, known)[0].here
+            note = "no comparable run yet" if cost is None else str(cost)
             costs += [] if cost is None else [cost]
         lines.append(f"{number:>4}  {config.run_dir}  {where}  {note}".rstrip())
     total = sum(costs, Cost(0.0, 0.0, 0.0))
@@ -196,16 +196,16 @@ def render(configs: Sequence[Config], jobs: int, known: Sequence[Measured]) -> s
         f"{len(configs)} runs: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count),
         f"cost: {' '.join(str(total).split())}" + f"; {duration(time)} with sweep.jobs={jobs}"
         if costs
-        else "cost: not known before a run of this kind is finished",
+        else "cost: unknown until a comparable run is finished",
     ]
     if elsewhere:
-        lines.append(f"{elsewhere} of them cost what committed results did, whose seconds may be another machine's")
+        lines.append(f"{elsewhere} runs are estimated from committed results, whose seconds may be another machine's")
     if costs and unknown:
-        lines.append(f"{unknown} runs are not in it: no finished run is of their method, models, batch and evaluation")
+        lines.append(f"{unknown} runs are not included: no finished run has their method, models, batch and evaluation")
     return "\n".join(lines)
 
 
 def remaining(config: Config, known: Sequence[Measured]) -> Cost | None:
-    """What is left to pay for a run that is not finished."""
+    """Estimate the remaining cost of a run that is not finished."""
     cost = estimate(config, known)
     return None if cost is None else cost * (1.0 - share_spent(config.budget, latest(Path(config.run_dir))))

@@ -1,6 +1,6 @@
 """The process of one rank: ``python -m longctx_rl.launch.rank CONFIG.yaml``, or the launcher's own process.
 
-It owns what is around the training loop: the run directory, the exit code, and one line for each error.
+It owns everything around the training loop: the run directory, the exit code, and one line for each error.
 """
 
 import errno
@@ -15,7 +15,7 @@ from longctx_rl.config.schema import Config
 from longctx_rl.runs import directory
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-"""Errors of a disk that a user can fix."""
+"""Errors of a disk that the user can fix."""
 HANDOVER = "LONGCTX_RL_HANDOVER"
 """Environment variable: the launcher's folder for its children, and the launcher's process id."""
 
@@ -23,7 +23,7 @@ HANDOVER = "LONGCTX_RL_HANDOVER"
 def execute(config: Config) -> int:
     """Train in this process and return its exit code.
 
-    The main rank owns the run directory. A ValueError is for the user: one line, exit code 2.
+    The main rank owns the run directory. A ValueError addresses the user: it becomes one line and exit code 2.
     """
     die_with_launcher()
     main_rank = os.environ.get("RANK", "0") == "0"
@@ -47,7 +47,7 @@ def execute(config: Config) -> int:
         )
         return cli.UNUSABLE
     except RuntimeError as error:
-        from longctx_rl.engine.optimizer import TrainingDiverged  # torch is loaded by now
+        from longctx_rl.engine.optimizer import TrainingDiverged  # torch is already loaded here
 
         if not isinstance(error, TrainingDiverged):
             raise
@@ -58,19 +58,19 @@ def execute(config: Config) -> int:
     except SystemExit as stop:
         if stop.code != cli.INTERRUPTED or HANDOVER not in os.environ:
             raise
-        # A rank that exits with an error makes torchrun end the others, which may still be closing their files.
+        # If a rank exits with an error, torchrun ends the others, which may still be closing their files.
         Path(os.environ[HANDOVER].partition(":")[2], "interrupted").touch()
     return 0
 
 
 def _train(config: Config) -> None:
-    from longctx_rl.training import loop  # torch and transformers, behind every check of the configuration
+    from longctx_rl.training import loop  # imports torch, so only after every check of the configuration
 
     loop.run(config)
 
 
 def loading_line(config: Config) -> str:
-    """What the seconds before the first line of the log are spent on."""
+    """Return the line that explains the seconds before the first step: libraries and models are being loaded."""
     model = config.model
     names = ["a randomly initialised student" if model.architecture else model.student]
     if config.needs_teacher and model.teacher_cache is None and model.teacher not in names:
@@ -80,7 +80,7 @@ def loading_line(config: Config) -> str:
 
 
 def die_with_launcher() -> None:
-    """A child must not train on when its launcher was killed."""
+    """End this process when its launcher is killed, so that no rank keeps training alone."""
     if HANDOVER in os.environ:
         cli.die_with(int(os.environ[HANDOVER].partition(":")[0]))
 

@@ -1,7 +1,7 @@
-"""From a checked configuration to running processes: one in place, several as children of a torchrun agent.
+"""Starts one run from a checked configuration: in this process, or as several children of a torchrun agent.
 
-Children never compose: they read the configuration from a file in a temporary folder of their launcher, so that several
-machines need not share one, and the main rank makes the run directory.
+Children never compose: they read the configuration from a file in their launcher's temporary folder, so that machines
+need not share a disk. The main rank creates the run directory.
 """
 
 import logging
@@ -29,7 +29,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 
 def single(request: RunRequest) -> int:
-    """Start one run, in this process if it needs only one. Returns its exit code."""
+    """Start one run, in this process if it needs no other, and return its exit code."""
     config = request.config
     if config is None:
         assert request.problem is not None
@@ -42,7 +42,7 @@ def single(request: RunRequest) -> int:
             if config.resume and (done := directory.finished(config)):
                 print(f"{config.run_dir} is finished after {done['step']} steps ({done['reason']}): nothing to do")
                 return 0
-        from longctx_rl.training.preflight import preflight  # generators and graders: not for a refused key
+        from longctx_rl.training.preflight import preflight  # imports generators and graders, unlike the checks above
 
         preflight(config)
         if config.world_size > 1:
@@ -54,7 +54,7 @@ def single(request: RunRequest) -> int:
 
 
 def _children(config: Config) -> int:
-    """Run the training processes of this machine. Returns their exit code."""
+    """Run the training processes of this machine and return their exit code."""
     with tempfile.TemporaryDirectory(prefix="longctx_rl-") as folder, _environment(config, folder):
         path = Path(folder, "config.yaml")
         path.write_text(configuration.dump(config), encoding="utf-8")
@@ -67,13 +67,13 @@ def _children(config: Config) -> int:
 
 
 def _agent(config: Config, arguments: list[str], folder: str) -> int:
-    """torchrun's agent in this process: it starts the ranks of this machine and finds those of the others."""
+    """Run torchrun's agent in this process: it starts this machine's ranks and connects them with those of others."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it knows is said below
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its errors are reported below
     several = config.engine.num_nodes > 1
     settings = LaunchConfig(
         min_nodes=config.engine.num_nodes,
@@ -85,7 +85,7 @@ def _agent(config: Config, arguments: list[str], folder: str) -> int:
         local_addr=None if several else "localhost",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=folder),
-        signals_to_handle="SIGQUIT",  # the others are forwarded below, so that ranks can finish their step
+        signals_to_handle="SIGQUIT",  # other signals are forwarded below, so that ranks can finish their step
     )
     with _forwarded_signals() as received:
         try:
@@ -94,31 +94,31 @@ def _agent(config: Config, arguments: list[str], folder: str) -> int:
             return _failure(error.failures, received)
         except RendezvousError as error:
             raise ValueError(
-                f"engine.rendezvous={config.engine.rendezvous}: the {config.engine.num_nodes} machines did not find "
-                f"each other, or one of them ended and its own message says why ({error}); start the same command on "
-                "each, with a host and port of the first that all can reach"
+                f"engine.rendezvous={config.engine.rendezvous}: the {config.engine.num_nodes} machines could not "
+                f"connect, or one of them ended and printed the reason ({error}); start the same command on each, with "
+                "a host and port of the first machine that all of them can reach"
             ) from error
     return _shell_code(0, received)
 
 
 def _failure(failures: "dict[int, ProcessFailure]", received: list[int]) -> int:
-    """The exit code of the rank that failed by itself, rather than of one that was ended for it."""
+    """Return the exit code of the rank that failed first, rather than of one that was ended because of it."""
     number, failure = min(failures.items(), key=lambda item: (item[1].exitcode <= 0, item[1].timestamp))
     code = _shell_code(failure.exitcode, received)
     if code not in (cli.UNUSABLE, cli.INTERRUPTED):
-        cli.complain(f"rank {number} ended with exit code {code}; what it said is above")
+        cli.complain(f"rank {number} ended with exit code {code}; its output is above")
     return code
 
 
 def _shell_code(code: int, received: list[int]) -> int:
-    """An exit code as shells count: 128 + signal for a process that a signal ended."""
+    """Return an exit code by the shells' convention: 128 + signal for a process that a signal ended."""
     if received and code:
         return cli.INTERRUPTED
     return code if code >= 0 else 128 - code
 
 
 def for_children(config: Config, folder: str, at_once: int = 1) -> dict[str, str]:
-    """What children find in their environment, and what they are spared. ``at_once``: runs that share the cores."""
+    """Return environment variables for child processes. ``at_once``: number of runs that share the cores."""
     added = {
         rank.HANDOVER: f"{os.getpid()}:{folder}",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -146,7 +146,7 @@ def _environment(config: Config, folder: str) -> Iterator[None]:
 
 @contextmanager
 def _forwarded_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM go to the children, which finish their step and save; a second one kills them."""
+    """Forward Ctrl-C and SIGTERM to the children, which finish their step and save; a second signal kills them."""
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -171,9 +171,9 @@ def _forwarded_signals() -> Iterator[list[int]]:
 
 
 def main() -> None:
-    """Entry of one run of a sweep: ``python -m longctx_rl.launch.single <config.yaml>``."""
+    """Entry point of one run of a sweep: ``python -m longctx_rl.launch.single CONFIG.yaml``."""
     if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m longctx_rl.launch.single <config.yaml>")
+        raise SystemExit("usage: python -m longctx_rl.launch.single CONFIG.yaml")
     rank.die_with_launcher()
     config = configuration.read(Path(sys.argv[1]))
     cli.leave(single(RunRequest(command() or f"python -m longctx_rl.launch.single {sys.argv[1]}", config)))

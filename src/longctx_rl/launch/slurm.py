@@ -1,8 +1,8 @@
-"""Runs as jobs of a cluster, through submitit: what ``hydra/launcher=submitit_slurm`` asks for.
+"""Runs as jobs of a cluster, through submitit: ``hydra/launcher=submitit_slurm``.
 
-Hydra only composes; its plugin supplies the settings (partition, timeout_min, gpus_per_node ...), which go to submitit
-as the plugin would give them. Each job starts one run on its node. Run directories, and hydra.launcher.submitit_folder,
-have to be on a disk that all see.
+Hydra only composes. Its plugin supplies the settings (partition, timeout_min, gpus_per_node ...), which are passed to
+submitit as the plugin would pass them. Each job starts one run on its node. The run directories and
+hydra.launcher.submitit_folder must be on a disk that all nodes share.
 """
 
 from collections.abc import Sequence
@@ -28,23 +28,23 @@ FOR_ALL = (
     "name",
     "stderr_to_stdout",
 )
-"""Settings that every cluster has. The others carry the cluster's name in submitit."""
+"""Settings that exist for every cluster. In submitit, the others are prefixed with the cluster's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """Where jobs go, and with which settings."""
+    """The destination of jobs, and their settings."""
 
     cluster: str
-    """``slurm``, or ``local``: processes of this machine, to try things out."""
+    """``slurm``, or ``local``: processes on this machine, for trials."""
     settings: dict[str, Any]
 
 
 def launcher_from(name: str, settings: dict[str, Any]) -> Launcher:
-    """The launcher that a composed ``hydra.launcher`` describes.
+    """Return the launcher that a composed ``hydra.launcher`` describes.
 
     Raises:
-        ValueError: a launcher that this program does not know, or jobs of several tasks.
+        ValueError: the launcher is not supported, or a job would have several tasks.
     """
     settings = dict(settings)
     target = str(settings.pop("_target_"))
@@ -63,27 +63,27 @@ def launcher_from(name: str, settings: dict[str, Any]) -> Launcher:
 
 
 class Work:
-    """What a job does: one run, with the command that starts it alone."""
+    """The work of a job: one run, with the command that starts it alone."""
 
     def __init__(self, config: Config, command: str) -> None:
         self.config, self.command = config, command
 
     def __call__(self) -> int:
-        """Returns the exit code of the run."""
+        """Train and return the exit code of the run."""
         try:
             return single.single(RunRequest(self.command, self.config))
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else 1
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
-        """A job that ran out of time or was preempted goes on from its newest checkpoint (max_num_timeout times)."""
+        """Resume from the newest checkpoint after a timeout or preemption, at most ``max_num_timeout`` times."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(Work(replace(self.config, resume=True), self.command))
 
 
 class Job:
-    """A run that was submitted."""
+    """A run that was submitted as a job."""
 
     def __init__(self, job: "submitit.Job[int]") -> None:
         self._job = job
@@ -91,7 +91,7 @@ class Job:
         self.log = job.paths.stderr
 
     def code(self) -> int | None:
-        """Exit code of the run; 1 for a job that ended without one; None while it waits or runs."""
+        """Return the run's exit code, 1 if the job ended without one, or None while it waits or runs."""
         if not self._job.done():
             return None
         from submitit.core.utils import FailedJobError, UncompletedJobError
@@ -101,21 +101,24 @@ class Job:
         except (FailedJobError, UncompletedJobError):
             return 1
 
-    def stop(self, asked: int) -> bool:
-        """Jobs are the cluster's: they go on without whoever submitted them."""
-        print(f"{self.name} goes on; on Slurm `scancel {self._job.job_id}` ends it after its step")
+    def stop(self, requests: int) -> bool:
+        """Leave the job to the cluster, where it continues without the process that submitted it."""
+        print(f"{self.name} continues; on Slurm, `scancel {self._job.job_id}` ends it after its current step")
         return False
 
-    def said(self) -> str:
-        """Both outputs of the job."""
+    def output(self) -> str:
+        """Return the job's standard output and standard error."""
         return "\n".join(filter(None, (self._job.stdout(), self._job.stderr())))
 
 
 def submit(launcher: Launcher, runs: Sequence[tuple[Config, str]]) -> list[Job]:
-    """Submit runs, each with the command that starts it alone, as one array of jobs.
+    """Submit runs as one array of jobs.
+
+    Args:
+        runs: each run's configuration, with the command that starts it alone.
 
     Raises:
-        ValueError: settings that submitit does not know, or no such cluster here.
+        ValueError: submitit does not know a setting, or this machine is not part of such a cluster.
     """
     import submitit
 

@@ -1,7 +1,7 @@
-"""Several runs, each in a process of its own, some at a time. One that fails does not stop the rest.
+"""A sweep of several runs, each in a process of its own, ``sweep.jobs`` at a time. A failed run does not stop the rest.
 
-With ``resume=true`` a finished run is skipped and a half-done one goes on, so the same command carries a sweep over
-any number of sittings. What a run says goes to ``<experiment>/.sweep/<run>.txt``, which is kept if it fails.
+With ``resume=true`` finished runs are skipped and interrupted ones resume, so the same command continues a sweep after
+any interruption. The output of a run goes to ``<experiment>/.sweep/<run>.txt``, which is kept if the run fails.
 """
 
 import signal
@@ -16,7 +16,7 @@ from types import FrameType
 from longctx_rl import cli
 from longctx_rl.config.schema import Config, RunRequest, SweepConfig
 from longctx_rl.launch import costs, single
-from longctx_rl.launch.child import Child, Running, log_of, make_folder, remove_if_empty
+from longctx_rl.launch.child import Child, Running, log_path, make_folder, remove_if_empty
 from longctx_rl.launch.overview import Overview, Watched
 from longctx_rl.launch.slurm import Launcher, submit
 from longctx_rl.runs import directory
@@ -24,7 +24,7 @@ from longctx_rl.runs.progress import duration
 
 POLL_SECONDS = 0.1
 LAST_LINES = 5
-"""Of what a failed run said, in the closing list."""
+"""Lines of a failed run's output that the closing list repeats."""
 
 
 @dataclass(slots=True)
@@ -42,9 +42,10 @@ def sweep(
     """Start several runs, ``sweep.jobs`` at a time, or all of them as jobs of a launcher.
 
     Args:
-        known: what runs cost whose directories are not here, such as committed results.
+        known: measured costs of runs without a directory on this machine, such as committed results.
 
-    Returns 0 if all succeeded, 130 after Ctrl-C, else 1; 2 if it cannot start.
+    Returns:
+        0 if all runs succeeded, 130 after Ctrl-C, 2 if the sweep cannot start, else 1.
     """
     configs = [request.config for request in requests if request.config]
     settings = configs[0].sweep if configs else SweepConfig()
@@ -72,7 +73,7 @@ def _check_distinct(configs: Sequence[Config]) -> None:
 
 
 def finished_runs(configs: Sequence[Config]) -> list[costs.Measured]:
-    """What the finished runs beside these cost."""
+    """Return the finished runs beside these, with their costs."""
     return costs.measured({config.runs_root for config in configs})
 
 
@@ -87,21 +88,21 @@ class Sweep:
         self._running: list[StartedRun] = []
         self._failures: list[str] = []
         self._finished = self._skipped = 0
-        self._asked = 0
+        self._stop_requests = 0
         self._overview = Overview()
         self._known = known
-        self._until = self._estimate()
+        self._expected_end = self._estimate()
 
     def run(self) -> int:
-        """Run them all. Raises ValueError if nothing can be written, or jobs cannot be submitted."""
-        logs = {log_of(request.config).parent for request in self._requests if request.config}
+        """Run everything. Raises ValueError if nothing can be written or jobs cannot be submitted."""
+        logs = {log_path(request.config).parent for request in self._requests if request.config}
         try:
             for folder in logs:
                 make_folder(folder)
             with self._signals():
                 if self._launcher:
                     self._submit(self._launcher)
-                while self._running or (self._waiting and not self._asked):
+                while self._running or (self._waiting and not self._stop_requests):
                     self._step()
         finally:
             for folder in logs:
@@ -109,16 +110,16 @@ class Sweep:
         return self._close()
 
     def _step(self) -> None:
-        while self._waiting and len(self._running) < self._jobs and not self._asked:
+        while self._waiting and len(self._running) < self._jobs and not self._stop_requests:
             self._begin(*self._waiting.pop(0))
-        for cell in list(self._running):
-            if self._asked and not cell.running.stop(self._asked):
-                self._running.remove(cell)
-            elif (code := cell.running.code()) is not None:
-                self._running.remove(cell)
-                self._end(cell, code)
+        for started in list(self._running):
+            if self._stop_requests and not started.running.stop(self._stop_requests):
+                self._running.remove(started)
+            elif (code := started.running.code()) is not None:
+                self._running.remove(started)
+                self._end(started, code)
         if self._running and (self._jobs > 1 or self._launcher):
-            self._overview.show(self._summary(), [cell.watched for cell in self._running])
+            self._overview.show(self._summary(), [started.watched for started in self._running])
         if self._running:
             time.sleep(POLL_SECONDS)
 
@@ -129,13 +130,13 @@ class Sweep:
         assert config
         self._overview.say(f"[{number}/{len(self._requests)}] {request.command}")
         watched = Watched.starting(config)
-        child = Child(config, request.command, log_of(config), self._jobs)
+        child = Child(config, request.command, log_path(config), self._jobs)
         self._running.append(StartedRun(request, child, watched))
 
     def _startable(self, number: int, request: RunRequest) -> bool:
-        """Whether a run has something to do; one that cannot start is noted as failed."""
+        """Return whether a run has something to do. A run that cannot start is recorded as failed."""
         config, problem = request.config, request.problem
-        if config and config.engine.num_nodes == 1:  # the directory of several machines' run may be on another
+        if config and config.engine.num_nodes == 1:  # a run on several machines may have its directory on another one
             where = costs.standing(config)
             if where.kind == "finished":
                 self._skipped += 1
@@ -156,25 +157,26 @@ class Sweep:
             self._overview.say(f"{job.name}: {request.command}")
             self._running.append(StartedRun(request, job, Watched.starting(config)))
 
-    def _end(self, cell: StartedRun, code: int) -> None:
-        name = Path(cell.watched.config.run_dir).name
-        took = duration(time.monotonic() - cell.watched.began)
+    def _end(self, started: StartedRun, code: int) -> None:
+        name = Path(started.watched.config.run_dir).name
+        took = duration(time.monotonic() - started.watched.began)
         if code in (0, cli.INTERRUPTED):
             self._finished += code == 0
-            log_of(cell.watched.config).unlink(missing_ok=True)
+            log_path(started.watched.config).unlink(missing_ok=True)
         else:
-            last = [line for line in cell.running.said().splitlines() if line.strip()][-LAST_LINES:]
-            said = [f"  exit code {code}: {cell.request.command}", *last, f"all it said: {cell.running.log}"]
-            self._failures.append("\n    ".join(said))
+            last = [line for line in started.running.output().splitlines() if line.strip()][-LAST_LINES:]
+            entry = [f"  exit code {code}: {started.request.command}", *last, f"full output: {started.running.log}"]
+            self._failures.append("\n    ".join(entry))
         if self._jobs > 1 or self._launcher:
             words = {0: "finished", cli.INTERRUPTED: "interrupted"}.get(code, f"failed with exit code {code}")
             self._overview.say(f"{name} {words} after {took}")
-        self._until = self._estimate()
+        self._expected_end = self._estimate()
 
     def _estimate(self) -> float:
-        """When the last run will end, on the monotonic clock; not a number if finished runs do not tell."""
-        configs = [cell.watched.config for cell in self._running]
-        configs += [one.config for _, one in self._waiting if one.config and not directory.finished(one.config)]
+        """Estimate when the last run will end, on the monotonic clock; NaN without comparable finished runs."""
+        configs = [started.watched.config for started in self._running]
+        waiting = [request.config for _, request in self._waiting if request.config]
+        configs += [config for config in waiting if not directory.finished(config)]
         known = [*finished_runs(configs), *self._known]
         left = [costs.remaining(config, known) for config in configs]
         if None in left:
@@ -184,7 +186,7 @@ class Sweep:
 
     def _summary(self) -> str:
         done = self._finished + self._skipped
-        left = max(self._until - time.monotonic(), 0.0)  # in this order, what is not a number stays so
+        left = max(self._expected_end - time.monotonic(), 0.0)  # in this order, NaN stays NaN
         return (
             f"{done} of {len(self._requests)} done, {len(self._failures)} failed, {len(self._running)} running, "
             f"{duration(left)} left"
@@ -192,22 +194,22 @@ class Sweep:
 
     def _close(self) -> int:
         succeeded = self._finished + self._skipped
-        before = f", {self._skipped} of them finished before" if self._skipped else ""
+        before = f", {self._skipped} of them already finished" if self._skipped else ""
         lines = [f"sweep: {succeeded} of {len(self._requests)} runs succeeded{before}", *self._failures]
         self._overview.say("\n".join(lines))
-        if self._asked:
-            self._overview.say("interrupted; the same command with resume=true goes on where it stopped")
+        if self._stop_requests:
+            self._overview.say("interrupted; the same command with resume=true continues where it stopped")
             return cli.INTERRUPTED
         return 1 if self._failures else 0
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Count how often the user asked to stop; the loop does the rest."""
+        """Count how often the user requests a stop; the loop acts on it."""
 
-        def ask(number: int, frame: FrameType | None) -> None:
-            self._asked += 1
+        def count(number: int, frame: FrameType | None) -> None:
+            self._stop_requests += 1
 
-        before = {number: signal.signal(number, ask) for number in single.FORWARDED}
+        before = {number: signal.signal(number, count) for number in single.FORWARDED}
         try:
             yield
         finally:

@@ -1,12 +1,10 @@
 """Loading of models and tokenizers, and the checks that a student and a teacher can be compared token by token."""
 
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -17,7 +15,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from longctx_rl.config.model import ArchitectureConfig, ModelConfig, YarnConfig
-from longctx_rl.policy.weights import locate
+from longctx_rl.policy.shape import load_config
+from longctx_rl.policy.weights import locate, unavailable
 
 transformers_logging.disable_progress_bar()  # a run has a progress line of its own
 UNLOADABLE = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)
@@ -37,7 +36,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     except UNLOADABLE as error:
-        raise ValueError(_unavailable(name, path, error)) from error
+        raise ValueError(unavailable(name, path, error)) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {name} has no end token, so completions could not end: set its eos_token")
     return tokenizer
@@ -59,7 +58,7 @@ def load_model(name: str, yarn: YarnConfig | None = None) -> PreTrainedModel:
             path, config=config, dtype=torch.float32, use_safetensors=True
         )
     except UNLOADABLE as error:
-        raise ValueError(_unavailable(name, path, error)) from error
+        raise ValueError(unavailable(name, path, error)) from error
     return model
 
 
@@ -196,29 +195,6 @@ def context_length(model: PreTrainedModel) -> int:
     return length
 
 
-def load_config(name: str) -> PreTrainedConfig:
-    """Load the configuration of a model, without its weights. Raises ValueError if it cannot be loaded."""
-    path = locate(name)
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
-    except UNLOADABLE as error:
-        raise ValueError(_unavailable(name, path, error)) from error
-    return config
-
-
 def _vocabulary(name: str) -> int:
     size: int = load_config(name).vocab_size
     return size
-
-
-def _unavailable(name: str, path: str, error: Exception) -> str:
-    if Path(path).is_dir():
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        return (
-            f"{name} cannot be loaded ({cause}): give a folder with config.json, tokenizer.json and complete "
-            ".safetensors weights, such as the export/ folder of a finished run"
-        )
-    return (
-        f"model {name} is neither a directory nor in the local Hub cache, and the Hub could not be reached: "
-        f"download it first (hf download {name}) or give a directory"
-    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from longctx_rl.config.schema import Config
+from longctx_rl.policy.weights import locate, unavailable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,10 +149,20 @@ KNOWN = {
 """The Hub models that conf/model/ names, from their config.json, so that their sizes are known without a network."""
 
 
+def load_config(name: str) -> "PreTrainedConfig":
+    """Load the configuration of a model, without its weights. Raises ValueError if it cannot be loaded."""
+    from transformers import AutoConfig  # reports count without transformers
+
+    path = locate(name)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(unavailable(name, path, error)) from error
+    return config
+
+
 def sizes_of(name: str) -> DecoderSizes:
     """Return the sizes of a model by its name. Raises ValueError if its config.json cannot be loaded."""
-    from longctx_rl.policy.loading import load_config
-
     return KNOWN[name] if name in KNOWN else DecoderSizes.of(load_config(name))
 
 

@@ -36,6 +36,20 @@ def locate(name: str) -> str:
     return name
 
 
+def unavailable(name: str, path: str, error: Exception) -> str:
+    """What to tell a user whose model, located at ``path``, could not be loaded."""
+    if Path(path).is_dir():
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        return (
+            f"{name} cannot be loaded ({cause}): give a folder with config.json, tokenizer.json and complete "
+            ".safetensors weights, such as the export/ folder of a finished run"
+        )
+    return (
+        f"model {name} is neither a directory nor in the local Hub cache, and the Hub could not be reached: "
+        f"download it first (hf download {name}) or give a directory"
+    )
+
+
 def local_folder(name: str) -> Path | None:
     """Return the folder of a model's files; for a Hub id the snapshot of ``main`` in the local cache, without network.
 

@@ -1,4 +1,4 @@
-"""The tables of an experiment with axes: level x column, and levels against the default one, the base, each other."""
+"""Tables of an experiment with axes: scores of levels, and their differences to the default, the base, each other."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from longctx_rl.report.tables import Table
 
 
 def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
-    """Up to five tables for each axis, then costs and the list of runs."""
+    """Up to five tables for each axis, then the costs and the list of runs."""
     columns, base = columns_of(results), base_of(results)
-    tables = []
+    tables: list[Table | None] = []
     every: dict[str, list[Result]] = {}
     for axis in experiment.axes:
         groups = groups_of(experiment, axis, results)
@@ -30,18 +30,18 @@ def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
             tables.append(differences(f"{axis}_gains", groups, [base], columns, base.name))
         if len(groups) > 2:
             tables.append(pairs(f"{axis}_pairs", groups, columns, "at the end of training"))
-        if (moved := dynamics(groups, f"{axis}_dynamics")) is not None:
-            tables.append(moved)
+        tables.append(dynamics(groups, f"{axis}_dynamics"))
     compared = {run.name: run.algo for runs in every.values() for run in runs}
     others = [run for run in results if run.trained and run.name not in compared]  # such as cold starts
     unplaced = {run.name for run in others if run.algo in compared.values()}
-    return [*tables, costs(every | methods_of(others)), listing(results, unplaced)]
+    tables += [costs(every | methods_of(others)), listing(results, unplaced)]
+    return [table for table in tables if table is not None]
 
 
 def groups_of(experiment: Experiment, axis: str, results: Sequence[Result]) -> Groups:
-    """The levels of an axis that have runs, in the order of axes.yaml."""
-    found = {level: experiment.level(axis, level, results) for level in experiment.axes[axis]}
-    return {level: runs for level, runs in found.items() if runs}
+    """The runs of each level of an axis, in the order of axes.yaml, without levels that have none."""
+    groups = {level: experiment.level(axis, level, results) for level in experiment.axes[axis]}
+    return {level: runs for level, runs in groups.items() if runs}
 
 
 def _marked(groups: Groups, default: str | None) -> Groups:

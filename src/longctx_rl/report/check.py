@@ -108,9 +108,7 @@ def same(there: bytes, made: bytes, suffix: str) -> bool:
     return first.shape == second.shape and bool(np.array_equal(first, second))
 
 
-def check_complete(
-    experiment: Experiment, committed: Sequence[Result], requested: Mapping[str, Config]
-) -> list[str]:
+def check_complete(experiment: Experiment, committed: Sequence[Result], requested: Mapping[str, Config]) -> list[str]:
     """Missing runs, base and teacher that do not fit the runs, and replaced models, one sentence each.
 
     Args:

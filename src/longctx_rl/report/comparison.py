@@ -1,4 +1,4 @@
-"""The tables of an experiment that compares methods. Those with tests stand here: gains, equal costs, pairs."""
+"""Tables of an experiment that compares methods. Those with significance tests are here: gains, equal costs, pairs."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -41,21 +41,30 @@ LONG_MINUS_SHORT = {
     "reasoning, long minus short": (LONG_REASONING, SHORT_REASONING),
     "code, long minus short": (CODE_LONG, CODE_SHORT),
 }
+HEADLINE = (LONG_REASONING, SHORT_REASONING, CODE_LONG, CODE_SHORT)
+"""Columns of the short table of gains for readers who want only one."""
 WORDS = {"trained_tokens": "trained tokens", "flops": "FLOPs", "wall_seconds": "seconds of training"}
 
-COULD = (
-    "Could be found: the largest difference that a row needs for 80 % power at the 5 % level, before that correction."
+DETECTABLE = "minimum detectable difference"
+"""Name of the last row of a table of differences."""
+DETECTABLE_NOTE = (
+    "Minimum detectable difference: the true difference that is detected with 80 % power at the 5 % level, before that "
+    "correction; the largest of the column's rows."
 )
-"""What the last row of a table of differences says."""
+STAR = "A star marks p < 5 % after Holm's correction over the rows of a column."
+PRIMARY = "has a star only where long code itself improved, because it also rises when a method forgets short code"
+"""When the difference of differences in code is starred."""
 
 
 def tables_of(results: Sequence[Result]) -> list[Table]:
-    """Every table of a comparison of methods that the results allow."""
+    """All tables of a comparison of methods that can be computed from the results."""
     methods, base = methods_of(results), base_of(results)
     columns = columns_of(results)
     recorded = [axis for axis in COSTS if spending(methods, axis) and not _met_by_all(methods, axis)]
-    tables = [levels("levels", methods, fixed_of(results, base), columns, caption=_base_note(base))]
+    tables: list[Table | None] = [levels("levels", methods, fixed_of(results, base), columns, caption=_base_note(base))]
     if base is not None:
+        if set(HEADLINE) <= set(columns):
+            tables.append(differences("headline", methods, [base], HEADLINE, base.name))
         if {LONG_REASONING, LONGREASON, CODE_LONG, CODE_SHORT} <= set(columns):
             tables.append(summary(methods, base, recorded))
         tables.append(differences("gains", methods, [base], columns, base.name))
@@ -67,20 +76,14 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
             tables.append(pairs(f"pairs_{axis}", methods, columns, f"within {limit:.3g} {WORDS[axis]}", reading))
     if base is not None and {CODE_LONG, CODE_SHORT} <= set(columns):
         tables.append(transfers(methods, base))
-        if (moved := slopes(methods, base)) is not None:
-            tables.append(moved)
-    tables.append(by_length(methods, fixed_of(results, base)))
-    if (moved := dynamics(methods)) is not None:
-        tables.append(moved)
-    if (compared := rewards(methods)) is not None:
-        tables.append(compared)
-    if (found := length_costs.table(methods)) is not None:
-        tables.append(found)
-    return [*tables, costs(methods), listing(results)]
+        tables.append(slopes(methods, base))
+    tables += [by_length(methods, fixed_of(results, base)), dynamics(methods), rewards(methods)]
+    tables += [length_costs.table(methods), costs(methods), listing(results)]
+    return [table for table in tables if table is not None]
 
 
 def summary(methods: Groups, base: Result, axes: Sequence[str]) -> Table:
-    """The gains that the study is about, in one table: long reasoning at each equal cost, and what carried over."""
+    """The main gains in one table: long reasoning, also at each equal cost, and the transfer to code."""
     readings = {"": final} | {f", equal {WORDS[axis]}": equal_cost(methods, axis)[2] for axis in axes}
     everyone = all_of(methods)
     found = [
@@ -94,20 +97,18 @@ def summary(methods: Groups, base: Result, axes: Sequence[str]) -> Table:
     rows: list[tuple[str, tuple[Entry, ...]]] = [
         (row, (count(runs), *(column[row] for column in found))) for row, runs in methods.items()
     ]
-    rows.append(("could be found", ("", *map(_detectable, found))))
+    rows.append((DETECTABLE, ("", *map(_detectable, found))))
     fewer = [
         f"{row}, {heading} ({value.runs})"
         for heading, column in zip(headings, found, strict=True)
         for row, value in column.items()
         if value and value.runs != len(methods[row])
     ]
-    of_fewer = f" Of fewer runs: {', '.join(fewer)}." if fewer else ""
+    of_fewer = f" Computed from fewer runs: {', '.join(fewer)}." if fewer else ""
     note = (
         f"Percentage points over {base.name}, with 95 % intervals over runs and item families, at the end of training "
-        "unless a column says otherwise. Long minus short, the difference of differences, is the primary quantity; "
-        "forgetting short code raises it, too, so it has a star only where long code itself was gained. A star is p < "
-        "5 % with Holm's correction over the rows of its column. "
-        f"{COULD}{of_fewer}"
+        f"unless a column says otherwise. Long minus short, the difference of differences, is the primary quantity; it "
+        f"{PRIMARY}. {STAR} {DETECTABLE_NOTE}{of_fewer}"
     )
     return Table("summary", note, ("", "runs", *headings), tuple(rows), signed=True)
 
@@ -121,8 +122,13 @@ def differences(
     reading: Reading = final,
     among: Sequence[Result] = (),
 ) -> Table:
-    """Row x column: difference to the same other runs, Holm over rows, and what the study could have found. ``among``:
-    runs whose families all rows keep to."""
+    """Row x column: the difference to the same other runs, and the minimum detectable one in the last row.
+
+    Args:
+        others: the runs that every row is compared with.
+        caption: what ``others`` are, for the footer.
+        among: runs that restrict the families of all rows to those that they answered, too.
+    """
     found = [
         with_holm({row: difference(runs, others, column, reading, among) for row, runs in groups.items()})
         for column in columns
@@ -130,45 +136,43 @@ def differences(
     rows: list[tuple[str, tuple[Entry, ...]]] = [
         (row, (count(runs, reading), *(column[row] for column in found))) for row, runs in groups.items()
     ]
-    rows.append(("could be found", ("", *map(_detectable, found))))
-    star = "A star is p < 5 % with Holm's correction over the rows of its column."
-    note = f"Percentage points over {caption}. {star} {COULD}"
+    rows.append((DETECTABLE, ("", *map(_detectable, found))))
+    note = f"Percentage points over {caption}. {STAR} {DETECTABLE_NOTE}"
     return Table(name, note, ("", "runs", *(column.title for column in columns)), tuple(rows), signed=True)
 
 
 def at_equal_cost(axis: str, methods: Groups, base: Result, columns: Sequence[Column]) -> Table:
-    """Gains over the base, each run read where it has spent what the cheapest method spends in all."""
+    """Gains over the base, with each run read where it has spent the total of the cheapest method."""
     limit, spent, reading = equal_cost(methods, axis)
-    said = []
+    places = []
     for row, runs in methods.items():
         read = [(spent[run.name], weights) for run in runs if (weights := reading(run)) is not None]
         if read:
             cost = fmean(sum(weight * costs[step] for step, weight in weights.items()) for costs, weights in read)
             steps = fmean(sum(weight * step for step, weight in weights.items()) for _, weights in read)
-            said.append(f"{row} {cost:.3g} (step {steps:.0f})")
-    seconds = " (of a method's runs the median for each trained token)" if axis == "wall_seconds" else ""
+            places.append(f"{row} {cost:.3g} (step {steps:.0f})")
+    seconds = " (per trained token, the median over a method's runs)" if axis == "wall_seconds" else ""
     caption = (
-        f"{base.name}, each run where it has spent {limit:.3g} {WORDS[axis]}{seconds}, what the cheapest method spends "
-        "in all: at its end if that is within 5 %, else between two evaluations, whose scores are interpolated. Read "
-        f"at, mean over runs: {', '.join(said)}. Evaluations during training ask fewer items; all rows are over the "
-        "items that every run answered where it is read"
+        f"{base.name}, with each run read where it has spent {limit:.3g} {WORDS[axis]}{seconds}, the total of the "
+        "cheapest method: at its end if that is within 5 %, else between two evaluations, whose scores are "
+        f"interpolated. Cost and step at which a method is read, means over runs: {', '.join(places)}. Evaluations "
+        "during training have fewer items; all rows use the items that every run answered where it is read"
     )
     return differences(f"equal_{axis}", methods, [base], columns, caption, reading, all_of(methods))
 
 
 def transfers(methods: Groups, base: Result) -> Table:
-    """Gains in reasoning and in code, and how much more was gained when long than when short."""
+    """Gains in reasoning and code, and by how much the gain on long prompts exceeds that on short ones."""
     lengths = (LONG_REASONING, SHORT_REASONING)
     grown = with_holm({row: transfer(runs, [base], columns=lengths) for row, runs in methods.items()})
     found = [grown, *_carried_over(methods, base)]
     rows: list[tuple[str, tuple[Entry, ...]]] = [
         (row, (count(runs), *(column[row] for column in found))) for row, runs in methods.items()
     ]
-    rows.append(("could be found", ("", *map(_detectable, found))))
+    rows.append((DETECTABLE, ("", *map(_detectable, found))))
     caption = (
-        f"Percentage points over {base.name}. Long minus short is the difference of differences, of code the primary "
-        "quantity; forgetting short code raises it, too, so it has a star only where long code itself was gained. "
-        "Stars: p < 5 %, Holm over methods."
+        f"Percentage points over {base.name}. Long minus short is the difference of differences. For code it is the "
+        f"primary quantity, and {PRIMARY}. {STAR}"
     )
     reasoning, code = LONG_MINUS_SHORT
     headings = ("", "runs", reasoning, "LongReason", "code long", "code short", code)
@@ -176,7 +180,7 @@ def transfers(methods: Groups, base: Result) -> Table:
 
 
 def _carried_over(methods: Groups, base: Result) -> list[dict[str, Value | None]]:
-    """Gains on LongReason, long and short code; and the primary quantity, starred only where long code was gained."""
+    """Gains on LongReason, long and short code; and the primary quantity, starred only where long code improved."""
     reasoning, long, short = (
         with_holm({row: difference(runs, [base], column) for row, runs in methods.items()})
         for column in (LONGREASON, CODE_LONG, CODE_SHORT)
@@ -195,7 +199,7 @@ def _carried_over(methods: Groups, base: Result) -> list[dict[str, Value | None]
 
 
 def pairs(name: str, methods: Groups, columns: Sequence[Column], where: str, reading: Reading = final) -> Table:
-    """Each method against each other one, Holm over pairs; and whether the difference is another one when long."""
+    """Differences of all pairs of methods, and differences of differences of long and short prompts."""
     named = {f"{late} {MINUS} {early}": (methods[late], methods[early]) for early, late in combinations(methods, 2)}
     found = [
         with_holm({row: difference(runs, others, column, reading) for row, (runs, others) in named.items()})
@@ -207,22 +211,23 @@ def pairs(name: str, methods: Groups, columns: Sequence[Column], where: str, rea
             found.append(with_holm({row: transfer(*two, reading, both) for row, two in named.items()}))
             headings.append(title)
     rows: list[tuple[str, tuple[Entry, ...]]] = [(row, tuple(column[row] for column in found)) for row in named]
-    rows.append(("could be found", tuple(map(_detectable, found))))
+    rows.append((DETECTABLE, tuple(map(_detectable, found))))
     note = (
-        f"Percentage points, {where}, runs as in the tables above. A star is p < 5 % with Holm's "
-        f"correction over the {len(named)} pairs of its column, none over columns. Long "
-        f"minus short: the difference of the differences. {COULD}"
+        f"Percentage points, {where}, for the runs of the tables above. A star marks p < 5 % after Holm's correction "
+        f"over the {len(named)} pairs of a column; columns are not corrected for each other. Long minus short is the "
+        f"difference of differences. {DETECTABLE_NOTE}"
     )
     return Table(name, note, ("", *headings), tuple(rows), signed=True)
 
 
 def _met_by_all(methods: Groups, axis: str) -> bool:
-    """Whether all runs have spent the same in all, so that they are read at their ends."""
+    """Whether all runs have spent the same total, so that each is read at its end."""
     _, _, reading = equal_cost(methods, axis)
     return all(reading(run) == final(run) for run in all_of(methods))
 
 
 def _detectable(values: Mapping[str, Value | None]) -> str | None:
+    """The largest minimum detectable difference of a column's rows, in points; None if no row has one."""
     found = [value.detectable for value in values.values() if value and value.detectable is not None]
     if not found:
         return None

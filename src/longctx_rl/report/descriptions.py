@@ -1,27 +1,25 @@
-"""Tables without tests, of methods and of ablations: levels, context length, how training went, costs, where rows come
-from."""
+"""Tables without significance tests, of methods and ablations: scores, context length, dynamics, costs, provenance."""
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations, pairwise
 from math import isnan, nan
 from statistics import fmean, stdev
 
-from scipy.stats import t as student
-
 from longctx_rl.report.readings import Groups, Reading, final, last_step
 from longctx_rl.report.results import Result
 from longctx_rl.report.study import BASE, CODE_LONG, CODE_SHORT, Column, level, transfer_points
 from longctx_rl.report.tables import MINUS, NOTHING, Table, percent
+from longctx_rl.stats import t_quantile
 
 INTERVALS = "Percent of items; brackets are 95 % intervals over runs and item families."
 REWARD = "rollout/reward_mean"
 DYNAMICS = {
     REWARD: "reward",
-    "rollout/reward_std": "reward's spread in a group",
+    "rollout/reward_std": "reward spread within a group",
     "policy/entropy": "entropy, nats",
     "teacher/kl_reverse": "KL to the teacher, nats",
     "grad/norm": "gradient norm",
-    "grad/pg_kd_cosine": "cosine of the reward's and the teacher's gradient",
+    "grad/pg_kd_cosine": "cosine of reward and teacher gradients",
     "rollout/length_mean": "response length, tokens",
 }
 """Metrics of the table ``dynamics``."""
@@ -34,7 +32,7 @@ def levels(
     columns: Sequence[Column],
     caption: str = "",
 ) -> Table:
-    """Row x column: the mean score."""
+    """Row x column: mean scores."""
     groups = {**fixed, **trained}
     rows = [(row, (count(runs), *(level(runs, column) for column in columns))) for row, runs in groups.items()]
     headings = ("", "runs", *(column.title for column in columns))
@@ -42,13 +40,13 @@ def levels(
 
 
 def fixed_of(results: Sequence[Result], base: Result | None) -> dict[str, list[Result]]:
-    """Rows of models that were not trained: the base first, then the teacher and others."""
+    """Rows of untrained models: the base first, then the teacher and others."""
     others = {result.name: [result] for result in results if not result.trained and result.algo != BASE}
     return ({BASE: [base]} if base is not None else {}) | others
 
 
 def dynamics(methods: Groups, name: str = "dynamics") -> Table | None:
-    """How training went, from its first tenth to its last; None if nothing is recorded."""
+    """Training metrics in the first and the last tenth of training; None if no metric was recorded."""
     metrics = {key: title for key, title in DYNAMICS.items() if any(key in run.curves for run in all_of(methods))}
     rows = []
     for row, runs in methods.items():
@@ -63,14 +61,14 @@ def dynamics(methods: Groups, name: str = "dynamics") -> Table | None:
             entries.append(f"{fmean(first):.3g} \N{RIGHTWARDS ARROW} {fmean(last):.3g}{spread}")
         rows.append((row, tuple(entries)))
     note = (
-        "First tenth of what was recorded, three points if there are six, \N{RIGHTWARDS ARROW} last tenth; means over "
-        "runs \N{PLUS-MINUS SIGN} the standard deviation over runs. No tests."
+        "First tenth \N{RIGHTWARDS ARROW} last tenth of the recorded points, of at least three points each where there "
+        "are six; means over runs \N{PLUS-MINUS SIGN} the standard deviation over runs. No tests."
     )
     return Table(name, note, ("", *metrics.values()), tuple(rows)) if metrics else None
 
 
 def rewards(methods: Groups) -> Table | None:
-    """How methods that sample differ in reward and in how smooth it is, seed by seed; None for fewer than two."""
+    """Differences between sampling methods in the reward and its roughness, seed by seed; None for fewer than two."""
     known = {
         row: {run.seed: curve for run in runs if (curve := run.curves.get(REWARD))} for row, runs in methods.items()
     }
@@ -81,23 +79,24 @@ def rewards(methods: Groups) -> Table | None:
         entries = (_with_interval([of(known[late][s]) - of(known[early][s]) for s in seeds], 3) for of in measures)
         rows.append((f"{late} {MINUS} {early}", (str(len(seeds)), *entries)))
     note = (
-        "Differences of runs with the same seed, which had the same prompts: mean and 95 % t interval over seeds. "
-        "Roughness: the standard deviation of the reward around its trend, from differences of neighbouring points of "
-        "the curve (root of half their mean square); a point is the mean of as many steps as leave 60 points. "
-        "A description, no test."
+        "Differences of runs with the same seed, which trained on the same prompts: mean and 95 % t interval over "
+        "seeds. Roughness is the standard deviation of the reward around its trend, from differences of neighbouring "
+        "points of the curve (root of half their mean square); a point is the mean of as many steps as leave 60 "
+        "points. "
+        "Descriptive, without a test."
     )
     headings = ("", "seeds", "reward, last tenth of training", "roughness of the reward")
     return Table("rewards", note, headings, tuple(rows)) if rows else None
 
 
 def _roughness(curve: Sequence[float | None]) -> float:
-    """Not a number without neighbours."""
+    """Standard deviation around the trend, from differences of neighbouring points; nan if there are none."""
     squares = [(b - a) ** 2 for a, b in pairwise(curve) if a is not None and b is not None]
     return (fmean(squares) / 2) ** 0.5 if squares else nan
 
 
 def slopes(methods: Groups, base: Result) -> Table | None:
-    """What a point of LongReason came with in code: least squares through no gain, over the evaluations of each run."""
+    """Gain in code per point of LongReason: least squares through the origin over the evaluations of each run."""
     rows: list[tuple[str, tuple[str, ...]]] = []
     for row, runs in methods.items():
         entries = []
@@ -106,16 +105,16 @@ def slopes(methods: Groups, base: Result) -> Table | None:
             entries.append(_with_interval(found))
         rows.append((row, (count(runs), *entries)))
     note = (
-        "Points of code gained for each point of LongReason gained: the slope of a line through the origin over the "
+        "Points gained in code per point gained on LongReason: the slope of a line through the origin over the "
         "evaluations of a run, which noise in LongReason pulls towards 0; mean and 95 % t interval over runs; "
-        "items are not resampled. A description, no test."
+        "items are not resampled. Descriptive, without a test."
     )
     known = any(entry != NOTHING for _, (_, *entries) in rows for entry in entries)
     return Table("transfer_slopes", note, ("", "runs", "code long", "code short"), tuple(rows)) if known else None
 
 
 def _slope(points: Sequence[Mapping[str, float]]) -> float | None:
-    """None where LongReason never moved."""
+    """The slope of one run; None if LongReason never changed."""
     squares = sum(point["longreason"] ** 2 for point in points)
     return sum(point["longreason"] * point["code"] for point in points) / squares if squares else None
 
@@ -126,7 +125,7 @@ def _with_interval(values: Sequence[float], digits: int = 2) -> str:
     mean = fmean(values)
     if len(values) < 2:
         return f"{mean:.{digits}f} (one run)".replace("-", MINUS)
-    half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    half = t_quantile(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
     return f"{mean:.{digits}f} [{mean - half:.{digits}f}, {mean + half:.{digits}f}]".replace("-", MINUS)
 
 
@@ -138,12 +137,12 @@ def by_length(methods: Groups, fixed: Groups) -> Table:
     for suite, task, length in cells:
         column = Column("", "", suite, (task,), length)
         entries = tuple(level(runs, column) for runs in groups.values())
-        rows.append((f"{suite} / {task} / {length or 'as it is'}", entries))
+        rows.append((f"{suite} / {task} / {length or 'natural length'}", entries))
     return Table("scaling", INTERVALS, ("suite / task / tokens", *groups), tuple(rows))
 
 
 def costs(groups: Groups) -> Table:
-    """What the runs spent in all, and for each prompt that they trained on. Means over runs."""
+    """Total costs of the runs, and costs per prompt that they trained on. Means over runs."""
     rows = []
     for row, runs in groups.items():
         spent = [run.costs[step] for run in runs if (step := last_step(run)) in run.costs]
@@ -162,7 +161,7 @@ def costs(groups: Groups) -> Table:
         rows.append((row, tuple(entries)))
     spent_in_all = ("trained tokens", "sampled tokens", "FLOPs", "seconds")
     headings = ("", "runs", *spent_in_all, "FLOPs per prompt", "seconds per prompt", "prompt lengths")
-    return Table("costs", "Means over runs; evaluations are not counted.", headings, tuple(rows))
+    return Table("costs", "Means over runs, without evaluations.", headings, tuple(rows))
 
 
 def _lengths(run: Result) -> str:
@@ -171,21 +170,27 @@ def _lengths(run: Result) -> str:
 
 
 def listing(results: Sequence[Result], unplaced: Collection[str] = ()) -> Table:
-    """Every result with where it came from and what is wrong with it. ``unplaced``: those that no level has."""
+    """Every result with its provenance and its problems.
+
+    Args:
+        unplaced: names of results that belong to no level of any axis.
+    """
     rows = []
     for result in results:
         git = result.origin.get("git") or {}
         commit = f"{str(git.get('commit', ''))[:10]}{' + changes' if git.get('dirty') else ''}"
         weights = str(result.origin.get("student") or result.origin.get("weights") or "")[:10]
-        problems = [*result.problems, *(["fits no level of axes.yaml"] if result.name in unplaced else [])]
+        problems = [*result.problems, *(["matches no level of axes.yaml"] if result.name in unplaced else [])]
         entries = (commit, weights, str(last_step(result) or 0), "; ".join(problems))
         rows.append((result.name, entries))
-    return Table("runs", "Where each row comes from.", ("", "commit", "weights", "steps", "marked"), tuple(rows))
+    return Table("runs", "Provenance of each row.", ("", "commit", "weights", "steps", "problems"), tuple(rows))
 
 
 def _tenths(curve: Sequence[float | None]) -> tuple[float, float] | None:
-    """Means of the first and the last tenth of a curve's known points, of three at least where there are six; None if
-    there are not two."""
+    """Means of the first and the last tenth of a curve's known points, of at least three each where there are six.
+
+    None if there are fewer than two points.
+    """
     known = [value for value in curve if value is not None]
     size = min(max(3, len(known) // 10), len(known) // 2)
     return (fmean(known[:size]), fmean(known[-size:])) if size else None
@@ -196,5 +201,5 @@ def all_of(groups: Groups) -> list[Result]:
 
 
 def count(runs: Sequence[Result], reading: Reading = final) -> str:
-    """How many runs a row has; empty for fixed weights."""
+    """The number of runs of a row; empty for fixed weights."""
     return str(sum(reading(run) is not None for run in runs)) if any(run.trained for run in runs) else ""

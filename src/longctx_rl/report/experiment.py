@@ -1,4 +1,4 @@
-"""An experiment's folder: ``experiments/<name>`` with its axes, results, tables and figures."""
+"""The folder of an experiment: ``experiments/<name>`` with its axes, results, tables and figures."""
 
 import re
 from collections import defaultdict
@@ -13,19 +13,19 @@ from longctx_rl.report.results import Result, settings
 from longctx_rl.runs.directory import MAY_CHANGE
 
 WHERE = tuple(key for key in MAY_CHANGE if key != "budget.")
-"""Beginnings of keys that say where and how a run runs, not what it is."""
+"""Prefixes of keys that say where and how a run is executed, not what it computes."""
 NO_SETTINGS = (*WHERE, "experiment_name")
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What is varied. Without axes.yaml: the method alone."""
+    """An experiment and what it varies: the method alone, if there is no axes.yaml."""
 
     folder: Path
     defaults: dict[str, Any] = field(default_factory=dict)
-    """Each varied key with its default value."""
+    """Varied key to its default value."""
     axes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """Axis to level to the values that make it, where they are not the defaults."""
+    """Axis to level to the values that differ from the defaults."""
 
     @property
     def name(self) -> str:
@@ -36,25 +36,25 @@ class Experiment:
         return self.folder / "results"
 
     def level(self, axis: str, level: str, results: Sequence[Result]) -> list[Result]:
-        """The runs at one level of an axis: every other varied key is at its default."""
+        """The runs at a level of an axis, with every other varied key at its default."""
         wanted = self.defaults | self.axes[axis][level]
         return [one for one in results if one.trained and all(settings(one).get(k) == v for k, v in wanted.items())]
 
     def default_level(self, axis: str) -> str | None:
-        """The level that changes nothing."""
+        """The level of an axis whose values are all defaults; None if there is none."""
         at_default = [level for level, values in self.axes[axis].items() if self.defaults | values == self.defaults]
         return at_default[0] if at_default else None
 
 
 def open_experiment(folder: Path) -> Experiment:
-    """Read an experiment's axes, if it has any.
+    """Open an experiment and read its axes, if it has any.
 
     Raises:
-        ValueError: the folder does not exist, or axes.yaml is not as described in docs/report.md.
+        ValueError: the folder does not exist, or axes.yaml is not as docs/report.md describes.
     """
     if not folder.is_dir():
         known = sorted(path.parent.name for path in folder.parent.glob("*/README.md"))
-        raise ValueError(f"{folder} does not exist: make it, or choose one of {', '.join(known) or 'no experiments'}")
+        raise ValueError(f"{folder} does not exist: create it, or choose one of {', '.join(known) or 'no experiments'}")
     path = folder / "axes.yaml"
     if not path.is_file():
         return Experiment(folder)
@@ -65,16 +65,19 @@ def open_experiment(folder: Path) -> Experiment:
             axis: {str(level): dict(values or {}) for level, values in given.items()} for axis, given in axes.items()
         }
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} needs `default:` and `axes:`, keys and levels with values ({error})") from error
+        raise ValueError(f"{path} is invalid ({error}): give `default:` and `axes:`, as in docs/report.md") from error
     for axis, given in levels.items():
         for level, values in given.items():
             if unknown := sorted(values.keys() - defaults.keys()):
-                raise ValueError(f"{path}: {axis}, level {level} sets {unknown[0]}, which needs a value under default:")
+                raise ValueError(f"{path}: {axis}, level {level} sets {unknown[0]}: give it a value under default:")
     return Experiment(folder, defaults, levels)
 
 
 def check_cells(experiment: Experiment, results: Sequence[Result]) -> list[str]:
-    """What is wrong with the grid, one sentence each: two runs of one cell, or a cell with several configurations."""
+    """Problems of the grid, one sentence each: duplicate runs, and runs of a cell whose configurations differ.
+
+    A cell is a method with values of the varied keys. Its runs may differ only in their seed.
+    """
     problems = []
     groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
@@ -86,20 +89,20 @@ def check_cells(experiment: Experiment, results: Sequence[Result]) -> list[str]:
             other = seeds.setdefault(result.seed, result)
             if other is not result:
                 problems.append(
-                    f"{other.name} and {result.name} are the same cell ({algo}, seed {result.seed}): keep one of them"
+                    f"{other.name} and {result.name} are the same run ({algo}, seed {result.seed}): keep one of them"
                 )
         first = cell[0]
         for result in cell[1:]:
             if differing := _differences(_settings(first), _settings(result)):
                 problems.append(
-                    f"{first.name} and {result.name} are one cell with different settings ({', '.join(differing)}): "
-                    f"name what varies in {experiment.folder / 'axes.yaml'}, or run one of them again"
+                    f"{first.name} and {result.name} differ in more than their seed ({', '.join(differing)}): "
+                    f"name the varied keys in {experiment.folder / 'axes.yaml'}, or run one of them again"
                 )
     return problems
 
 
 def _settings(result: Result) -> dict[str, Any]:
-    """What must be equal in all runs of a cell. Paths that end in a seed, such as a cold start's, are one."""
+    """Settings that must be equal in all runs of a cell. Seeds in paths, such as a cold start's, are masked."""
     return {
         key: re.sub(r"-s\d+(?=/|$)", "-s*", value) if isinstance(value, str) else value
         for key, value in settings(result).items()
@@ -108,6 +111,6 @@ def _settings(result: Result) -> dict[str, Any]:
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Keys with both values, of keys that both have."""
+    """Keys whose values differ, with both values, among the keys that both have."""
     both = sorted(first.keys() & second.keys())
     return [f"{key} {first[key]} and {second[key]}" for key in both if first[key] != second[key]]

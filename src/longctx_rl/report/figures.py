@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib import style as styles
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -33,7 +35,7 @@ DYNAMICS = {
     "policy/entropy": "entropy, nats",
     "teacher/kl_reverse": "KL(student ‖ teacher), nats",
     "grad/norm": "gradient norm",
-    "grad/pg_kd_cosine": "cosine of reward's and\nteacher's gradient",
+    "grad/pg_kd_cosine": "cosine of reward and\nteacher gradients",
     "rollout/length_mean": "response length, tokens",
 }
 STYLE: dict[str, Any] = {
@@ -45,25 +47,25 @@ STYLE: dict[str, Any] = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "figure.dpi": 100.0,
-    "savefig.dpi": 160.0,
 }
+SAVED_DPI = 160.0
 Curve = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 """Points of an axis, the mean over runs, and half the width of its 95 % interval (nan for one run)."""
 
 
 def drawn(make: Callable[[], Figure]) -> dict[str, bytes]:
     """Content of a figure's files by extension, without dates. ``make`` is called under this project's style."""
-    kinds: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
-    files = {}
-    with styles.context(["default", STYLE], after_reset=True):
+    with styles.context(["default", STYLE], after_reset=True), io.BytesIO() as svg, io.BytesIO() as png:
         figure = make()
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the layout is computed now, once for both kinds
-        for kind, metadata in kinds.items():
-            with io.BytesIO() as file:
-                figure.savefig(file, format=kind, metadata=metadata)
-                files[kind] = file.getvalue()
-    return files
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        layout.execute(figure)  # once for both files; Figure.savefig would draw each of them a second time for it
+        figure.set_layout_engine("none")
+        figure.set_dpi(SAVED_DPI)
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+        figure.set_dpi(SAVED_DPI)  # print_svg sets its own
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+        return {"svg": svg.getvalue(), "png": png.getvalue()}
 
 
 def level_figure(groups: Groups, fixed: Groups, columns: Sequence[Column]) -> Figure:
@@ -135,7 +137,9 @@ def level_dynamics_figure(groups: Groups) -> Figure:
     rows = recorded(groups)
     figure, panels = _grid(rows, 3, 2.4, 1.6)
     for panel, metric in zip(panels, rows, strict=False):
-        _draw_curves(panel, groups, metric, "progress/trained_tokens", points=12, each=5)  # few runs: fewer points, each an average
+        _draw_curves(
+            panel, groups, metric, "progress/trained_tokens", points=12, each=5
+        )  # few runs: fewer points, each an average
         panel.set_title(DYNAMICS[metric])
         panel.set_xlabel(AXES["progress/trained_tokens"])
     _legend_below(figure, panels)

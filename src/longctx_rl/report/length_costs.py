@@ -1,8 +1,8 @@
-"""What training costs at each context length, by the counter that runs are counted with.
+"""Training costs at each context length, from the formula behind ``progress/flops``.
 
-A step mixes prompts of several lengths, so neither its seconds nor its FLOPs are recorded by length. The counter is a
-formula of lengths, though: here it is evaluated at each of them, with the models, completions per prompt and mean
-answer length of the runs.
+A step mixes prompts of several lengths, so runs record neither seconds nor FLOPs by length. The FLOPs counter is a
+formula of lengths, however. It is evaluated here at each length, with the models, completions per prompt and mean
+completion length of the runs.
 """
 
 from collections import defaultdict
@@ -16,21 +16,22 @@ from longctx_rl.report.results import Result
 from longctx_rl.report.tables import NOTHING, Table
 
 CAPTION = (
-    "FLOPs of training on one prompt of each length, in tokens, with its completions, sampling, teacher and reference; "
-    "and the same for each trained token. By the counter of progress/flops, with the models, completions per prompt "
-    "and mean answer length of the runs; means over runs. Recorded / computed: what the runs have counted for each "
-    "prompt, over the same at the lengths they trained on, where all are known. Seconds are not known by length: a "
-    "step mixes lengths."
+    "FLOPs of training on one prompt of each length in tokens, including its completions, sampling, teacher and "
+    "reference; and the same per trained token. Computed as progress/flops is, with the models, completions per prompt "
+    "and mean completion length of the runs; means over runs. Recorded / computed: the FLOPs per prompt that the runs "
+    "counted, over those computed at the lengths they trained on, where all lengths are known. Seconds are not known "
+    "by length, because a step mixes lengths."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class PromptCost:
-    """FLOPs of training on one prompt of some length."""
+    """FLOPs of training on prompts of some length."""
 
     prompt: float
+    """FLOPs per prompt."""
     token: float
-    """For each trained token."""
+    """FLOPs per trained token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class _Group:
 
 
 def cost_at(run: Result, length: float) -> PromptCost | None:
-    """None where the run has not recorded its models, or asks several questions of a prompt."""
+    """The costs of a run at one length; None if it did not record its models, or has several questions per prompt."""
     spent, models = run.costs.get(last_step(run) or 0, {}), run.origin.get("models")
     if not models or not spent.get("prompts") or run.config.get("data.questions_per_document") != 1:
         return None
@@ -56,20 +57,20 @@ def cost_at(run: Result, length: float) -> PromptCost | None:
 
 
 def costs_at(runs: Sequence[Result], length: float) -> PromptCost | None:
-    """The mean over runs; None if none of them can say."""
+    """Mean costs over runs; None if they are known for none of them."""
     known = [cost for run in runs if (cost := cost_at(run, length))]
     return PromptCost(fmean(one.prompt for one in known), fmean(one.token for one in known)) if known else None
 
 
 def lengths_of(groups: Groups) -> list[int]:
-    """Every context length that the runs were trained on or asked at."""
+    """Every context length that the runs were trained or evaluated on."""
     runs = [run for group in groups.values() for run in group]
-    asked = {length for run in runs for _, _, length in run.cells}
-    return sorted({*asked, *(length for run in runs for length in _trained_on(run))} - {0})
+    evaluated = {length for run in runs for _, _, length in run.cells}
+    return sorted({*evaluated, *(length for run in runs for length in _trained_on(run))} - {0})
 
 
 def table(groups: Groups) -> Table | None:
-    """Two rows for each method; None if no run recorded its models."""
+    """A table with two rows for each method; None if no run recorded its models."""
     lengths = lengths_of(groups)
     rows: dict[str, list[tuple[str, tuple[str, ...]]]] = {"prompt": [], "token": []}
     for row, runs in groups.items():
@@ -77,15 +78,15 @@ def table(groups: Groups) -> Table | None:
         if not known:
             continue
         compared = _recorded_over_computed(runs)
-        rows["prompt"].append((f"{row}, each prompt", (*(f"{one.prompt:.3g}" for one in known), compared)))
-        rows["token"].append((f"{row}, each trained token", (*(f"{one.token:.3g}" for one in known), "")))
+        rows["prompt"].append((f"{row}, per prompt", (*(f"{one.prompt:.3g}" for one in known), compared)))
+        rows["token"].append((f"{row}, per trained token", (*(f"{one.token:.3g}" for one in known), "")))
     headings = ("", *map(str, lengths), "recorded / computed")
     found = (*rows["prompt"], *rows["token"])
     return Table("scaling_costs", CAPTION, headings, found) if found else None
 
 
 def _trained_on(run: Result) -> dict[int, float]:
-    """Nominal prompt lengths and their shares; empty where prompts are a data set's."""
+    """Nominal prompt lengths and their shares; empty for prompts of a data set, whose lengths are not nominal."""
     if any(key.startswith("data.longblocks.") for key in run.config):
         return {}
     short = float(run.config.get("data.short.share") or 0.0)
@@ -98,10 +99,11 @@ def _trained_on(run: Result) -> dict[int, float]:
 
 
 def _recorded_over_computed(runs: Sequence[Result]) -> str:
+    """Mean ratio of recorded to computed FLOPs per prompt, over the runs whose prompt lengths are all known."""
     ratios = []
     for run in runs:
         costs = [(cost, share) for length, share in _trained_on(run).items() if (cost := cost_at(run, length))]
-        if costs and 0 not in _trained_on(run):  # as short as can be: how short is not recorded
+        if costs and 0 not in _trained_on(run):  # 0: prompts of their natural length, which is not recorded
             spent = run.costs[last_step(run) or 0]
             ratios.append(spent["flops"] / spent["prompts"] / sum(cost.prompt * share for cost, share in costs))
     return f"{fmean(ratios):.3f}" if ratios else NOTHING

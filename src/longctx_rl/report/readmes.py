@@ -14,8 +14,7 @@ from pathlib import Path
 MARK = re.compile(r"<!-- ([\w-]+)/([\w-]+) -->\n")
 END = "<!-- end -->"
 BLOCK = re.compile(f"{MARK.pattern}.*?{END}", re.DOTALL)
-MINUS = "\N{MINUS SIGN}"
-NUMBER = rf"[+{MINUS}-]?\d+(?:\.\d+)?"
+NUMBER = "[+\N{MINUS SIGN}-]?" + r"\d+(?:\.\d+)?"
 QUOTED = re.compile(rf"(?<![\w.])({NUMBER})(?: points?)?\s+\[({NUMBER}),\s+({NUMBER})\]")
 """An estimate with its interval, such as ``+28.6 [+24.1, +33.2]``."""
 PAPER = Path("docs", "paper.md")
@@ -93,4 +92,4 @@ def _quotes(text: str) -> list[tuple[str, Quote]]:
 
 
 def _number(text: str) -> float:
-    return float(text.replace(MINUS, "-"))
+    return float(text.replace("\N{MINUS SIGN}", "-"))

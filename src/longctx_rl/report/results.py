@@ -1,13 +1,13 @@
-"""Committed results: one small file for each run, with what tables and figures need of it and where it came from.
+"""Committed results: one small file for each run, with the data of tables and figures and the run's provenance.
 
-``experiments/<name>/results/<run>.jsonl``: a line of the run itself, one of its costs, one of its curves, and one for
-each suite, task and length with the scores of its item families.
+``experiments/<name>/results/<run>.jsonl`` has a line for the run itself, one for its costs, one for its curves, and one
+for each suite, task and length with the scores of the item families.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +19,43 @@ from longctx_rl.launch.costs import Measured
 Cell = tuple[str, str, int]
 """Suite, task, nominal prompt length."""
 COSTS = ("trained_tokens", "flops", "wall_seconds")
-"""What runs can be compared at equal amounts of, beside steps: names of ``progress/`` metrics."""
+"""Costs, beside steps, at which runs can be compared when they are equal: names of ``progress/`` metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellScores:
-    """What a run scored on one cell."""
+    """The scores of a run on one cell."""
 
     scores: dict[int, dict[str, float]]
-    """Evaluated step to family to mean score of the family's items."""
+    """Evaluated step to family to the mean score of the family's items."""
     cut: dict[int, float]
-    """Evaluated step to the share of answers that met the token limit."""
+    """Evaluated step to the share of answers that were truncated at the token limit."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
-    """One run, or one evaluation of fixed weights such as the base model. Equal to itself alone, so that what is
-    computed from it can be cached."""
+    """A run, or an evaluation of fixed weights such as the base model.
+
+    Compared by identity, so that values computed from a result can be cached.
+    """
 
     name: str
     algo: str
-    """The method; of an evaluation, its folder's name."""
+    """The method; for an evaluation of fixed weights, the name of its folder."""
     seed: int | None
-    """None: fixed weights, nothing was trained."""
+    """None for fixed weights."""
     config: dict[str, Any] = field(default_factory=dict)
     """Dotted key to value; empty for fixed weights."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """Command, commit, versions, machine, hash of the weights it started from."""
+    """Command, commit, versions, machine, and the hash of the initial weights."""
     problems: tuple[str, ...] = ()
     costs: dict[int, dict[str, float]] = field(default_factory=dict)
     """Evaluated step to ``progress/`` metrics, without their prefix."""
     curves: dict[str, list[float | None]] = field(default_factory=dict)
-    """Metric to its values at the points of ``curves['step']``."""
+    """Metric to its values at the steps ``curves['step']``."""
     cells: dict[Cell, CellScores] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def steps(self) -> list[int]:
         """Evaluated steps, sorted."""
         return sorted({step for cell in self.cells.values() for step in cell.scores})
@@ -81,7 +83,7 @@ def read_all(folder: Path) -> list[Result]:
     """All results of an experiment, sorted by name.
 
     Raises:
-        ValueError: there are none, or a file is not a result.
+        ValueError: there are none, or a file is not a valid result.
     """
     found = [read(path) for path in files(folder)]
     if not found:
@@ -90,13 +92,13 @@ def read_all(folder: Path) -> list[Result]:
 
 
 def configuration(result: Result) -> Config:
-    """A run's configuration. Raises ValueError if it is of another version."""
+    """The configuration of a run. Raises ValueError if another version wrote it."""
     return convert.convert(Config, _nested({**result.config, "run_dir": "", "runs_root": ""}))
 
 
 @cache
 def settings(result: Result) -> dict[str, Any]:
-    """Dotted key to value, with today's defaults where a run says nothing and is of this version."""
+    """Dotted key to value, completed with today's defaults; of a run from another version, only what it stored."""
     try:
         return dict(convert.flat(convert.plain(configuration(result))))
     except ValueError:
@@ -104,7 +106,7 @@ def settings(result: Result) -> dict[str, Any]:
 
 
 def measured(experiments: Path) -> list[Measured]:
-    """What committed runs cost, for plans; what is no result, or of another version's configuration, is left out."""
+    """Measured costs of committed runs, for plans; invalid files and configurations of other versions are skipped."""
     found = []
     for path in sorted(experiments.glob("*/results/*.jsonl")):
         try:
@@ -128,7 +130,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def missing(folder: Path) -> str:
-    """What to do about results that are not there."""
+    """A sentence that says how to make missing results."""
     name = folder.parent.name
     return (
         f"no results in {folder} yet: train its runs (experiment_name={name}; of a table: make {name}-runs), then "
@@ -137,7 +139,7 @@ def missing(folder: Path) -> str:
 
 
 def read(path: Path) -> Result:
-    """One result. Raises ValueError if the file is not one."""
+    """Read a result. Raises ValueError if the file is not a valid one."""
     try:
         lines = [line.checked() for line in json_lines(path)]
         described, costs, curves, *cells = lines
@@ -148,11 +150,11 @@ def read(path: Path) -> Result:
             cells={(cell["suite"], cell["task"], cell["length"]): _cell(cell) for cell in cells},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no committed result ({error}): restore it, or collect it again") from error
+        raise ValueError(f"{path} is not a valid result ({error}): restore the file, or collect it again") from error
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """From dotted keys to nested ones."""
+    """Nested mappings from dotted keys."""
     whole: dict[str, Any] = {}
     for key, value in values.items():
         *path, name = key.split(".")
@@ -164,7 +166,7 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _row(families: list[str], scores: Mapping[str, float]) -> list[float | None]:
-    """Scores in the order of all families; what stands behind the last one is left out."""
+    """Scores in the order of ``families``, without missing scores at the end."""
     row: list[float | None] = [scores.get(family) for family in families]
     while row and row[-1] is None:
         row.pop()

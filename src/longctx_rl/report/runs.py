@@ -113,7 +113,9 @@ def read_run(path: Path) -> Run:
     metrics = [row for row in rows if isinstance(row.get("step"), int)]
     problems += unread
     if len(metrics) < len(rows):
-        problems.append(f"{path / 'metrics.jsonl'} has {len(rows) - len(metrics)} rows without a step, which were dropped")
+        problems.append(
+            f"{path / 'metrics.jsonl'} has {len(rows) - len(metrics)} rows without a step, which were dropped"
+        )
     if not metrics:
         problems.append(f"{path / 'metrics.jsonl'} {'contains no step' if there else 'is missing'}")
     finished = (path / "finished.json").is_file()

@@ -1,6 +1,7 @@
-"""From results to estimates: levels, gains over the base, equal-cost readings, transfer.
+"""From results to estimates: mean scores, gains over the base, readings at equal cost, transfer.
 
-Every interval is ``stats.contrast``'s: runs and item families as crossed random effects. See docs/evaluation.md.
+Every interval comes from ``stats.contrast``, with runs and item families as crossed random effects. See
+docs/evaluation.md.
 """
 
 from collections import Counter
@@ -18,23 +19,23 @@ from longctx_rl.stats import Contrast, Estimate, contrast, holm, retention_influ
 from longctx_rl.stats.studies import Scores
 
 METHODS = ("sft", "kd", "grpo", "opd", "dgrpo")
-"""In the order of tables."""
+"""In the order of the tables."""
 BASE, TEACHER = "base", "teacher"
 LEVEL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A quantity that each run has: a mean over items of some tasks at one length, or the retention of code."""
+    """A quantity measured for each run: a mean over items of some tasks at one length, or the retention of code."""
 
     key: str
     title: str
     suite: str
     tasks: tuple[str, ...]
-    """Empty: all tasks of the suite."""
+    """Empty for all tasks of the suite."""
     length: Literal["longest", "shortest"] | int = "longest"
     given: str | None = None
-    """Task that must be passed for an item to count: P(pass | pass given)."""
+    """The task that conditions the score: P(pass | pass given)."""
 
 
 COLUMNS = (
@@ -49,7 +50,7 @@ COLUMNS = (
     Column("code_short", "code short", "code", ("short",)),
     Column("retention", "retention", "code", ("bury",), given="short"),
 )
-"""Of the main table. Long is the longest length that was asked."""
+"""Columns of the main tables. Long means the longest length that was evaluated."""
 LONGREASON, CODE_LONG, CODE_SHORT, LONG_REASONING, SHORT_REASONING = (
     next(column for column in COLUMNS if column.key == key)
     for key in ("longreason", "code_long", "code_short", "long_reasoning", "short_reasoning")
@@ -58,32 +59,32 @@ LONGREASON, CODE_LONG, CODE_SHORT, LONG_REASONING, SHORT_REASONING = (
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One number of a table, with how sure it is."""
+    """A number of a table with its uncertainty."""
 
     estimate: Estimate
-    """Bounds are nan where there is one run: how runs vary cannot be known then."""
+    """The bounds are nan for a single run, which does not show how runs vary."""
     runs: int
     families: int
     p_value: float | None = None
-    """Of no difference; Holm's over the rows of its column."""
+    """For the null hypothesis of no difference; with Holm's correction over the rows of a column in tables."""
     detectable: float | None = None
-    """The difference that this study finds with 80 % power."""
+    """The minimum detectable difference with 80 % power at the 5 % level."""
     starred: bool = False
 
 
 def columns_of(results: Sequence[Result]) -> list[Column]:
-    """The columns that some result has items for."""
+    """The columns for which some result has items."""
     return [column for column in COLUMNS if any(_cells(result, column) for result in results)]
 
 
 def methods_of(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Trained runs by method, in the order of tables; methods of no preset come last."""
+    """Trained runs by method, in the order of the tables; methods outside ``METHODS`` come last."""
     names = sorted({one.algo for one in results if one.trained}, key=lambda n: (n not in METHODS, _place(n), n))
     return {name: sorted((r for r in results if r.trained and r.algo == name), key=_by_seed) for name in names}
 
 
 def base_of(results: Sequence[Result]) -> Result | None:
-    """The model before training: the collected base, else the first run of the usual student at step 0."""
+    """The model before training: the collected base, else step 0 of the first run with the most common student."""
     for result in results:
         if result.algo == BASE and not result.trained:
             return result
@@ -96,7 +97,7 @@ def base_of(results: Sequence[Result]) -> Result | None:
 
 
 def level(runs: Sequence[Result], column: Column, reading: Reading = final) -> Value | None:
-    """The mean of some runs in a column; None if they have no two families in common."""
+    """The mean of some runs in a column; None if they have fewer than two families in common."""
     scores = arms([runs], column, reading)
     if scores is None:
         return None
@@ -113,7 +114,7 @@ def difference(
     reading: Reading = final,
     among: Sequence[Result] = (),
 ) -> Value | None:
-    """How much more the first runs have than the others, over the families that they and all ``among`` answered."""
+    """The mean of ``runs`` minus that of ``others``, over the families that they and all ``among`` answered."""
     scores = arms([runs, others, *([among] if among else [])], column, reading)
     if scores is None:
         return None
@@ -128,8 +129,13 @@ def transfer(
     reading: Reading = final,
     columns: tuple[Column, Column] = (CODE_LONG, CODE_SHORT),
 ) -> Value | None:
-    """(long code, runs minus others) minus (short code, runs minus others): over the base, the primary estimand of
-    docs/evaluation.md. Other columns: the same of those."""
+    """The difference of differences: (long, runs minus others) minus (short, runs minus others).
+
+    For code and over the base it is the primary estimand of docs/evaluation.md.
+
+    Args:
+        columns: the long and the short column.
+    """
     groups = _answering([runs, others], columns, reading)
     families = _shared(groups, columns, reading)
     if len(families) < 2:
@@ -143,7 +149,7 @@ def transfer(
 
 
 def transfer_points(runs: Sequence[Result], base: Result, column: Column) -> list[dict[str, float]]:
-    """Both gains of each run at each of its evaluations after the start."""
+    """Gains over the base on LongReason and in a code column, of each run at each evaluation after its start."""
     points = []
     for run in runs:
         trained = [step for step in run.steps if step > 0]
@@ -162,7 +168,12 @@ def transfer_points(runs: Sequence[Result], base: Result, column: Column) -> lis
 def with_holm(
     values: Mapping[str, Value | None], *, also: Callable[[str], bool] = lambda row: True
 ) -> dict[str, Value | None]:
-    """p-values of a column adjusted for its rows; a star where one is below 5 % and ``also`` holds."""
+    """A column's values with Holm's correction over its rows, and stars for p < 5 %.
+
+    Args:
+        values: row to its value.
+        also: a further condition on a row for its star.
+    """
     tested = {row: value.p_value for row, value in values.items() if value and value.p_value is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     return {
@@ -174,8 +185,10 @@ def with_holm(
 
 
 def arms(groups: Sequence[Sequence[Result]], column: Column, reading: Reading) -> list[Scores] | None:
-    """[S, F] of each group over the families that all runs of all groups answered; None if there are not two, a group
-    has no run, or they were asked at different lengths."""
+    """[S, F] of each group over the families that all runs of all groups answered.
+
+    None if there are fewer than two such families, a group has no run, or runs were evaluated at different lengths.
+    """
     columns = _conditions(column)
     groups = _answering(groups, columns, reading)
     families = _shared(groups, columns, reading)
@@ -192,8 +205,12 @@ def arms(groups: Sequence[Sequence[Result]], column: Column, reading: Reading) -
 
 
 def family_scores(result: Result, column: Column, read: Weights, times: Column | None = None) -> dict[str, float]:
-    """Family to its mean score over the column's cells, of families answered at every step that is read. For retention:
-    of the long condition. ``times``: its score there is a factor, step by step."""
+    """Each family's mean score over the column's cells, for families that were answered at every step in ``read``.
+
+    Args:
+        read: evaluated steps with their weights.
+        times: a column whose score is a factor, step by step; for retention, the given condition.
+    """
     return _weighted(result, column, tuple(read.items()), times)
 
 
@@ -216,13 +233,13 @@ def _at_step(result: Result, column: Column, step: int) -> dict[str, float]:
 
 
 def _cells(result: Result, column: Column) -> list[Cell]:
-    asked = [cell for cell in result.cells if cell[0] == column.suite and (not column.tasks or cell[1] in column.tasks)]
-    lengths = [length for _, _, length in asked]
+    cells = [cell for cell in result.cells if cell[0] == column.suite and (not column.tasks or cell[1] in column.tasks)]
+    lengths = [length for _, _, length in cells]
     if isinstance(column.length, int):
         chosen = column.length
     else:
         chosen = (max if column.length == "longest" else min)(lengths, default=0)
-    return [cell for cell in asked if cell[2] == chosen]
+    return [cell for cell in cells if cell[2] == chosen]
 
 
 def _lengths(groups: Sequence[Sequence[Result]], column: Column) -> set[int]:
@@ -230,7 +247,7 @@ def _lengths(groups: Sequence[Sequence[Result]], column: Column) -> set[int]:
 
 
 def _answering(groups: Sequence[Sequence[Result]], columns: Sequence[Column], reading: Reading) -> list[list[Result]]:
-    """The runs that have answers in every column at their reading; a run without is left out, not filled."""
+    """The runs that have answers in every column where they are read; other runs are dropped, not imputed."""
 
     def answers(result: Result) -> bool:
         read = reading(result)
@@ -240,8 +257,10 @@ def _answering(groups: Sequence[Sequence[Result]], columns: Sequence[Column], re
 
 
 def _shared(groups: Sequence[Sequence[Result]], columns: Sequence[Column], reading: Reading) -> list[str]:
-    """Families that every run answered in every column, sorted; none if a group is empty, or a column is of several
-    lengths."""
+    """Families that every run answered in every column, sorted.
+
+    Empty if a group is empty, or runs were evaluated at different lengths in a column.
+    """
     if not all(groups) or any(len(_lengths(groups, column)) > 1 for column in columns):
         return []
     answered = [
@@ -254,7 +273,7 @@ def _shared(groups: Sequence[Sequence[Result]], columns: Sequence[Column], readi
 
 
 def _conditions(column: Column) -> list[Column]:
-    """A column without condition, and its condition."""
+    """The column without its condition, and the condition as a column of its own; the column itself if it has none."""
     if column.given is None:
         return [column]
     return [replace(column, given=None), replace(column, tasks=(column.given,), given=None)]
@@ -268,7 +287,12 @@ def _table(
 
 
 def _value(found: Contrast, scores: Scores, *, alone: bool, tested: bool = True) -> Value:
-    """A contrast as a table shows it. ``alone``: one training run, which says nothing about how runs vary."""
+    """A contrast as a value of a table.
+
+    Args:
+        alone: there is only one training run, so the interval is unknown.
+        tested: whether it has a p-value.
+    """
     runs, families = scores.shape
     if alone:
         return Value(Estimate(found.estimate.value, float("nan"), float("nan")), runs, families)

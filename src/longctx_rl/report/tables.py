@@ -1,4 +1,4 @@
-"""Tables as Markdown, CSV and LaTeX: the same numbers in each."""
+"""Tables as Markdown, CSV and LaTeX, with the same numbers in each."""
 
 import csv
 import io
@@ -9,33 +9,33 @@ from dataclasses import dataclass
 from longctx_rl.report.study import Value
 
 Entry = Value | str | None
-"""A number with its uncertainty, text, or nothing."""
+"""A number with its uncertainty, text, or None."""
 NOTHING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows by name. Values are shares of items; people see percent."""
+    """A table with named rows. Values are shares of items, and are shown in percent."""
 
     name: str
     caption: str
     columns: tuple[str, ...]
-    """Headings, the first one of the rows' names."""
+    """Headings, including the one of the row names."""
     rows: tuple[tuple[str, tuple[Entry, ...]], ...]
     signed: bool = False
-    """Differences: values carry their sign."""
+    """Whether values are differences and are shown with their sign."""
 
 
 def markdown(table: Table) -> str:
-    """A Markdown table and its caption under it."""
+    """A Markdown table with its caption below."""
     lines = [_line(table.columns), _line(["---", *["---:"] * (len(table.columns) - 1)])]
     lines += [_line([name, *(shown(entry, table.signed) for entry in entries)]) for name, entries in table.rows]
     return "\n".join([*lines, "", table.caption])
 
 
 def comma_separated(table: Table) -> str:
-    """One line for each entry, with all that is known of it; values are shares."""
+    """CSV with a line for each entry and all that is known about it; values are shares."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "column", "value", "low", "high", "runs", "families", "p_holm", "detectable", "star"])
@@ -51,7 +51,7 @@ def comma_separated(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A booktabs tabular, with the caption as a comment."""
+    """A booktabs tabular with the caption as a comment."""
     heading = " & ".join(map(_escaped, table.columns))
     lines = [f"% {table.caption}", rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule"]
     lines += [rf"{heading} \\", r"\midrule"]
@@ -62,7 +62,7 @@ def latex(table: Table) -> str:
 
 
 def shown(entry: Entry, signed: bool = False) -> str:
-    """An entry as people read it: percent with the 95 % interval, a star for what passed its test."""
+    """An entry for readers: percent with the 95 % interval, and a star if the difference is significant."""
     if not isinstance(entry, Value):
         return entry or NOTHING
     value = percent(entry.estimate.value, signed)
@@ -73,8 +73,8 @@ def shown(entry: Entry, signed: bool = False) -> str:
 
 
 def percent(share: float, signed: bool = False) -> str:
-    """A share in percent with one digit, and a true minus sign, also of what is below 0 by less than a digit."""
-    share = round(share, 9) + 0.0  # what is 0 but for rounding has no sign
+    """A share in percent with one decimal and a true minus sign, which negative shares keep even if they round to 0."""
+    share = round(share, 9) + 0.0  # a zero with rounding error has no sign
     return f"{100 * share:{'+' if signed else ''}.1f}".replace("-", MINUS)
 
 
@@ -83,7 +83,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Six significant digits; empty for what is not known."""
+    """Six significant digits; empty for an unknown value."""
     return "" if value is None or math.isnan(value) else f"{value:.6g}"
 
 

@@ -1,4 +1,4 @@
-"""``dashboard``: a saved wandb workspace and a report that compare an experiment's runs."""
+"""``dashboard``: saves a wandb workspace and a report that compare an experiment's runs."""
 
 import os
 from collections.abc import Sequence
@@ -34,17 +34,17 @@ METHOD = "algo.name"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where on wandb the runs are."""
+    """Where the runs are on wandb."""
 
     entity: str
     project: str
 
 
 def save(experiment: Experiment) -> str:
-    """Save workspace and report; say where they are.
+    """Save the workspace and the report, and return their addresses in lines.
 
     Raises:
-        ValueError: no key, no entity, the extra is not installed, or wandb refuses.
+        ValueError: there is no API key or no entity, the extra is not installed, or wandb rejects the request.
     """
     if not os.environ.get("WANDB_API_KEY"):
         raise ValueError(
@@ -57,28 +57,33 @@ def save(experiment: Experiment) -> str:
         workspace, report = build_workspace(experiment, found, place), build_report(experiment, found, place)
         import wandb
     except ImportError as error:
-        raise ValueError("the dashboard needs an extra: pip install 'longctx-rl[dashboard]'") from error
+        raise ValueError("the dashboard needs wandb-workspaces: pip install 'longctx-rl[dashboard]'") from error
     try:
         workspace.save()
         report.save()
     except (wandb.Error, OSError) as error:
-        raise ValueError(f"wandb did not save the dashboard of {place.entity}/{place.project}: {error}") from error
+        raise ValueError(
+            f"wandb did not save the dashboard of {place.entity}/{place.project} ({error}): check WANDB_API_KEY and "
+            "WANDB_ENTITY, then run the command again"
+        ) from error
     return f"workspace: {workspace.url}\nreport: {report.url}"
 
 
 def place_of(found: Sequence[Result]) -> Place:
-    """Entity and project that the runs were logged to. Raises ValueError if no entity is known."""
+    """The entity and the project that the runs were logged to. Raises ValueError if no entity is known."""
     logged = [result.config for result in found if result.trained]
     entities = [str(config["logging.entity"]) for config in logged if config.get("logging.entity")]
     entity = os.environ.get("WANDB_ENTITY") or next(iter(entities), None)
     if entity is None:
-        raise ValueError("set WANDB_ENTITY to the wandb team or user that the runs were uploaded to")
+        raise ValueError(
+            "no run records logging.entity: set WANDB_ENTITY to the team or user that owns the runs on wandb"
+        )
     projects = [str(config["logging.project"]) for config in logged if config.get("logging.project")]
     return Place(entity, next(iter(projects), "longctx-rl"))
 
 
 def build_workspace(experiment: Experiment, found: Sequence[Result], place: Place) -> "ws.Workspace":
-    """The saved view: curves over each cost axis, lengths, ablations, and what differs between runs."""
+    """The workspace: curves over each cost axis, accuracy by length, key importance, and differences between runs."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -96,8 +101,8 @@ def build_workspace(experiment: Experiment, found: Sequence[Result], place: Plac
         ws.Section(name="Accuracy by context length", panels=length_panels(found), is_open=True),
     ]
     if experiment.axes:
-        sections.append(ws.Section(name="Which key matters", panels=importance_panels(found)))
-    sections.append(ws.Section(name="What differs between runs", panels=[wr.RunComparer(diff_only=True)]))
+        sections.append(ws.Section(name="Importance of keys", panels=importance_panels(found)))
+    sections.append(ws.Section(name="Differences between runs", panels=[wr.RunComparer(diff_only=True)]))
     return ws.Workspace(
         entity=place.entity,
         project=place.project,
@@ -111,7 +116,7 @@ def build_workspace(experiment: Experiment, found: Sequence[Result], place: Plac
 
 
 def build_report(experiment: Experiment, found: Sequence[Result], place: Place) -> "wr.Report":
-    """The same panels with words between them."""
+    """The report: the same panels with text between them."""
     import wandb_workspaces.reports.v2 as wr
 
     def grid(
@@ -131,8 +136,8 @@ def build_report(experiment: Experiment, found: Sequence[Result], place: Place) 
     blocks: list[wr.H1 | wr.P | wr.PanelGrid | wr.TableOfContents] = [
         wr.TableOfContents(),
         wr.P(
-            f"Curves are means over seeds with standard errors, of each method or level. Tables with intervals are in "
-            f"experiments/{experiment.name} of the repository: these panels show, they do not test."
+            "Curves are means over the seeds of each method or level, with standard errors. Significance tests and "
+            f"confidence intervals are in the tables of experiments/{experiment.name} in the repository."
         ),
         wr.H1("Accuracy by context length"),
         grid(length_panels(found)),
@@ -142,19 +147,19 @@ def build_report(experiment: Experiment, found: Sequence[Result], place: Place) 
         blocks += [wr.H1(f"Levels of {axis}"), grid(panels, axis)]
     for axis, words in AXES.items():
         blocks += [wr.H1(f"Training over {words}"), grid(curves((*CURVES, *accuracies(found)), axis))]
-    blocks += [wr.H1("What differs between runs"), grid([wr.RunComparer(diff_only=True)])]
+    blocks += [wr.H1("Differences between runs"), grid([wr.RunComparer(diff_only=True)])]
     return wr.Report(
         entity=place.entity,
         project=place.project,
         title=f"longctx_rl: {experiment.name}",
-        description="Five post-training methods as five points of one objective",
+        description="Five post-training methods as five coefficient vectors of one objective",
         blocks=blocks,
         width="fluid",
     )
 
 
 def curves(metrics: Sequence[str], axis: str) -> "list[wr.LinePlot]":
-    """One panel for each metric: mean and standard error of each group of runs over a cost axis."""
+    """One panel for each metric, with the mean and standard error of each group of runs over a cost axis."""
     import wandb_workspaces.reports.v2 as wr
 
     return [
@@ -171,7 +176,7 @@ def curves(metrics: Sequence[str], axis: str) -> "list[wr.LinePlot]":
 
 
 def length_panels(found: Sequence[Result]) -> "list[wr.BarPlot]":
-    """One panel for each task that was asked at several lengths: its last accuracy at each of them."""
+    """One panel for each task that was evaluated at several lengths, with its last accuracy at each of them."""
     import wandb_workspaces.reports.v2 as wr
 
     lengths: dict[tuple[str, str], list[str]] = {}
@@ -185,7 +190,7 @@ def length_panels(found: Sequence[Result]) -> "list[wr.BarPlot]":
 
 
 def suite_panels(found: Sequence[Result]) -> "list[wr.BarPlot]":
-    """One panel for each suite: its last mean."""
+    """One panel for each suite, with its last mean."""
     import wandb_workspaces.reports.v2 as wr
 
     return [
@@ -195,33 +200,33 @@ def suite_panels(found: Sequence[Result]) -> "list[wr.BarPlot]":
 
 
 def importance_panels(found: Sequence[Result]) -> "list[wr.ParameterImportancePlot]":
-    """Which key matters most for each suite's mean."""
+    """One panel for each suite, with the importance of configuration keys for its mean."""
     import wandb_workspaces.reports.v2 as wr
 
     return [wr.ParameterImportancePlot(with_respect_to=metric) for metric in means(found)]
 
 
 def varied(experiment: Experiment, axis: str) -> list[str]:
-    """The keys that tell an axis's levels apart."""
+    """The keys that an axis varies."""
     return sorted({key for values in experiment.axes[axis].values() for key in values})
 
 
 def runs_of(experiment: Experiment, axis: str) -> str:
-    """A filter for the runs at an axis's levels, and for the models that no run trained."""
-    asked = [experiment.defaults | values for values in experiment.axes[axis].values()]
-    asked += [{METHOD: name} for name in (BASE, TEACHER)]
+    """A filter for the runs at the levels of an axis, the base and the teacher."""
+    wanted = [experiment.defaults | values for values in experiment.axes[axis].values()]
+    wanted += [{METHOD: name} for name in (BASE, TEACHER)]
     return " or ".join(
-        f"({' and '.join(f'Config({key!r}) = {value!r}' for key, value in one.items())})" for one in asked
+        f"({' and '.join(f'Config({key!r}) = {value!r}' for key, value in settings.items())})" for settings in wanted
     )
 
 
 def means(found: Sequence[Result]) -> list[str]:
-    """The suites' means, as metrics."""
+    """Metric names of the suites' means."""
     return sorted({f"eval/{suite}/mean" for suite, _, _ in _cells(found)})
 
 
 def accuracies(found: Sequence[Result]) -> list[str]:
-    """The suites' means and every cell, as metrics."""
+    """Metric names of the suites' means and of every cell."""
     return [*means(found), *map(_metric, _cells(found))]
 
 

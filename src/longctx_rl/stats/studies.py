@@ -64,17 +64,19 @@ def contrast(arms: Sequence[Scores], *, reach: float = 1.0, confidence: float = 
     if not all(np.isfinite(arm).all() for arm in data):
         raise ValueError("a contrast needs a finite score for each run and family: fill or drop missing scores")
     families = data[0].shape[1]
-    z = np.sum([arm.mean(0) for arm in data], 0)
+    family_means = [arm.mean(0) for arm in data]
+    z = np.sum(family_means, 0)
     value, family_part = float(z.mean()), float(z.var(ddof=1) / families)
     variance = family_part
     uncertainty = family_part**2 / (families - 1)  # the denominator of Satterthwaite's formula
     fewest = min((len(arm) for arm in data if len(arm) > 1), default=families)
-    for arm in data:
+    for arm, means in zip(data, family_means, strict=True):
         runs = arm.shape[0]
         if runs > 1:
-            rest = arm - arm.mean(0) - arm.mean(1, keepdims=True) + arm.mean()
+            run_means = arm.mean(1)
+            rest = arm - means - run_means[:, None] + arm.mean()
             noise = float((rest**2).sum() / ((runs - 1) * (families - 1)) / families)
-            own = float(arm.mean(1).var(ddof=1))
+            own = float(run_means.var(ddof=1))
             variance += (own - noise) / runs
             uncertainty += (own / runs) ** 2 / (runs - 1)
     variance = max(variance, FLOOR * family_part)

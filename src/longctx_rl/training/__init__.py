@@ -1,1 +1,1 @@
-"""One training step in its parts: collecting groups, preparing rows, updating, and counting what it cost."""
+"""The training loop and the parts of a step: collecting groups, preparing rows, updating, and counting costs."""

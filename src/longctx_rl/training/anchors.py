@@ -1,4 +1,4 @@
-"""The frozen anchors of a run, teacher and reference: loading them, and what they say about a packed row."""
+"""The frozen anchors of a run, teacher and reference: loading them, and scoring packed rows with them."""
 
 from dataclasses import dataclass
 
@@ -17,17 +17,17 @@ from longctx_rl.types import PackedGroups
 
 @dataclass(frozen=True, slots=True)
 class FrozenAnchor:
-    """A frozen model and how the policy is compared with it."""
+    """A frozen model and the divergence that compares the policy with it."""
 
     scorer: nn.Module
     divergence: Divergence
     head: Tensor | None
-    """[V, H] whole output weights, for the exact divergence."""
+    """Replicated output weights, [V, H], for the exact divergence."""
     shape: ModelShape
 
 
 def load_frozen(config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> dict[str, FrozenScorer]:
-    """Teacher (``kd``) and reference (``ref``), as far as they are asked."""
+    """Load the teacher (``kd``) and the reference (``ref``), if the method needs them."""
     models: dict[str, PreTrainedModel] = {}
     if config.needs_teacher and config.model.teacher_cache is None:
         assert config.model.teacher is not None
@@ -39,14 +39,14 @@ def load_frozen(config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary: 
 
 
 def load_student(config: Config, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The student as it is before training: pretrained, or random weights of a configured shape."""
+    """Load the student as it is before training: pretrained, or randomly initialised in the configured shape."""
     if config.model.architecture is not None:
         return fresh_model(config.model.architecture, tokenizer, config.seed)
     return load_model(config.model.student, config.model.yarn)
 
 
 def freeze(config: Config, engine: Engine, name: str, scorer: FrozenScorer) -> FrozenAnchor:
-    """A frozen model on the engine, with its replicated output weights if the exact divergence needs them."""
+    """Place a frozen model on the engine, with replicated output weights if the exact divergence needs them."""
     divergence = config.algo.divergence(name)
     shape = ModelShape.of(scorer.model)
     wrapped = engine.freeze(scorer)
@@ -57,7 +57,7 @@ def freeze(config: Config, engine: Engine, name: str, scorer: FrozenScorer) -> F
 
 
 def anchor_signal(anchor: FrozenAnchor, packed: PackedGroups, temperature: float) -> Anchor:
-    """What a frozen model says about a packed row."""
+    """Score a packed row with a frozen model."""
     signal = anchor.scorer(
         packed,
         estimator=anchor.divergence.estimator,

@@ -1,4 +1,4 @@
-"""Building the parts of a run: models loaded and wrapped in the engine, data opened, memory planned."""
+"""Assembly of a run's parts: models are loaded and wrapped in the engine, data is opened, memory is planned."""
 
 import resource
 import sys
@@ -29,10 +29,10 @@ from longctx_rl.training.preflight import preflight
 
 
 def build_parts(config: Config) -> Parts:
-    """Load models, wrap them in the engine, open the data.
+    """Load the models, wrap them in the engine and open the data.
 
     Raises:
-        ValueError: models that cannot be loaded or compared.
+        ValueError: a model cannot be loaded, or teacher and student cannot be compared.
     """
     preflight(config)
     model = config.model
@@ -40,10 +40,10 @@ def build_parts(config: Config) -> Parts:
     vocabulary = check_pair(model, tokenizer) if config.needs_teacher else None
     source = open_source(config, tokenizer)
     if config.algo.source == "policy":
-        check_reward(config.reward, source.tasks)  # which a data set names only once it is read
+        check_reward(config.reward, source.tasks)  # the tasks of a data set are known only now
     load, note = plan_memory(config)
     notes = tuple(filter(None, (note, pair_note(model, tokenizer) if config.needs_teacher else None)))
-    # Random weights would depend on the number of ranks if each made its shard.
+    # Random weights would depend on the number of ranks if each rank initialised its own shard.
     shards = nullcontext() if model.architecture is not None else startup.loading(config)
     with shards:
         student = load_student(config, tokenizer)
@@ -90,20 +90,20 @@ def build_parts(config: Config) -> Parts:
 
 
 def code_grader(config: Config, source: TrainingSource) -> CodeGrader | None:
-    """What runs answers that are code, if any task's are. Raises ValueError if that cannot be done here."""
+    """Return the grader that executes generated code, if a task needs it. Raises ValueError without a sandbox."""
     graders = config.reward.graders
     trained = config.algo.source == "policy" and any(
         graders.get(task, graders.get("other")) == EXECUTION for task in source.tasks
     )
-    asked = config.eval.during or config.eval.at_start or config.eval.at_end
+    evaluated = config.eval.during or config.eval.at_start or config.eval.at_end
     ranks = config.engine.num_processes
-    if trained or (asked and runs_code(config.eval.suites)):
+    if trained or (evaluated and runs_code(config.eval.suites)):
         return CodeGrader(probe.choose(config.sandbox), ranks=ranks)
     return None
 
 
 def make_trainable(student: PreTrainedModel, *, checkpointing: bool) -> None:
-    """Training mode, in which alone transformers recomputes activations; without dropout, which samplers lack."""
+    """Set training mode, which transformers needs to recompute activations, without dropout, which samplers lack."""
     student.train()
     for module in student.modules():
         if isinstance(module, nn.Dropout):
@@ -113,24 +113,24 @@ def make_trainable(student: PreTrainedModel, *, checkpointing: bool) -> None:
 
 
 def plan_memory(config: Config) -> tuple[Workload, str]:
-    """What the ranks hold at one time, and why. Called by all ranks, which agree."""
+    """Choose what each rank holds at a time, and say why. All ranks call this and make the same choice."""
     student, teacher = model_sizes(config)
     load = workload(config, prompt=config.data.longest, ranks=config.world_size, resident=SMALL_MODEL_NUMEL)
     memory = -distributed.all_reduce_max({"missing": -device_memory(config)})["missing"]
-    load, found = choose(config, student, teacher, load, memory)
+    load, estimate = choose(config, student, teacher, load, memory)
     note = (
-        f"memory: about {found.peak / GIB:.2f} GiB of {memory / GIB:.1f} on each rank, most of it in {found.worst}; "
+        f"memory: about {estimate.peak / GIB:.2f} GiB of {memory / GIB:.1f} on each rank, peaking in {estimate.worst}; "
         f"batch.backward={'one_at_a_time' if load.one_at_a_time else 'packed'}"
     )
     if load.ranks > 1 and (config.needs_teacher or config.needs_reference):
         note += f" engine.frozen_weights={'replicated' if load.replicated else 'sharded'}"
-    if found.peak * MARGIN > memory:
-        note += "; that may not fit: python -m longctx_rl.doctor with the run's settings says what to change"
+    if estimate.peak * MARGIN > memory:
+        note += "; that may not fit: python -m longctx_rl.doctor with the run's settings suggests what to change"
     return load, note
 
 
 def peak_gib() -> float:
-    """Peak memory of this process in GiB: of the GPU when there is one, else resident memory."""
+    """Return the peak memory of this process in GiB: GPU memory if there is a GPU, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Building a cache of teacher signals for a run, and using it in the teacher's place."""
+"""Caching a teacher's signals for a run, and training from the cache instead of the teacher."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,6 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.config.schema import Config
-from longctx_rl.data.preparation import fingerprint
 from longctx_rl.data.source import check_lengths, open_source
 from longctx_rl.engine import distributed, startup
 from longctx_rl.engine.local import cast_parameters
@@ -24,14 +23,17 @@ from longctx_rl.training.groups import packed_in_step, recorded_groups
 from longctx_rl.training.preflight import check_cache
 
 COMMAND = "python -m longctx_rl.data teacher-cache and the run's own settings"
+"""The command that builds a cache, for messages."""
 
 
 def identity_of(config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> Identity:
-    """What the signals of a configured teacher depend on."""
+    """Return everything that the signals of the configured teacher depend on."""
+    from longctx_rl.data.preparation import fingerprint  # pyarrow
+
     assert config.model.teacher is not None
     kd = config.algo.kd
     return Identity(
-        # Only the main rank hashes the weights, which can be many gigabytes.
+        # Only the main rank hashes the weights, which can take many gigabytes.
         teacher=distributed.broadcast(weights_hash(config.model.teacher) if distributed.is_main() else None),
         config=config_hash(config.model.teacher),
         name=config.model.teacher,
@@ -48,7 +50,7 @@ def identity_of(config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary: 
 def cached_anchor(
     config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary: int | None
 ) -> tuple[FrozenAnchor, int]:
-    """The teacher of a run, from its cache, and its context. Raises ValueError if there is none of this teacher."""
+    """Return the teacher of a run from its cache, and its context. Raises ValueError if its cache does not exist."""
     assert config.model.teacher_cache is not None
     cache = TeacherCache.open(Path(config.model.teacher_cache), identity_of(config, tokenizer, vocabulary), COMMAND)
     device = distributed.device(config)
@@ -59,18 +61,18 @@ def cached_anchor(
 
 
 def build(config: Config) -> Path:
-    """Query the teacher for every row that the run will train on, packed as the run packs them; return the folder.
+    """Query the teacher for every row that the run will train on, and return the cache's folder.
 
-    Rows are packed step by step, so a run on one process reads, bit for bit, what its teacher would have computed, as
-    long as no prompt is repeated next to other prompts. Signals that the cache already holds are not computed again.
+    Rows are packed step by step as in the run, so a run in one process reads exactly the bits that its teacher would
+    have computed, unless a prompt is repeated next to other prompts. Signals already in the cache are not recomputed.
 
     Raises:
-        ValueError: a method whose tokens are not recorded; a teacher that cannot be loaded or compared.
+        ValueError: the method does not train on recorded tokens, or the teacher cannot be loaded or compared.
     """
     check_cache(config)
     name, root, steps = config.model.teacher, config.model.teacher_cache, config.budget.steps
     assert name is not None and root is not None and steps is not None
-    # One process, whatever the run will have.
+    # The cache is built in one process, however many the run will have.
     config = replace(config, engine=replace(config.engine, name="local", num_processes=1, num_nodes=1))
     startup.init(config)
     tokenizer = load_tokenizer(config.model.tokenizer or config.model.student)

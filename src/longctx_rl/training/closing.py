@@ -1,4 +1,4 @@
-"""What a finished run says: accuracy before and after, what it cost, and what to try next."""
+"""The closing text of a finished run: accuracy before and after, costs, and what to try next."""
 
 import shlex
 from pathlib import Path
@@ -9,7 +9,7 @@ from longctx_rl.training.state import TrainState
 
 
 def render(config: Config, evaluation: Evaluation, state: TrainState, reason: str) -> str:
-    """The closing text of a run, for the terminal and log.txt."""
+    """Render the closing text, for the terminal and log.txt."""
     lines = [f"finished after {state.step} steps: {reason}", ""]
     table = evaluation.before_after(state.step)
     if table:
@@ -28,7 +28,7 @@ def render(config: Config, evaluation: Evaluation, state: TrainState, reason: st
 
 
 def next_commands(config: Config) -> list[str]:
-    """Two commands that build on this run."""
+    """Return two commands that build on this run."""
     others = ",".join(name for name in ALGORITHMS if name != config.algo.name)
     follow = "dgrpo" if config.algo.source == "dataset" else config.algo.name
     export = shlex.quote(f"{config.run_dir}/export")

@@ -1,4 +1,4 @@
-"""The groups of one step: sampled from the policy and graded, or read from the data set; and as packed rows."""
+"""The groups of one step, sampled from the policy and graded or read from the data set, and their packed rows."""
 
 import statistics
 from collections.abc import Sequence
@@ -25,17 +25,17 @@ from longctx_rl.types import PackedGroups, Reward, RolloutGroup
 def recorded_groups(
     source: TrainingSource, tokenizer: PreTrainedTokenizerBase, indices: Sequence[int]
 ) -> list[RolloutGroup]:
-    """Data-set rows as groups: recorded answers, nothing to grade."""
+    """Return rows of the data set as groups of recorded completions, which need no grading."""
     return [recorded_group(tokenizer, source.document(index)) for index in indices]
 
 
 def sampled_groups(parts: Parts, indices: Sequence[int], step: int, watch: Stopwatch) -> list[RolloutGroup]:
-    """Completions of the current policy, with rewards and advantages.
+    """Sample completions from the current policy, and return them with rewards and advantages.
 
     Args:
-        indices: global numbers of this rank's prompts; they seed the sampler, so that another number of ranks or a
-            resumed run draws the same completions.
-        step: optimizer steps so far.
+        indices: global numbers of this rank's prompts. They seed the sampler, so that a resumed run, or a run on
+            another number of ranks, samples the same completions.
+        step: number of steps taken so far.
     """
     config = parts.config
     examples = [parts.source.document(index)[0] for index in indices]
@@ -57,10 +57,10 @@ def sampled_groups(parts: Parts, indices: Sequence[int], step: int, watch: Stopw
 
 
 def graded(config: Config, rewarder: Rewarder, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-    """The groups with rewards, and with advantages if the method reads them. Called by all ranks.
+    """Return the groups with rewards, and with advantages if the method uses them. All ranks call this.
 
     Raises:
-        GraderUnavailable: on every rank, if one of them gets no score.
+        GraderUnavailable: a rank cannot get a score; raised on every rank.
     """
     answered = [Answered(one.text, len(one.token_ids), group.example) for group in groups for one in group.completions]
     rewards: list[Reward] = distributed.together(lambda: rewarder(answered), GraderUnavailable)
@@ -70,7 +70,7 @@ def graded(config: Config, rewarder: Rewarder, groups: Sequence[RolloutGroup]) -
 
 
 def with_advantages(config: Config, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-    """Groups with the advantages of their rewards. Called by all ranks."""
+    """Return the groups with advantages computed from their rewards. All ranks call this."""
     per_task = config.reward.normalize_per_task
     spread = task_spread(groups) if per_task else {}
     result = []
@@ -86,7 +86,7 @@ def with_advantages(config: Config, groups: Sequence[RolloutGroup]) -> list[Roll
 
 
 def task_spread(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Unbiased standard deviation of all scores of each task, over all ranks."""
+    """Return the unbiased standard deviation of each task's scores over all ranks."""
     mine: dict[str, list[float]] = {}
     for group in groups:
         mine.setdefault(group.example.task, []).extend(reward.score for reward in group.rewards)
@@ -99,9 +99,10 @@ def task_spread(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 def packed_in_step(
     groups: Sequence[RolloutGroup], row_tokens: int, chunk: int, device: torch.device
 ) -> list[PackedGroups]:
-    """This rank's groups as rows, so that all ranks run the same modules in the same order.
+    """Pack this rank's groups into rows such that all ranks run the same modules in the same order.
 
-    Equally many rows, the missing ones empty; each scored in as many pieces as the rank with most loss tokens needs.
+    All ranks return the same number of rows, padded with empty ones. Each row is scored in as many pieces as the rank
+    with the most loss tokens needs.
     """
     rows = [pack([groups[index] for index in row], device) for row in plan_rows(groups, row_tokens)]
     longest = int(distributed.all_reduce_max({"rows": len(rows)})["rows"])
@@ -112,11 +113,11 @@ def packed_in_step(
 
 
 def with_teacher_gaps(groups: Sequence[RolloutGroup], gaps: Tensor, first: int) -> list[RolloutGroup]:
-    """The ``first`` of a step's sampled groups, with each token's gap to the teacher.
+    """Return the ``first`` groups with each token's gap to the teacher.
 
     Args:
-        groups: all of this rank's.
-        gaps: [T] of all their tokens, in order.
+        groups: all sampled groups of this rank and step.
+        gaps: log p(student) - log p(teacher) of all their tokens in order, [T].
     """
     assert len(gaps) == sum(len(one.token_ids) for group in groups for one in group.completions)
     known = iter(gaps[: sum(len(one.token_ids) for group in groups[:first] for one in group.completions)].tolist())
@@ -132,7 +133,7 @@ def with_teacher_gaps(groups: Sequence[RolloutGroup], gaps: Tensor, first: int) 
 
 
 def rollout_sums(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Sums over this rank's sampled groups, to be added over ranks and read by ``rollout_metrics``."""
+    """Return sums over this rank's sampled groups. Added over ranks, they are the input of ``rollout_metrics``."""
     sums = {"groups": 0.0, "completions": 0.0, "reward": 0.0, "std": 0.0, "zero_std": 0.0, "tokens": 0.0, "cut": 0.0}
     for group in groups:
         scores = [reward.score for reward in group.rewards]
@@ -152,7 +153,7 @@ def rollout_sums(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 
 
 def rollout_metrics(sums: dict[str, float]) -> dict[str, float]:
-    """The ``rollout/`` metrics from sums over all ranks."""
+    """Return the ``rollout/`` metrics from sums over all ranks."""
     metrics = {
         "rollout/reward_mean": sums["reward"] / sums["completions"],
         "rollout/reward_std": sums["std"] / sums["groups"],

@@ -30,26 +30,26 @@ from longctx_rl.types import RolloutGroup
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM ask the loop to finish its step; a second one, or one before the loop, ends the process."""
+    """Makes Ctrl-C and SIGTERM end the loop after its step. A second one, or one before the loop, ends the process."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self.training = False
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+            signal.signal(number, self._request)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked or not self.training:
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested or not self.training:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
 
 def run(config: Config) -> None:
-    """Train as configured, from the latest checkpoint if there is one.
+    """Train as configured, starting from the latest checkpoint if there is one.
 
     Raises:
-        ValueError: a configuration or checkpoint that cannot be used.
-        SystemExit: with status 130 after Ctrl-C, once the step is finished and saved.
+        ValueError: the configuration or the checkpoint cannot be used.
+        SystemExit: status 130 after Ctrl-C, once the step is finished and saved.
     """
     interrupt = Interrupt()
     startup.init(config)
@@ -69,22 +69,22 @@ def run(config: Config) -> None:
             recorder.say(note)
         try:
             path = Path(config.run_dir)
-            noted = (parts.source.describe(), parts.sizes())
-            distributed.on_main(lambda: directory.record_parts(path, *noted, weights(config)))
+            described = (parts.source.describe(), parts.sizes())
+            distributed.on_main(lambda: directory.record_parts(path, *described, weights(config)))
             state = state or TrainState()
             reason = train(parts, state, recorder, interrupt)
         finally:
             recorder.close()
             if parts.code is not None:
                 parts.code.close()
-        done = (config, state.step, reason, state.wall_seconds)
-        distributed.on_main(lambda: directory.record_finished(*done))
+        outcome = (config, state.step, reason, state.wall_seconds)
+        distributed.on_main(lambda: directory.record_finished(*outcome))
     finally:
         distributed.shutdown()
 
 
 def weights(config: Config) -> dict[str, str | None]:
-    """Hashes of the weights of student and teacher, in folders or the local Hub cache; None: randomly initialised."""
+    """Return hashes of the student's and teacher's weights on disk; None for a randomly initialised student."""
     names = {"student": None if config.model.architecture else config.model.student}
     if config.needs_teacher and config.model.teacher_cache is None:
         names["teacher"] = config.model.teacher
@@ -92,7 +92,7 @@ def weights(config: Config) -> dict[str, str | None]:
 
 
 def restore(parts: Parts) -> TrainState | None:
-    """Load the latest checkpoint into the engine; None if there is none yet."""
+    """Load the latest checkpoint into the engine and return its state, or None before the first checkpoint."""
     run_dir = Path(parts.config.run_dir)
     on_disk: list[tuple[Path, dict[str, Any]]] = []
 
@@ -101,7 +101,7 @@ def restore(parts: Parts) -> TrainState | None:
             checkpoint.verify(latest)
             on_disk.append((latest, checkpoint.read_trainer_state(latest)))
 
-    distributed.on_main(look)  # the other ranks may be on machines that do not see its disk
+    distributed.on_main(look)  # other ranks may be on machines without access to this disk
     for latest, trainer_state in distributed.broadcast(on_disk):
         checkpoint.restore_rng(trainer_state.pop("rng"))
         parts.engine.load(latest)
@@ -110,9 +110,10 @@ def restore(parts: Parts) -> TrainState | None:
 
 
 def train(parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> str:
-    """Steps until a budget is spent, with evaluations and checkpoints between them, then what a run leaves behind.
+    """Train until a budget is spent, then evaluate, export the weights and print the closing text.
 
-    Returns which budget that was.
+    Returns:
+        The reason why the run ended: the budget that is spent, or the metric that was reached.
     """
     config = parts.config
     try:
@@ -137,15 +138,15 @@ def train(parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interr
 
 
 def steps(parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> str | None:
-    """Train and save; returns the budget that is spent, or None if the run is to stop before that."""
+    """Take steps, with evaluations and checkpoints between them. Returns why the run ended; None if interrupted."""
     config = parts.config
     if state.step == 0 and config.eval.at_start and state.evaluated_step < 0:
         evaluate(parts, state, recorder, config.eval.items)
     reason = spent(state, config.budget)
     if reason is None and state.step and evaluation_due(config, state):
-        evaluate(parts, state, recorder, config.eval.during_items)  # which had stopped the run
+        evaluate(parts, state, recorder, config.eval.during_items)  # the run was stopped before this evaluation
         reason = spent(state, config.budget)
-    while reason is None and not distributed.any_rank(interrupt.asked):
+    while reason is None and not distributed.any_rank(interrupt.requested):
         train_step(parts, state, recorder)
         reason = spent(state, config.budget)
         if reason is None and evaluation_due(config, state):
@@ -159,7 +160,7 @@ def steps(parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interr
 
 
 def evaluation_due(config: Config, state: TrainState) -> bool:
-    """Whether ``eval.every`` or ``eval.times`` asks for an evaluation at this step that was not made yet."""
+    """Return whether ``eval.every`` or ``eval.times`` schedules an evaluation at this step that is still missing."""
     every, times = config.eval.every, config.eval.times
     if times:
         return parts_spent(state, config.budget, times) > state.evaluated_part
@@ -167,7 +168,7 @@ def evaluation_due(config: Config, state: TrainState) -> bool:
 
 
 def train_step(parts: Parts, state: TrainState, recorder: Recorder) -> None:
-    """One step: collect, prepare, update, record."""
+    """Take one step: collect groups, prepare rows, update the policy, record metrics."""
     config = parts.config
     start, watch = time.perf_counter(), Stopwatch()
     indices = list(range(state.prompts, state.prompts + config.batch.prompts_per_step))
@@ -193,7 +194,7 @@ def train_step(parts: Parts, state: TrainState, recorder: Recorder) -> None:
         sums = distributed.all_reduce_sum(rollout_sums(groups))
         state.sampled_tokens += int(sums["tokens"])
         metrics |= rollout_metrics(sums)
-    seconds = distributed.broadcast(time.perf_counter() - start)  # all ranks must see budget.seconds spent together
+    seconds = distributed.broadcast(time.perf_counter() - start)  # all ranks must agree when budget.seconds is spent
     state.wall_seconds += seconds
     metrics |= {"grad/norm": outcome.grad_norm, "optim/lr": outcome.lr, "optim/skipped": state.skipped}
     metrics |= {"perf/step_seconds": seconds, "perf/tokens_per_second": tokens / seconds, "perf/peak_gib": peak_gib()}
@@ -203,7 +204,7 @@ def train_step(parts: Parts, state: TrainState, recorder: Recorder) -> None:
 
 
 def save_rollouts(parts: Parts, step: int, groups: list[RolloutGroup], gaps: Tensor | None, recorder: Recorder) -> None:
-    """A few groups of the main rank, every ``logging.rollouts_every`` steps; ``gaps``: those of ``update``."""
+    """Save some of the main rank's groups every ``logging.rollouts_every`` steps. ``gaps`` are those of ``update``."""
     every, kept = parts.config.logging.rollouts_every, parts.config.logging.rollouts_kept
     if groups and every and step % every == 0:
         recorder.save_rollouts(
@@ -214,9 +215,9 @@ def save_rollouts(parts: Parts, step: int, groups: list[RolloutGroup], gaps: Ten
 
 
 def evaluate(parts: Parts, state: TrainState, recorder: Recorder, items: int) -> None:
-    """Held-out accuracy of the current policy, recorded at the current step.
+    """Measure the held-out accuracy of the current policy and record it at the current step.
 
-    A run that was stopped after an evaluation, before the next checkpoint, finds the answers there.
+    If the run was stopped after an evaluation but before the next checkpoint, the recorded answers are reused.
     """
     config = parts.config
     start = time.perf_counter()
@@ -230,7 +231,7 @@ def evaluate(parts: Parts, state: TrainState, recorder: Recorder, items: int) ->
 
 
 def save(parts: Parts, state: TrainState) -> None:
-    """Write a checkpoint of the current step."""
+    """Save a checkpoint of the current step."""
     config = parts.config
     state.saved_step = state.step
     trainer_state = state.as_dict() | {"rng": checkpoint.rng_states()}

@@ -1,4 +1,4 @@
-"""The gradient of a group one completion at a time: memory for one completion, whatever G. See prompt_states.py."""
+"""The gradient of a group, one completion at a time, in the memory of one completion. See ``prompt_states``."""
 
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -22,10 +22,10 @@ class Piece:
 
 
 def split(packed: PackedGroups, anchors: dict[str, Anchor], count: int, score_pieces: int) -> tuple[Piece, ...]:
-    """The completions of a row of one group, ``count`` of them; of an empty row as many that score nothing.
+    """Split a row of one group into its ``count`` completions, or an empty row into as many that score nothing.
 
     Args:
-        score_pieces: calls of the head for each completion; all ranks make equally many.
+        score_pieces: number of calls of the head for each completion, the same on all ranks.
     """
     if not packed.num_sequences:
         nothing = replace(empty_row(packed.input_ids.device), score_pieces=score_pieces)
@@ -49,7 +49,7 @@ def split(packed: PackedGroups, anchors: dict[str, Anchor], count: int, score_pi
             group_ids=packed.group_ids[own],
             segment_ids=packed.segment_ids[own],
             spans=(GroupSpan(0, 0, (length,)),),
-            # 0 is the prompt's last token, and the completion's own tokens follow.
+            # Index 0 is the prompt's last token; the completion's own tokens follow.
             source_index=torch.where(source < start, 0, source - start + 1),
             target_ids=packed.target_ids[tokens],
             sequence_ids=torch.zeros_like(packed.sequence_ids[tokens]),
@@ -65,7 +65,7 @@ def split(packed: PackedGroups, anchors: dict[str, Anchor], count: int, score_pi
 
 
 def prompt_of(packed: PackedGroups) -> PackedGroups:
-    """The prompt of a row of one group, without loss tokens."""
+    """Return the prompt of a row of one group, without loss tokens."""
     if not packed.num_sequences:
         return packed
     (span,) = packed.spans
@@ -81,7 +81,7 @@ def prompt_of(packed: PackedGroups) -> PackedGroups:
 
 
 class OneAtATime:
-    """The passes over one group: ``score`` of each piece and its backward pass, then that of ``prompt_loss``."""
+    """The passes over one group: for each piece, ``score`` and its backward pass; then that of ``prompt_loss``."""
 
     def __init__(self, engine: Engine, packed: PackedGroups, temperature: float) -> None:
         self.engine = engine
@@ -93,7 +93,7 @@ class OneAtATime:
         self.states.hidden = leaf(last)
 
     def score(self, piece: Piece) -> TokenScores:
-        """Scores of one completion. Take its gradient before scoring the next."""
+        """Score one completion. Its backward pass must come before the next completion is scored."""
         scores: TokenScores = self.engine.forward(
             piece.packed,
             temperature=self.temperature,
@@ -103,9 +103,9 @@ class OneAtATime:
         return scores
 
     def prompt_loss(self) -> Tensor:
-        """A zero whose gradient is what all completions together ask of the prompt.
+        """Return a zero whose backward pass adds the gradient that all completions send to the prompt.
 
-        What they ask has been through the engine's backward pass and has its scale, so it enters below the loss.
+        That gradient already passed through the engine's backward pass and has its scale, so it enters below the loss.
         """
         assert self.states.hidden is not None
         return 0.0 * add_gradient(self._pass("return"), self.states.hidden).sum()

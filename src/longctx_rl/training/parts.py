@@ -1,4 +1,4 @@
-"""What a run is made of. ``assembly.build_parts`` builds it once before the first step; every function of the step reads it."""
+"""The parts of a run: built once by ``assembly.build_parts`` and read by every function of a step."""
 
 from dataclasses import asdict, dataclass
 
@@ -17,7 +17,7 @@ from longctx_rl.training.anchors import FrozenAnchor
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Everything the loop uses; none of it knows the algorithm's name."""
+    """Everything that the loop uses. None of it depends on the algorithm's name."""
 
     config: Config
     tokenizer: PreTrainedTokenizerBase
@@ -30,13 +30,13 @@ class Parts:
     rewarder: Rewarder
     evaluation: Evaluation
     code: CodeGrader | None
-    """Runs answers that are code; shared by rewarder and evaluation."""
+    """Executes answers that are code; shared by rewarder and evaluation."""
     one_at_a_time: bool
-    """Gradients are taken one completion at a time."""
+    """Whether the gradient is computed one completion at a time."""
     notes: tuple[str, ...]
-    """What a person should know of this run, a line each: how memory is used, how teacher and student differ."""
+    """Lines for the log: how memory is used, how teacher and student differ, which sandbox runs code."""
 
     def sizes(self) -> dict[str, dict[str, int]]:
-        """What FLOPs are counted with: of the student, the teacher (``kd``) and the reference (``ref``)."""
+        """Return the shapes that FLOPs are counted with: student, teacher (``kd``) and reference (``ref``)."""
         shapes = {"student": self.shape} | {name: anchor.shape for name, anchor in self.anchors.items()}
         return {name: asdict(shape) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""What can be refused before torch is imported: everything that a configuration and the names in it decide."""
+"""Checks that a configuration must pass before torch is imported: everything that its names and values decide."""
 
 from longctx_rl.config.schema import Config
 from longctx_rl.data.source import check_tasks, generated_tasks
@@ -8,7 +8,7 @@ from longctx_rl.rewards.composed import check_reward
 
 
 def preflight(config: Config) -> None:
-    """Raise ValueError for tasks, suites, graders and local models that do not exist."""
+    """Raise ValueError for a task, suite, grader or local model that does not exist."""
     check_tasks(config)
     for name, suite in config.eval.suites.items():
         check_suite(name, suite.labels)
@@ -24,13 +24,13 @@ def preflight(config: Config) -> None:
 
 
 def check_cache(config: Config) -> None:
-    """Raise ValueError for a run whose teacher's signals cannot be cached."""
+    """Raise ValueError for a run whose teacher signals cannot be cached."""
     check_tasks(config)
     if config.model.teacher_cache is None:
-        raise ValueError("give the folder of the cache: model.teacher_cache=FOLDER")
+        raise ValueError("model.teacher_cache=null: set the folder of the cache, model.teacher_cache=FOLDER")
     if config.algo.source != "dataset" or not config.needs_teacher:
         raise ValueError(
-            f"+algo={config.algo.name} does not learn from a teacher on recorded answers, so there is nothing to cache: "
+            f"+algo={config.algo.name} does not train on recorded answers with a teacher, so nothing can be cached: "
             "choose +algo=kd"
         )
     if config.budget.steps is None:

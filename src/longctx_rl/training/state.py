@@ -1,4 +1,4 @@
-"""What a run has done and spent so far. Together with the engine's state this is all that resuming needs."""
+"""Progress and costs of a run so far. Together with the engine's state, this is all that a resumed run needs."""
 
 import time
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from longctx_rl.config.schema import BudgetConfig
 
 @dataclass(slots=True)
 class TrainState:
-    """Counters over all ranks since the run began. Names are those of the ``progress/`` metrics."""
+    """Counters over all ranks since the start of the run, named like the ``progress/`` metrics."""
 
     step: int = 0
     prompts: int = 0
-    """Also the cursor into the training source."""
+    """Number of prompts so far, which is also the cursor into the training source."""
     sampled_tokens: int = 0
     trained_tokens: int = 0
     teacher_tokens: int = 0
@@ -25,12 +25,13 @@ class TrainState:
     evaluated: dict[str, float] = field(default_factory=dict)
     """Metrics of the latest evaluation."""
     evaluated_step: int = -1
+    """Step of the latest evaluation."""
     evaluated_items: int = 0
-    """When the latest evaluation was, and its items per task and length."""
+    """Items per task and length of the latest evaluation."""
     evaluated_part: int = 0
-    """Of the parts that ``eval.times`` cuts the budget into, those behind the latest evaluation."""
+    """Number of the ``eval.times`` equal parts of the budget that were spent at the latest evaluation."""
     saved_step: int = -1
-    """When the latest checkpoint was written."""
+    """Step of the latest checkpoint."""
 
     def metrics(self) -> dict[str, float]:
         names = ("prompts", "sampled_tokens", "trained_tokens", "teacher_tokens", "flops", "wall_seconds")
@@ -45,7 +46,7 @@ class TrainState:
 
 
 def spent(state: TrainState, budget: BudgetConfig) -> str | None:
-    """Which budget ends the run, in words, or None."""
+    """Return the sentence that says why the run ends, or None while no budget is spent."""
     for name, (used, limit) in _limits(state, budget).items():
         if limit is not None and used >= limit:
             return f"budget.{name}={limit:g} is spent"
@@ -56,12 +57,12 @@ def spent(state: TrainState, budget: BudgetConfig) -> str | None:
 
 
 def spent_share(state: TrainState, budget: BudgetConfig) -> float:
-    """Share of the budget in tokens, FLOPs or seconds that is used up, whichever is further; 0 if none is set."""
+    """Return the largest spent share of the budgets in tokens, FLOPs and seconds; 0 if none of them is set."""
     return max((used / limit for used, limit in _costs(state, budget).values() if limit is not None), default=0.0)
 
 
 def parts_spent(state: TrainState, budget: BudgetConfig, parts: int) -> int:
-    """How many of so many equal parts of the budget that will end the run are spent."""
+    """Divide the budget that will end the run into ``parts`` equal parts, and return how many of them are spent."""
     limits = _limits(state, budget).values()
     return max((int(used * parts / limit) for used, limit in limits if limit), default=0)
 
@@ -79,7 +80,7 @@ def _costs(state: TrainState, budget: BudgetConfig) -> dict[str, tuple[float, fl
 
 
 class Stopwatch:
-    """Seconds per phase of a step: ``with watch("rollout"): ...``"""
+    """Measures the seconds of each phase of a step: ``with watch("rollout"): ...``"""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""From groups to an optimizer step: rows, signals of the anchors, the objective, the gradient."""
+"""From groups to an optimizer step: packed rows, signals of the anchors, the objective, the gradient."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -23,16 +23,16 @@ from longctx_rl.types import Denominators, PackedGroups, RolloutGroup, TokenScor
 
 @dataclass(frozen=True, slots=True)
 class PreparedRow:
-    """A packed row with everything that stays fixed while the policy is updated on it."""
+    """A packed row and everything that stays fixed while the policy is updated on it."""
 
     packed: PackedGroups
     anchors: dict[str, Anchor]
     pieces: tuple[Piece, ...] = ()
-    """The completions of the row's group, if the gradient is taken one at a time."""
+    """The completions of the row's group, if the gradient is computed one completion at a time."""
 
 
 def global_count(groups: Sequence[RolloutGroup]) -> Denominators:
-    """Sequences and loss tokens over all ranks."""
+    """Count sequences and loss tokens over all ranks."""
     local = count(groups)
     total = distributed.all_reduce_sum({"sequences": local.num_sequences, "tokens": local.num_tokens})
     return Denominators(int(total["sequences"]), int(total["tokens"]))
@@ -41,9 +41,9 @@ def global_count(groups: Sequence[RolloutGroup]) -> Denominators:
 def prepare(parts: Parts, groups: Sequence[RolloutGroup], watch: Stopwatch) -> list[PreparedRow]:
     """Pack this rank's groups and score them once with every frozen model.
 
-    All ranks return equally many rows; the missing ones are empty. Where the gradient is taken one completion at a
-    time, each group is a row of its own. Old log-probs are recorded only when the policy is updated more than once on
-    the same rollouts: before the first update they are its own.
+    All ranks return the same number of rows, padded with empty ones. If the gradient is computed one completion at a
+    time, each group is a row of its own. Old log-probs are recorded only if the policy is updated more than once on the
+    same rollouts; in the first update they equal the policy's own.
     """
     config, engine = parts.config, parts.engine
     row_tokens = 0 if parts.one_at_a_time else config.batch.micro_batch_tokens
@@ -60,7 +60,7 @@ def prepare(parts: Parts, groups: Sequence[RolloutGroup], watch: Stopwatch) -> l
             packed = replace(packed, old_logprobs=old.logprobs)
         pieces: tuple[Piece, ...] = ()
         if parts.one_at_a_time:
-            # As many calls of the head as the longest completion can need, on every rank.
+            # Every rank calls the head as often as the longest possible completion needs.
             calls = num_pieces(config.rollout.max_new_tokens, config.model.scoring_chunk)
             pieces = split(packed, signals, config.algo.group_size, calls)
         rows.append(PreparedRow(packed, signals, pieces))
@@ -76,14 +76,16 @@ def update(
     compare_terms: bool = False,
     spent: float = 0.0,
 ) -> tuple[StepOutcome, dict[str, float], Tensor | None]:
-    """One optimizer step over all rows of all ranks.
+    """Take one optimizer step over all rows of all ranks.
 
-    ``compare_terms`` takes the gradient term by term, with as many passes over the rows, and measures how far policy
-    gradient and teacher agree; the step is the same but for rounding. ``spent`` is for the learning-rate schedule.
+    Args:
+        compare_terms: compute the gradient term by term, in one pass over the rows for each, and measure the cosine of
+            the policy gradient and the teacher's. The step is the same up to rounding.
+        spent: spent share of the budget, for the learning-rate schedule.
 
     Returns:
-        The engine's outcome, metrics already reduced over rows and ranks, and [T] log p(student) - log p(teacher) of
-        each loss token of this rank, in the order of ``rows``; None without a teacher.
+        The engine's outcome; metrics reduced over rows and ranks; and log p(student) - log p(teacher) of each loss
+        token of this rank, [T], in the order of ``rows``, or None without a teacher.
     """
     algo, max_length = parts.config.algo, parts.config.rollout.max_new_tokens
     sums: dict[str, float] = {}
@@ -117,7 +119,7 @@ def update(
 def passes(
     parts: Parts, row: PreparedRow, term: Objective, denominators: Denominators, watch: Stopwatch, *, last: bool
 ) -> Iterator[tuple[PackedGroups, TokenScores, LossOutput]]:
-    """Add a row's gradient, in one pass or completion by completion; what was scored, after its backward pass."""
+    """Add a row's gradient, in one pass or one completion at a time, and yield the scores after each backward pass."""
     engine = parts.engine
     temperature, max_length = parts.config.rollout.temperature, parts.config.rollout.max_new_tokens
     if not row.pieces:
@@ -144,7 +146,7 @@ def passes(
 
 
 def term_agreement(policy_gradient: Tensor, with_teacher: Tensor) -> dict[str, float]:
-    """``grad/pg_kd_cosine`` from this rank's parts of the gradient after the first term, and after the second."""
+    """Return ``grad/pg_kd_cosine`` from this rank's part of the gradient after the first and after the second term."""
     teacher = with_teacher - policy_gradient
     products = {
         "pg": policy_gradient.dot(policy_gradient),
@@ -153,12 +155,12 @@ def term_agreement(policy_gradient: Tensor, with_teacher: Tensor) -> dict[str, f
     }
     total = distributed.all_reduce_sum({name: value.item() for name, value in products.items()})
     norms = math.sqrt(total["pg"]) * math.sqrt(total["kd"])
-    # A group without spread in its rewards has no policy gradient, and so no angle.
+    # Groups with equal rewards have no policy gradient, so there is no angle.
     return {"grad/pg_kd_cosine": total["both"] / norms} if norms > 0 else {}
 
 
 def score_sums(scores: TokenScores, denominators: Denominators) -> dict[str, Tensor]:
-    """This row's share of the token means against teacher and initial policy."""
+    """Return this row's share of the token means that compare the policy with teacher and initial policy."""
     known = {f"teacher/{name}": values for name, values in scores.diagnostics.items()}
     if "ref" in scores.divergences:
         known["policy/kl_initial"] = scores.divergences["ref"].detach()
@@ -166,7 +168,7 @@ def score_sums(scores: TokenScores, denominators: Denominators) -> dict[str, Ten
 
 
 def add_costs(parts: Parts, state: TrainState, rows: Sequence[PreparedRow]) -> int:
-    """Add what one step over ``rows`` cost, all ranks together, to ``state``; returns the tokens its rows held."""
+    """Add the cost of one step over the ``rows`` of all ranks to ``state``, and return the number of tokens in them."""
     algo = parts.config.algo
     cost = {"row": 0.0, "trained": 0.0, "teacher": 0.0, "flops": 0.0}
     frozen = [anchor.shape for anchor in parts.anchors.values()]

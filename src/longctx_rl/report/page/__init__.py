@@ -1,1 +1,1 @@
-"""One HTML file that compares runs: it needs no account and no network."""
+"""A single HTML file that compares runs, and needs neither an account nor a network."""

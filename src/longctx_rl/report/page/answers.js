@@ -13,8 +13,8 @@ function answerCard([run, step, output, score, partsOf, cut, tokens]) {
   return element(
     "div", { class: "card" }, ...name,
     facts(partsOf, [...(before ? [] : [`seed ${runs[run].seed}`, `step ${step}`]), `${tokens} tokens`]),
-    cut ? element("span", { class: "warning" }, "cut off at the token limit") : null,
-    element("pre", { tabindex: "0", "aria-label": "answer" }, output || "(nothing)"));
+    cut ? element("span", { class: "warning" }, "truncated at the token limit") : null,
+    element("pre", { tabindex: "0", "aria-label": "answer" }, output || "(empty)"));
 }
 
 function drawAnswers() {
@@ -30,9 +30,9 @@ function drawAnswers() {
   byId("item-text").replaceChildren(...(item.question ? [
     element("blockquote", { tabindex: "0" }, item.question), element("p", {}, `Reference answer: ${item.answer}`)] : []));
   const cards = [...before, ...answers].map(answerCard);
-  byId("answer-cards").replaceChildren(...(cards.length ? cards : [element("p", {}, "No chosen run has answered this item.")]));
+  byId("answer-cards").replaceChildren(...(cards.length ? cards : [element("p", {}, "No selected run has answered this item.")]));
   byId("answers-note").textContent = (item.depth === null ? "" : `Evidence begins at ${Math.round(100 * item.depth)} % of the document. `) +
-    `This page holds ${data("answers").cells.reduce((sum, cell) => sum + cell.items.length, 0)} of ${data("answers").asked} items; all are in evals/ of each run.`;
+    `This page contains ${data("answers").cells.reduce((sum, cell) => sum + cell.items.length, 0)} of ${data("answers").asked} items; evals/ of each run has all of them.`;
 }
 
 function startAnswers() {

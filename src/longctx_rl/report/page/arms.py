@@ -1,4 +1,4 @@
-"""Which runs belong together: an arm is a method with settings, repeated over seeds."""
+"""Grouping of runs into arms: an arm is a method with its settings, repeated over seeds."""
 
 import json
 import re
@@ -15,7 +15,7 @@ APART = (
     *WHERE,
     *("seed", "sandbox", "engine.", "eval.", "batch.micro_batch_tokens", "batch.backward"),
 )
-"""Keys, and beginnings of keys, that do not make another arm: they leave the training as it is, but for its seed."""
+"""Keys and prefixes of keys that do not distinguish arms, because they change nothing about training but its seed."""
 
 Settings = dict[str, str]
 """Dotted key to value as JSON."""
@@ -23,21 +23,21 @@ Settings = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Runs that differ in their seeds alone."""
+    """Runs that differ only in their seeds."""
 
     name: str
     algo: str
     runs: tuple[int, ...]
-    """Places in the list of runs."""
+    """Indices in the list of runs."""
 
 
 def settings_of(config: Mapping[str, Any]) -> Settings:
-    """A nested configuration as one level."""
+    """A nested configuration as dotted keys."""
     return {key: json.dumps(value, ensure_ascii=False, default=str) for key, value in convert.flat(config)}
 
 
 def arms_of(runs: Sequence[Run], settings: Sequence[Settings]) -> list[Arm]:
-    """Arms in the order of tables, named by their method and by as few settings as tell them apart."""
+    """Arms in the order of the tables, each named by its method and the fewest settings that distinguish it."""
     found: list[Arm] = []
     algos = sorted(
         {run.algo for run in runs}, key=lambda name: (METHODS.index(name) if name in METHODS else len(METHODS), name)
@@ -54,20 +54,20 @@ def arms_of(runs: Sequence[Run], settings: Sequence[Settings]) -> list[Arm]:
 
 
 def duplicates(arm: Arm, runs: Sequence[Run]) -> dict[int, int]:
-    """Runs of an arm that repeat a seed, and the run that counts in their place: a finished one, else the longest."""
+    """Runs that repeat a seed of their arm, with the run that counts instead: a finished one, else the longest."""
     best = sorted(arm.runs, key=lambda index: (not runs[index].finished, -len(runs[index].metrics), index))
     first: dict[int, int] = {}
     return {index: first[runs[index].seed] for index in best if first.setdefault(runs[index].seed, index) != index}
 
 
 def _without_seed(settings: Settings) -> Settings:
-    """Settings in which paths that end in a seed, such as a cold start's, are one."""
+    """Settings with seeds masked in paths, such as a cold start's."""
     return {key: re.sub(r'-s\d+(?=[/"])', "-s*", value) for key, value in settings.items()}
 
 
 def _telling(settings: Sequence[Settings]) -> list[str]:
-    """Keys whose values tell all settings apart that can be told apart, the experiment's name first."""
-    everywhere = set.intersection(*map(set, settings))  # what one version alone has is no choice that somebody made
+    """The fewest keys whose values distinguish all distinct settings, the experiment's name first."""
+    everywhere = set.intersection(*map(set, settings))  # a key that only one version has is not a choice
     keys = sorted(key for key in everywhere if not key.startswith(APART))
     varying = [key for key in keys if len({one[key] for one in settings}) > 1]
     varying.sort(key=lambda key: (key != "experiment_name", not key.startswith("algo.")))

@@ -1,13 +1,13 @@
-// Curves: the mean of each method's runs with its interval, over steps or over what was spent.
+// Curves: the mean over each method's runs with its interval, over steps or cumulative costs.
 
 const AXIS_TITLES = {
   step: "steps", trained_tokens: "trained tokens", flops: "FLOPs (training, sampling and teacher)", wall_seconds: "seconds in steps",
 };
 const MOST_POINTS = 800;
-// Named one by one: Plotly's own choice has a button that uploads the chart.
+// An explicit list, because Plotly's default includes a button that uploads the chart.
 const BUTTONS = [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]];
 
-/** A value between the points of a growing grid, by a straight line; null outside. */
+/** Linear interpolation between the points of an increasing grid; null outside. */
 function between(grid, values, at) {
   if (!grid.length || at < grid[0] || at > grid[grid.length - 1]) return null;
   let low = 0;
@@ -22,10 +22,10 @@ function between(grid, values, at) {
   return values[low] + (values[high] - values[low]) * (at - grid[low]) / (grid[high] - grid[low]);
 }
 
-/** What a run had spent at a step. */
+/** Cumulative cost of a run at a step. */
 const cost = (run, axis, step) => axis === "step" ? step : between(runs[run].axes.step, runs[run].axes[axis], step);
 
-/** The mean of each point with its neighbours, as many on the left as on the right, fewer at the ends. */
+/** Centred moving average, over fewer points near the ends. */
 function smooth(values, width) {
   const half = (width - 1) / 2;
   return values.map((_, index) => {
@@ -36,7 +36,7 @@ function smooth(values, width) {
   });
 }
 
-/** A run's curve without what was not finite, smoothed. */
+/** A run's curve without values that were not finite, smoothed. */
 function curve(metric, run, width) {
   const found = data(`metric-${overview.metrics.indexOf(metric)}`).find(([of]) => of === run);
   if (!found) return null;
@@ -44,7 +44,7 @@ function curve(metric, run, width) {
   return { steps: known.map(([step]) => step), values: smooth(known.map(([, value]) => value), width) };
 }
 
-/** Mean, interval, number of runs and mean cost at each step that some run of an arm has. */
+/** Mean, interval, number of runs and mean cost at each step of any run of an arm. */
 function meanCurve(arm, metric, axis, width) {
   const own = arms[arm].counted.map((run) => [run, curve(metric, run, width)]).filter(([, found]) => found);
   let grid = [...new Set(own.flatMap(([, found]) => found.steps))].sort((one, other) => one - other);
@@ -134,8 +134,8 @@ function drawCurves() {
     responsive: true, displaylogo: false, plotlyServerURL: "", modeBarButtons: BUTTONS,
   });
   const without = drawn.filter(([, points]) => !points.length).map(([arm]) => arms[arm].name);
-  byId("chart-note").textContent = `${metric} over ${AXIS_TITLES[axis]}: mean over runs at the same step, at the mean of what ` +
-    "they had spent, with the 95 % t interval over runs." + (without.length ? ` Not recorded by ${without.join(", ")}.` : "");
+  byId("chart-note").textContent = `${metric} over ${AXIS_TITLES[axis]}: the mean over runs at each step, placed at their ` +
+    "mean cost at that step, with the 95 % t interval over runs." + (without.length ? ` Not recorded by ${without.join(", ")}.` : "");
   const rows = drawn.filter(([, points]) => points.length).map(([arm, points]) => {
     const last = points[points.length - 1];
     return element(

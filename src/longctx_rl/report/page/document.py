@@ -1,4 +1,4 @@
-"""From run directories to one HTML file."""
+"""From run directories to a single HTML file."""
 
 import json
 import re
@@ -7,24 +7,23 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
-
 import longctx_rl
 from longctx_rl.files import write_text
 from longctx_rl.report.page import series, table, texts
 from longctx_rl.report.page.arms import Arm, Settings, arms_of, duplicates, settings_of
 from longctx_rl.report.page.starts import Fixed, labels, starts_of
-from longctx_rl.report.runs import Run, find_asked, find_runs, read_evals
+from longctx_rl.report.runs import Run, find_evaluations, find_runs, read_evals
 from longctx_rl.report.study import BASE
+from longctx_rl.stats import t_quantile
 
 SCRIPTS = ("page.js", "results.js", "curves.js", "maps.js", "answers.js", "rollouts.js", "runs.js", "start.js")
-"""In the order in which they run, as one function."""
+"""In the order in which they run, within one function."""
 MOST_RUNS = 64
-"""Runs of an arm that the page knows a t quantile for; above, it is the last one."""
+"""The page has t quantiles for arms of up to this many runs, and uses the last one above it."""
 
 
 def write(root: Path, out: Path) -> str:
-    """Write the page of all runs under ``root``; says what is on it.
+    """Write the page of all runs under ``root``, and return a summary of it in lines.
 
     Raises:
         ValueError: there are no runs, or plotly is not installed.
@@ -36,20 +35,25 @@ def write(root: Path, out: Path) -> str:
     write_text(out, text)
     marked = sum(bool(run["problems"]) for run in embedded["overview"]["runs"])
     lines = [f"{out}: {len(runs)} runs, {len(text.encode()) / 1e6:.1f} MB; open it in a browser"]
-    lines += [f"marked: {marked} of them are not whole, see the page's last part"] if marked else []
+    lines += [f"marked: {marked} of them have problems, see the last section of the page"] if marked else []
     lines += [f"marked: {problem}" for problem in embedded["overview"]["unread"]]
     return "\n".join(lines)
 
 
 def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
-    """What the page holds, by name; each is parsed when it is first looked at."""
+    """The data of the page by name; the page parses each part when it is first needed."""
     read = [read_evals(run.path) for run in runs]
     evals = [{suite: records for suite, (records, _) in suites.items()} for suites in read]
-    asked = sorted(find_asked(root), key=lambda one: one.name != BASE)  # a folder of that name goes first
-    asked_for = [read_evals(one.path) for one in asked]
+    folders = sorted(find_evaluations(root), key=lambda folder: folder.name != BASE)  # base goes first
+    contents = [read_evals(folder.path) for folder in folders]
     fixed = [
-        Fixed(_place(one.path, root), one.checkpoint, {suite: found for suite, (found, _) in suites.items()}, one.path)
-        for one, suites in zip(asked, asked_for, strict=True)
+        Fixed(
+            _place(folder.path, root),
+            folder.checkpoint,
+            {suite: records for suite, (records, _) in suites.items()},
+            folder.path,
+        )
+        for folder, suites in zip(folders, contents, strict=True)
     ]
     unread = [[problem for _, problems in suites.values() for problem in problems] for suites in read]
     settings = [settings_of(run.config) for run in runs]
@@ -68,7 +72,7 @@ def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
         "runs": [_run(run, index, arms, root, unread[index], repeated, runs) for index, run in enumerate(runs)],
         "table": table.table(arms, ended, results, runs, starts, fixed),
         "starts": list(labels(starts).values()),
-        "unread": [problem for suites in asked_for for _, problems in suites.values() for problem in problems],
+        "unread": [problem for suites in contents for _, problems in suites.values() for problem in problems],
         "metrics": list(curves),
         "depths": table.DEPTHS,
     }
@@ -83,7 +87,7 @@ def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
 
 
 def filled(embedded: dict[str, Any], title: str) -> str:
-    """The template with style, scripts and data in their places."""
+    """The template with style, scripts and data filled in."""
     parts = {
         "title": title.replace("&", "&amp;").replace("<", "&lt;"),
         "style": _file("page.css"),
@@ -102,7 +106,7 @@ def _file(name: str) -> str:
 
 
 def as_json(value: Any) -> str:
-    """JSON that cannot end the script it stands in."""
+    """JSON that cannot end the script element that contains it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
@@ -116,8 +120,8 @@ def plotly() -> str:
 
 
 def rounded_t(freedom: int) -> float:
-    """Two-sided 95 % quantile of Student's t."""
-    return round(float(student.ppf(0.975, freedom)), 4)
+    """Two-sided 95 % quantile of Student's t, as the page stores it."""
+    return round(t_quantile(0.975, freedom), 4)
 
 
 def _arm(arm: Arm, counted: Sequence[int]) -> dict[str, Any]:
@@ -136,9 +140,9 @@ def _run(
     problems = [*run.problems, *unread]
     if index in repeated:
         other = _place(runs[repeated[index]].path, root)
-        problems.append(f"repeats the cell of {other}, which counts in its place: move one of them elsewhere")
+        problems.append(f"has the same arm and seed as {other}, which counts in its place: move one of them elsewhere")
     if not any(run.path.glob("evals/*.jsonl")):
-        problems.append("no evaluation was recorded")
+        problems.append("contains no evaluation")
     short = [problem.replace(f"{run.path}/", "").replace(f"{run.path} ", "the run ") for problem in problems]
     git = run.environment.get("git") or {}
     return {
@@ -154,7 +158,7 @@ def _run(
 
 
 def _config(settings: Sequence[Settings]) -> dict[str, Any]:
-    """Keys, each with its different values and which of them every run has; -1: it has none."""
+    """Keys, the distinct values of each, and the index of each run's value; -1 if the run does not have the key."""
     keys = sorted({key for one in settings for key in one})
     values, places = [], []
     for key in keys:

@@ -1,6 +1,6 @@
 // Length and depth: a table for each method, coloured by its numbers.
 
-// Cividis, which looks alike to all eyes, and blue to orange around zero.
+// Cividis, which is safe for colour-blind readers, and blue to orange around zero.
 const SCORE_SCALE = [[0, 34, 78], [53, 69, 108], [102, 105, 112], [148, 142, 119], [200, 184, 102], [254, 232, 56]];
 const GAIN_SCALE = [[0, 90, 150], [120, 175, 215], [245, 245, 245], [245, 175, 110], [190, 75, 0]];
 
@@ -12,7 +12,7 @@ function colourAt(scale, share) {
   return `background: rgb(${mixed.join(",")}); color: ${light ? "#111" : "#fff"}`;
 }
 
-/** One cell: a number and how many answers, or pairs of answers to the same item, are behind it. */
+/** A cell: a number, and how many answers or pairs of answers to the same item it is computed from. */
 function mapCell(found, gain, all) {
   const kind = all ? "all" : null;
   const [value, count] = found ? found.slice(gain ? 2 : 0) : [null];

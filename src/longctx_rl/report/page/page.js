@@ -1,9 +1,9 @@
-// What all parts share: data, elements, numbers, and how a method looks.
+// Shared by all sections: data, elements, numbers, and the colours and markers of methods.
 
 const byId = (id) => document.getElementById(id);
 const parsed = new Map();
 
-/** Data that the page carries; each piece is parsed when it is first needed. */
+/** Embedded data; each part is parsed when it is first needed. */
 function data(name) {
   if (!parsed.has(name)) parsed.set(name, JSON.parse(byId(`data-${name}`).textContent));
   return parsed.get(name);
@@ -13,7 +13,7 @@ const overview = data("overview");
 const runs = overview.runs;
 const arms = overview.arms;
 
-/** An element with attributes and children; children that are text are never read as HTML. */
+/** An element with attributes and children; text children are never parsed as HTML. */
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -34,7 +34,7 @@ function grouped(select, groups) {
     "optgroup", { label }, ...entries.map(([value, text]) => element("option", { value }, text)))));
 }
 
-/** Go to the option before or after the chosen one, around the ends. */
+/** Select the previous or the next option, and wrap around at the ends. */
 function turn(select, by) {
   const count = select.options.length;
   if (!count) return;
@@ -44,7 +44,7 @@ function turn(select, by) {
 
 const minus = (text) => text.replace("-", "\u2212");
 
-/** A number in few digits. */
+/** A number with three significant digits. */
 function short(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
@@ -56,13 +56,13 @@ function short(value) {
   return minus(size >= 100 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3))));
 }
 
-/** A share in percent, with its sign if it is a difference. */
+/** A share in percent, with a sign if it is a difference. */
 function percent(share, signed) {
   const text = (100 * share).toFixed(1).replace(/^-0\.0$/, "0.0");
   return minus(signed && share >= 0 ? `+${text}` : text);
 }
 
-// Okabe and Ito's colours; the first one is the text's own. Dashes and markers tell methods apart without colour.
+// Okabe and Ito's palette after the text colour. Dashes and markers distinguish methods without colour.
 const COLOURS = {
   light: ["#16191d", "#0072B2", "#D55E00", "#009E73", "#B35C92", "#B87D00", "#3E8FBF"],
   dark: ["#eceff2", "#56A0E9", "#F08232", "#2FC79A", "#E39BC4", "#E6B422", "#9AD4F5"],
@@ -75,7 +75,7 @@ const SHAPES = ["●", "■", "▲", "◆", "✚", "✖", "★"];
 
 const theme = () => document.documentElement.dataset.theme || "light";
 
-/** Colour, dash and marker of an arm: by its method's name while there is one arm for each. */
+/** Colour, dash and marker of an arm: fixed by its method if each method has one arm. */
 function look(arm) {
   const alone = arms.filter((one) => one.algo === arms[arm].algo).length === 1;
   const known = alone && arms.length <= 5 ? PLACES[arms[arm].algo] : undefined;
@@ -99,7 +99,7 @@ const titled = (arm, ...more) => element("h3", {}, swatch(arm), arms[arm].name, 
 const hidden = new Set();
 const shown = () => arms.map((_, arm) => arm).filter((arm) => !hidden.has(arm));
 
-/** Everything that is drawn again when methods or colours change. */
+/** Functions that redraw the sections when methods or colours change. */
 const parts = [];
 
 function redraw() {
@@ -120,7 +120,7 @@ function drawToggles() {
     swatch(arm), one.name)));
 }
 
-/** All methods, or none. */
+/** Show all methods, or none. */
 function setAll(visible) {
   hidden.clear();
   if (!visible) arms.forEach((_, arm) => hidden.add(arm));
@@ -137,7 +137,7 @@ function applyTheme() {
 
 const scoreBadge = (score) => element("span", { class: "score" }, `score ${short(score)}`);
 
-/** The parts of a score, and other facts, in one line. */
+/** The parts of a score and other facts in one line. */
 function facts(partsOf, more) {
   const known = Object.entries(partsOf).map(([name, value]) => `${name} ${short(value)}`);
   return element("div", { class: "facts" }, [...known, ...more.filter(Boolean)].join(" · "));

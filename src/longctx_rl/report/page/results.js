@@ -2,7 +2,7 @@
 
 let sorting = { column: -1, up: true };
 
-/** One entry of a row for a column: what it shows, and the number it is sorted by. */
+/** A row's entry for a column: its text, and the number that it is sorted by. */
 function entry(row, column, values) {
   const { groups, costs } = overview.table;
   const own = groups.flatMap((group) => group.columns).length;
@@ -14,16 +14,16 @@ function entry(row, column, values) {
   }
   const found = row[values][column];
   if (!found) return { text: "–", sorted: null };
-  const [value, low, high, of, families, findable] = found;
+  const [value, low, high, of, families, detectable] = found;
   const signed = values === "gain";
   const bounds = low === null ? (of > 1 ? "" : "one run") : `${percent(low, signed)} to ${percent(high, signed)}`;
   return {
     text: percent(value, signed), small: bounds, sorted: value, hint: `${of} runs, ${families} item families`
-      + (findable === null ? "" : `; could find ${percent(findable)} points (80 % power, 5 % level)`),
+      + (detectable === null ? "" : `; minimum detectable difference ${percent(detectable)} points (80 % power, 5 % level)`),
   };
 }
 
-/** Titles of the columns that are chosen, with their places. */
+/** Titles of the selected columns, with their indices. */
 function chosenColumns() {
   const { groups, costs } = overview.table;
   const all = groups.map((group) => group.columns);

@@ -1,7 +1,7 @@
-// Completions that methods drew for the same prompt during training, with each token's gap to the teacher.
+// Completions that methods sampled for the same prompt during training, with each token's gap to the teacher.
 
-const FULL = 4; // nats at which a token has its full colour
-const FAR = 1; // nats from which it is underlined, too
+const FULL = 4; // nats at which the colour of a token is saturated
+const FAR = 1; // nats from which a token is also underlined
 
 const promptsOf = () => (data("rollouts").steps[Number(byId("rollout-step").value)] || { prompts: [] }).prompts;
 
@@ -12,9 +12,9 @@ function drawPrompts() {
 
 const tint = (gap) => `background: rgba(var(--${gap > 0 ? "above" : "below"}), ${Math.min(Math.abs(gap) / FULL, 1) * 0.75})`;
 
-/** A completion's text; token by token where the teacher's view of each is known. */
+/** A completion's text; token by token where each token's gap to the teacher is known. */
 function completionText(one) {
-  if (!one.texts) return [one.text || "(nothing)"];
+  if (!one.texts) return [one.text || "(empty)"];
   if (!byId("gap").checked) return [one.texts.join("")];
   return one.texts.map((text, index) => {
     const gap = one.gaps[index];
@@ -24,12 +24,12 @@ function completionText(one) {
   });
 }
 
-/** The tokens on which student and teacher are furthest apart, in words. */
+/** The tokens with the largest gaps between student and teacher, as text. */
 function furthest(one) {
   if (!one.gaps) return "";
   const far = one.gaps.map((gap, index) => [gap, one.texts[index]]).filter(([gap]) => Math.abs(gap) >= FAR);
   far.sort((a, b) => Math.abs(b[0]) - Math.abs(a[0]));
-  return far.length ? `furthest: ${far.slice(0, 3).map(([gap, text]) => `${JSON.stringify(text)} ${gap > 0 ? "+" : ""}${minus(String(gap))}`).join(", ")}` : "";
+  return far.length ? `largest gaps: ${far.slice(0, 3).map(([gap, text]) => `${JSON.stringify(text)} ${gap > 0 ? "+" : ""}${minus(String(gap))}`).join(", ")}` : "";
 }
 
 function completionBlock(one, index) {
@@ -37,14 +37,14 @@ function completionBlock(one, index) {
   return element(
     "div", { class: "completion" },
     element("h3", {}, `${index + 1}`, element("span", { class: "score" }, `reward ${short(one.reward)}`)),
-    facts(one.parts, [advantage, `${one.tokens} tokens`, one.finish_reason === "length" ? "cut off" : "", furthest(one)]),
+    facts(one.parts, [advantage, `${one.tokens} tokens`, one.finish_reason === "length" ? "truncated" : "", furthest(one)]),
     element("pre", { tabindex: "0", "aria-label": "completion" }, ...completionText(one)));
 }
 
 function drawRollouts() {
   const prompt = promptsOf()[Number(byId("prompt").value)];
   if (!prompt) {
-    byId("rollout-cards").replaceChildren(element("p", {}, "No run has saved rollouts: logging.rollouts_every says when they are."));
+    byId("rollout-cards").replaceChildren(element("p", {}, "No run has saved rollouts: set logging.rollouts_every to the number of steps between them."));
     return;
   }
   const mine = prompt.by.filter(([run]) => !hidden.has(runs[run].arm));
@@ -52,9 +52,9 @@ function drawRollouts() {
   byId("prompt-text").replaceChildren(element("blockquote", { tabindex: "0" }, `… ${prompt.prompt}`), element("p", {}, `Reference answer: ${prompt.answer}`));
   const cards = mine.map(([run, group]) => element(
     "div", { class: "card" }, titled(runs[run].arm), element("div", { class: "facts" }, runs[run].name), ...group.map(completionBlock)));
-  byId("rollout-cards").replaceChildren(...(cards.length ? cards : [element("p", {}, "No chosen method has rollouts of this prompt.")]));
-  byId("rollouts-note").textContent = "What the policy wrote at this step, before the step's update; methods that learn from recorded answers " +
-    `write none. This page holds ${data("rollouts").steps.length} of ${data("rollouts").saved} saved steps.`;
+  byId("rollout-cards").replaceChildren(...(cards.length ? cards : [element("p", {}, "No selected method has rollouts of this prompt.")]));
+  byId("rollouts-note").textContent = "Completions of the policy at this step, before the step's update; methods that learn from recorded answers " +
+    `have none. This page contains ${data("rollouts").steps.length} of ${data("rollouts").saved} saved steps.`;
 }
 
 function startRollouts() {
@@ -62,7 +62,7 @@ function startRollouts() {
     element("span", { class: Math.abs(gap) >= FAR ? "key token far" : "key", style: tint(gap) }, text));
   byId("gap-legend").append(
     "Gap of a token: log p(student) − log p(teacher) in nats. ", ...legend.flatMap((one) => [one, " "]),
-    "Orange: the teacher finds the student's choice unlikely. Blue: the teacher was surer than the student. Underlined: 1 nat or more.");
+    "Orange: the teacher finds the student's token less likely. Blue: the teacher finds it more likely. Underlined: 1 nat or more.");
   options(byId("rollout-step"), data("rollouts").steps.map((one, index) => [index, String(one.step)]));
   byId("rollout-step").selectedIndex = data("rollouts").steps.length - 1;
   byId("rollout-step").addEventListener("change", drawPrompts);

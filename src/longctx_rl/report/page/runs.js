@@ -1,6 +1,6 @@
-// Configurations against each other, and what is known of each run.
+// Comparison of configurations, and the state of each run.
 
-/** Value of a key in a run; null: the run does not have it. */
+/** The value of a key in a run; null if the run does not have it. */
 function setting(key, run) {
   const { values, places } = data("config");
   return places[key][run] < 0 ? null : values[key][places[key][run]];
@@ -24,8 +24,8 @@ function drawRuns() {
   const only = byId("only-problems").checked;
   const listed = runs.filter((run) => (!only || run.problems.length) && !hidden.has(run.arm));
   const whole = runs.filter((run) => !run.problems.length).length;
-  byId("problems-note").textContent = whole === runs.length ? "All runs are whole." :
-    `${runs.length - whole} of ${runs.length} runs are not whole. What they hold is used everywhere above.`;
+  byId("problems-note").textContent = whole === runs.length ? "No run has problems." :
+    `${runs.length - whole} of ${runs.length} runs have problems. Everything that can be read of them is used above.`;
   const titles = ["run", "method", "seed", "state", "steps", "trained tokens", "FLOPs", "seconds", "commit", "problems"];
   const rows = listed.map((run) => {
     const ends = ["step", "trained_tokens", "flops", "wall_seconds"].map((axis) => run.axes[axis][run.axes[axis].length - 1]);

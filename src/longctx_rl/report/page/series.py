@@ -1,4 +1,4 @@
-"""Curves, thin enough to be embedded."""
+"""Curves, thinned so that they can be embedded."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +7,9 @@ from longctx_rl.report.runs import Run
 from longctx_rl.runs.metrics import Row
 
 POINTS = 400
-"""Points that are kept of one metric of one run."""
+"""Maximum number of points of a metric of a run."""
 AXES = ("trained_tokens", "flops", "wall_seconds")
-"""``progress/`` metrics that a curve can be drawn over, beside steps."""
+"""``progress/`` metrics that can be the axis of a curve, beside steps."""
 DIGITS = 5
 
 Curve = tuple[list[int], list[float | None]]
@@ -17,7 +17,7 @@ Curve = tuple[list[int], list[float | None]]
 
 
 def curves_of(run: Run) -> dict[str, Curve]:
-    """Metric to its curve, costs left out."""
+    """Metric to its curve, without the costs."""
     found: dict[str, Curve] = {}
     for row in run.metrics:
         for name, value in row.items():
@@ -29,7 +29,7 @@ def curves_of(run: Run) -> dict[str, Curve]:
 
 
 def axes_of(run: Run) -> dict[str, list[float]]:
-    """``step`` and what was spent by then, from nothing on; a page reads between the points by straight lines."""
+    """``step`` and the cumulative costs, starting at 0; the page interpolates linearly between the points."""
     rows: list[Row] = [row for row in run.metrics if all(row.get(f"progress/{name}") is not None for name in AXES)]
     if len(rows) > POINTS:
         rows = [rows[round(index * (len(rows) - 1) / (POINTS - 1))] for index in range(POINTS)]
@@ -40,7 +40,7 @@ def axes_of(run: Run) -> dict[str, list[float]]:
 
 
 def thinned(steps: list[int], values: list[float | None], points: int = POINTS) -> Curve:
-    """At most ``points`` points of a curve: its ends, and of each stretch between the least and the greatest value."""
+    """At most ``points`` points of a curve: its ends, and the least and the greatest value of each stretch between."""
     if len(steps) <= points:
         return steps, [None if value is None else rounded(value) for value in values]
     inner = range(1, len(steps) - 1)
@@ -57,15 +57,15 @@ def thinned(steps: list[int], values: list[float | None], points: int = POINTS) 
 
 
 def rounded(value: float) -> float:
-    """A number with the digits that are embedded; a whole number is written as one."""
+    """A number rounded to ``DIGITS`` significant digits; whole numbers are written without a point."""
     short = float(f"{value:.{DIGITS}g}")
     return int(short) if short == int(short) and abs(short) < 1e15 else short
 
 
 def embedded(runs: Sequence[Run]) -> dict[str, list[list[Any]]]:
-    """Metric to ``[place of the run, steps, values]`` of each run that has it, most general metrics first.
+    """Metric to ``[index of the run, steps, values]`` of each run that has it, most general metrics first.
 
-    Steps are 0 where they are those of the run's axes.
+    ``steps`` is 0 where it equals the steps of the run's axes.
     """
     found: dict[str, list[list[Any]]] = {}
     for index, run in enumerate(runs):

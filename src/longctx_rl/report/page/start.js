@@ -1,8 +1,8 @@
-// Fill the controls, draw, listen: the table first, the chart once its library is there, then what is further down.
+// Fill the controls, draw and listen: the table first, the chart once its library has loaded, then the sections below.
 
 const broken = runs.filter((run) => run.problems.length).length;
 byId("summary").textContent = `${runs.length} runs of ${arms.length} methods, longctx_rl ${overview.version}.` +
-  (broken ? ` ${broken} runs are not whole: see the last part.` : "");
+  (broken ? ` ${broken} runs have problems: see the last section.` : "");
 byId("all").addEventListener("click", () => setAll(true));
 byId("none").addEventListener("click", () => setAll(false));
 byId("theme").addEventListener("change", applyTheme);

@@ -1,4 +1,4 @@
-"""What models answered that no run here trained: the students that runs started from, and others."""
+"""Evaluations of untrained models: of the students that runs started from, and of others such as the teacher."""
 
 import json
 from collections.abc import Sequence
@@ -18,35 +18,35 @@ Evals = dict[str, list[ItemRecord]]
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """Weights that no run trained. Equal to itself alone."""
+    """An evaluation of fixed weights. Compared by identity."""
 
     name: str
-    """Its folder, as it lies under the page's."""
+    """Its folder, relative to the folder of the page's runs."""
     checkpoint: str
     evals: Evals
     folder: Path | None = None
-    """None: a run was asked at its step 0."""
+    """None if this is a run's evaluation at step 0."""
 
     @cached_property
     def result(self) -> Result:
-        """As the study's estimates take it."""
+        """The evaluation as the study's estimates need it."""
         return Result(name=self.name, algo=self.name, seed=None, cells=cells_of(self.evals))
 
 
 def starts_of(
     runs: Sequence[Run], settings: Sequence[Settings], evals: Sequence[Evals], fixed: Sequence[Fixed]
 ) -> list[Fixed | None]:
-    """For each run what its student answered before training.
+    """The evaluation of each run's student before training.
 
-    In a folder of its own, beside the run rather than elsewhere; else in the first run of that student that was asked
-    then. None: nobody asked.
+    It is an evaluation folder of that student, preferably beside the run; else step 0 of the first run with that
+    student that was evaluated then. None if there is neither.
     """
     students = [str(json.loads(own.get("model.student", "null"))) for own in settings]
     at_start: dict[str, Fixed] = {}
     for student, suites in zip(students, evals, strict=True):
-        asked = {suite: [one for one in records if one.step == 0] for suite, records in suites.items()}
-        if any(asked.values()):
-            at_start.setdefault(student, Fixed(f"step 0 of {student}", student, asked))
+        before = {suite: [one for one in records if one.step == 0] for suite, records in suites.items()}
+        if any(before.values()):
+            at_start.setdefault(student, Fixed(f"step 0 of {student}", student, before))
     found = []
     for run, student in zip(runs, students, strict=True):
         folders = [one for one in fixed if one.checkpoint == student]
@@ -56,12 +56,12 @@ def starts_of(
 
 
 def common(starts: Sequence[Fixed | None]) -> Fixed | None:
-    """The start of all of some runs; None if they differ, so that nothing is measured from another run's student."""
+    """The common start of some runs; None if they differ, because gains are measured from a run's own student only."""
     return starts[0] if len(set(starts)) == 1 else None
 
 
 def labels(starts: Sequence[Fixed | None]) -> dict[Fixed, str]:
-    """Each start that some run has, once, with its name on the page."""
+    """The distinct starts of the runs, with their names on the page."""
     used = list(dict.fromkeys(one for one in starts if one is not None))
     if len(used) == 1:
         return {used[0]: "before training"}

@@ -1,4 +1,4 @@
-"""Numbers of the page: the same estimates as the study's tables, and maps of length and depth."""
+"""Numbers of the page: the estimates of the study's tables, and maps over length and depth."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from longctx_rl.report.study import Column, Value, columns_of, difference, level
 from longctx_rl.stats import Estimate
 
 DEPTHS = 5
-"""Equal stretches of the document that a map tells apart."""
+"""Number of equal stretches of a document in a map."""
 COSTS = {"step": "steps", "trained_tokens": "trained tokens", "flops": "FLOPs", "wall_seconds": "seconds"}
 
 
 def result_of(run: Run, evals: Evals) -> Result:
-    """A run as the study's estimates take it."""
+    """A run as the study's estimates need it."""
     cells = cells_of(evals)
     steps = {step for cell in cells.values() for step in cell.scores}
     return Result(name=run.name, algo=run.algo, seed=run.seed, costs=costs_at(run.metrics, steps), cells=cells)
@@ -35,11 +35,11 @@ def table(
     starts: Sequence[Fixed | None],
     fixed: Sequence[Fixed],
 ) -> dict[str, Any]:
-    """Columns, and for each arm and each model that was not trained a value in each: score, gain over the base, cost.
+    """The results table: columns, and a row for each arm and each untrained model with scores, gains and costs.
 
     Args:
-        counted: for each arm the places of the runs that count: its finished ones, where it has any.
-        starts: for each run what its student answered before training.
+        counted: for each arm the indices of the runs that count: the finished ones, if there are any.
+        starts: for each run the evaluation of its student before training.
     """
     groups = [("main", columns_of(results)), ("each task and length", _cells(results))]
     columns = [column for _, columns in groups for column in columns]
@@ -71,11 +71,11 @@ def table(
 def maps(
     counted: Sequence[Sequence[int]], evals: Sequence[Evals], starts: Sequence[Fixed | None]
 ) -> list[dict[str, Any]]:
-    """For each suite and task what was scored by length and depth: ``[mean, answers, gain, pairs]`` or null.
+    """Scores of each suite and task by length and depth: ``[mean, answers, gain, pairs]`` or null.
 
-    A gain is the mean difference to what the runs' student answered to the same items before training; null without.
-    The last column of a row is over all depths, of items without one too. Entry 0 is before training (the first start),
-    the others are the arms after it, over their runs.
+    A gain is the mean difference to the score of the runs' student on the same items before training; null if it is
+    unknown. The last column of a row covers all depths, including items without one. Entry 0 is before training (the
+    first start); the others are the arms after training, over their runs.
     """
     entries: list[list[tuple[str, ItemRecord, float | None]]] = [[]]
     first = next((one for one in starts if one is not None), None)
@@ -117,17 +117,17 @@ def _cells(results: Sequence[Result]) -> list[Column]:
 
 
 def _shown(value: Value | None) -> list[Any] | None:
-    """Value, low, high, runs, families, and of a difference the one that could be found; null: one run cannot tell."""
+    """Value, low, high, runs, families and minimum detectable difference; null where unknown."""
     if value is None:
         return None
     estimate: Estimate = value.estimate
     bounds = [None if math.isnan(bound) else rounded(bound) for bound in (estimate.low, estimate.high)]
-    findable = None if value.detectable is None else rounded(value.detectable)
-    return [rounded(estimate.value), *bounds, value.runs, value.families, findable]
+    detectable = None if value.detectable is None else rounded(value.detectable)
+    return [rounded(estimate.value), *bounds, value.runs, value.families, detectable]
 
 
 def _cost(runs: Sequence[Run], name: str) -> list[float] | None:
-    """Mean, least and greatest of what the runs had spent in the end."""
+    """Mean, least and greatest total cost of the runs."""
     key = f"progress/{name}"
     spent = [max((row[key] or 0.0 for row in run.metrics if key in row), default=None) for run in runs]
     known = [value for value in spent if value is not None]
@@ -151,12 +151,12 @@ def _all(suites: Mapping[str, Sequence[ItemRecord]]) -> list[ItemRecord]:
 
 
 def _at(suites: Evals, step: int) -> list[tuple[str, ItemRecord]]:
-    """Each item's last answer at a step."""
+    """The last answer to each item at a step."""
     answers = {(suite, one.id): one for suite, records in suites.items() for one in records if one.step == step}
     return [(suite, record) for (suite, _), record in answers.items()]
 
 
 def _last(suites: Evals) -> list[tuple[str, ItemRecord]]:
-    """The answers of the last evaluation after some training."""
+    """The answers of the last evaluation; empty if it is the one before training."""
     step = max((record.step for record in _all(suites)), default=0)
     return _at(suites, step) if step else []

@@ -1,4 +1,4 @@
-"""What models wrote, side by side: answers to evaluation items, and rollouts of training."""
+"""Texts of models side by side: answers to evaluation items, and rollouts of training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,19 +9,20 @@ from longctx_rl.report.page.starts import Evals
 from longctx_rl.report.runs import Run
 
 ANSWERS_BUDGET = 5_000_000
-"""Characters of answers that a page holds."""
+"""Maximum number of characters of all answers on a page."""
 ROLLOUTS_BUDGET = 5_000_000
+"""Maximum number of characters of all rollouts on a page."""
 LONGEST = 4_000
-"""Characters of one text."""
+"""Maximum number of characters of a text."""
 
 
 def answers(evals: Sequence[Evals], starts: Sequence[Evals]) -> dict[str, Any]:
-    """Items of every suite, task and length with each run's answers after training, and those before it.
+    """Items of every suite, task and length with the answers of each run after training, and the answers before it.
 
-    As many items of each cell as fit; ``asked`` counts all.
+    Each cell has as many items as fit on the page; ``asked`` counts all items.
 
     Args:
-        starts: at step 0, what was answered before training; their runs are -1, -2 and so on.
+        starts: evaluations before training, at step 0; their run indices are -1, -2 and so on.
     """
     cells: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
     before = [(-1 - place, suites) for place, suites in enumerate(starts)]
@@ -53,7 +54,7 @@ def answers(evals: Sequence[Evals], starts: Sequence[Evals]) -> dict[str, Any]:
 
 
 def rollouts(runs: Sequence[Run]) -> dict[str, Any]:
-    """Completions by step and prompt, of as many steps as fit: the last, the first, then those between."""
+    """Completions by step and prompt, for as many steps as fit: the last, the first, then those between."""
     steps: dict[int, dict[str, dict[str, Any]]] = {}
     for index, run in enumerate(runs):
         for step, rows in run.rollouts().items():
@@ -81,8 +82,8 @@ def rollouts(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _item(record: ItemRecord) -> dict[str, Any]:
-    asked = {"question": _cut(record.question), "answer": record.expected}
-    return {"id": record.id, "depth": record.depth, **(asked if record.question else {})}
+    texts = {"question": _shortened(record.question), "answer": record.expected}
+    return {"id": record.id, "depth": record.depth, **(texts if record.question else {})}
 
 
 def _answers_size(item: dict[str, Any]) -> int:
@@ -91,17 +92,17 @@ def _answers_size(item: dict[str, Any]) -> int:
 
 def _answer(run: int, record: ItemRecord) -> list[Any]:
     parts = {name: rounded(value) for name, value in record.parts.items()}
-    return [run, record.step, _cut(record.output), rounded(record.score), parts, record.truncated, record.tokens]
+    return [run, record.step, _shortened(record.output), rounded(record.score), parts, record.truncated, record.tokens]
 
 
 def _completion(row: dict[str, Any]) -> dict[str, Any]:
-    """A saved completion. The text is left out where its tokens are there."""
+    """A saved completion, with its tokens and their gap to the teacher if they were saved, else with its text."""
     found = {key: row.get(key) for key in ("tokens", "finish_reason", "reward", "advantage")}
     found["parts"] = {name: rounded(value) for name, value in (row.get("reward_parts") or {}).items()}
     if row.get("teacher_gap") and len(row["teacher_gap"]) == len(row.get("tokens_text", ())):
         found |= {"texts": row["tokens_text"], "gaps": [round(gap, 2) for gap in row["teacher_gap"]]}
     else:
-        found["text"] = _cut(str(row.get("completion", "")))
+        found["text"] = _shortened(str(row.get("completion", "")))
     return found
 
 
@@ -109,5 +110,5 @@ def _size(completion: dict[str, Any]) -> int:
     return 150 + len(completion.get("text", "")) + sum(len(text) + 9 for text in completion.get("texts", ()))
 
 
-def _cut(text: str) -> str:
+def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} […]"

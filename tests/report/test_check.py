@@ -1,20 +1,22 @@
-"""What a check of committed results says of missing runs, of rows that do not fit them, and of replaced models."""
+"""The check of committed results: missing runs, rows that do not fit them, replaced models, and grids."""
 
+import itertools
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 import longctx_rl
-from longctx_rl.config.compose import composed, composed_grids
+from longctx_rl.config.compose import composed, composed_grids, config_directory
 from longctx_rl.config.schema import Config
 from longctx_rl.launch import costs
 from longctx_rl.policy.weights import weights_hash
 from longctx_rl.report import results
-from longctx_rl.report.check import check, check_origin
-from longctx_rl.report.collect import collect
-from longctx_rl.report.completeness import check_complete
+from longctx_rl.report.check import check, check_complete, check_origin
 from longctx_rl.report.experiment import Experiment
 from longctx_rl.report.results import CellScores, Result
 
@@ -22,15 +24,21 @@ SHIPPED = Path(longctx_rl.__file__).parent / "shipped_models"
 CELL = ("heldout", "multihop", 1024)
 
 
-@pytest.fixture
-def found(grid: Path, experiment: Experiment) -> list[Result]:
-    collect(experiment, grid)
-    return results.read_all(experiment.results)
+@cache
+def run(algo: str, seed: int) -> Config:
+    return composed([f"+algo={algo}", f"seed={seed}", "experiment_name=table1", "eval=all"])
 
 
 def runs(algo: str, seeds: Sequence[int]) -> dict[str, Config]:
-    made = [composed([f"+algo={algo}", f"seed={seed}", "experiment_name=table1", "eval=all"]) for seed in seeds]
-    return {Path(config.run_dir).name: config for config in made}
+    return {Path(config.run_dir).name: config for config in (run(algo, seed) for seed in seeds)}
+
+
+def evaluate(role: str, model: str) -> str:
+    """The command that evaluates the base or the teacher."""
+    return (
+        f"python -m longctx_rl.evaluate checkpoint={model} out=runs/table1/{role} logging=wandb eval=all "
+        "eval.items=40, then collect"
+    )
 
 
 def test_grids_are_those_of_the_files() -> None:
@@ -41,7 +49,19 @@ def test_grids_are_those_of_the_files() -> None:
     assert {(config.seed, config.algo.name) for config in start} == {(seed, "dgrpo") for seed in range(3)}
 
 
-def test_what_a_grid_asks_for_and_nobody_has(experiment: Experiment, found: list[Result]) -> None:
+@pytest.mark.parametrize("sweep", ["table2_start", "table3_teacher"])
+def test_a_grid_is_what_composing_each_of_its_cells_gives(sweep: str) -> None:
+    """These sweeps vary groups, such as the model, and values, such as the seed."""
+    file = config_directory() / "experiment" / f"{sweep}.yaml"
+    params: dict[str, str] = yaml.safe_load(file.read_text())["hydra"]["sweeper"]["params"]
+    levels = [[f"{key}={value.strip()}" for value in str(values).split(",")] for key, values in params.items()]
+    cells = [composed([*cell, f"+experiment={sweep}"]) for cell in itertools.product(*levels)]
+    grids = composed_grids(sweep.partition("_")[0])
+    assert len({cell.seed for cell in cells}) > 1 and len({cell.model.name for cell in cells}) > 1
+    assert any(grids[start : start + len(cells)] == cells for start in range(len(grids)))
+
+
+def test_runs_of_a_grid_that_are_missing(experiment: Experiment, found: Sequence[Result]) -> None:
     there = runs("sft", range(3)) | runs("grpo", range(3))
     assert check_complete(experiment, found, there) == check_complete(experiment, found, {}) == []
     asked = there | runs("opd", range(4))
@@ -50,10 +70,7 @@ def test_what_a_grid_asks_for_and_nobody_has(experiment: Experiment, found: list
         "run its grids, then python -m longctx_rl.report collect table1"
     ]
     without = [replace(one, cells={CELL: last_of(one.cells[CELL])}) for one in found if one.trained]
-    assert check_complete(experiment, without, there) == [
-        "nobody asked the base: python -m longctx_rl.evaluate checkpoint=mini-student "
-        "out=runs/table1/base logging=wandb eval=all eval.items=40, then collect"
-    ]
+    assert check_complete(experiment, without, there) == [f"base has no result: {evaluate('base', 'mini-student')}"]
     assert check_complete(experiment, [one for one in found if one.trained], there) == []  # the base is their step 0
 
 
@@ -62,7 +79,7 @@ def last_of(cell: CellScores) -> CellScores:
     return CellScores(scores={last: cell.scores[last]}, cut={})
 
 
-def test_rows_that_answered_less_or_are_another_model(experiment: Experiment, found: list[Result]) -> None:
+def test_rows_with_fewer_answers_or_of_another_model(experiment: Experiment, found: Sequence[Result]) -> None:
     asked = runs("opd", range(3))
     rows = {one.name: one for one in found}
     base, teacher = rows["base"], rows["teacher"]
@@ -71,52 +88,54 @@ def test_rows_that_answered_less_or_are_another_model(experiment: Experiment, fo
     other = replace(teacher, origin={"checkpoint": "mini-student"})
     trained = [replace(one, name=one.name.replace("sft", "opd")) for one in found if one.trained]
     assert check_complete(experiment, [*trained, fewer, other], asked) == [
-        "base lacks 5 of 20 families of heldout multihop 1024 that all runs have: "
-        "python -m longctx_rl.evaluate checkpoint=mini-student "
-        "out=runs/table1/base logging=wandb eval=all eval.items=40, then collect",
-        "teacher is mini-student, and not mini-teacher as for most runs: "
-        "python -m longctx_rl.evaluate checkpoint=mini-teacher "
-        "out=runs/table1/teacher logging=wandb eval=all eval.items=40, then collect",
+        "base lacks 5 of 20 families of heldout multihop 1024 that all runs answered: "
+        + evaluate("base", "mini-student"),
+        f"teacher is mini-student, but most runs use mini-teacher: {evaluate('teacher', 'mini-teacher')}",
     ]
 
 
-def test_models_that_were_replaced(experiment: Experiment, found: list[Result]) -> None:
+def test_models_that_were_replaced(experiment: Experiment, found: Sequence[Result]) -> None:
     run, base = next(one for one in found if one.trained), next(one for one in found if one.name == "base")
     assert run.origin["student"] == weights_hash(SHIPPED / "mini-student") and run.origin.get("teacher") is None
     old = replace(run, origin=run.origin | {"student": "ab" * 16, "teacher": "cd" * 16})
-    asked = replace(base, origin=base.origin | {"dtype": "float32"})
-    assert check_complete(experiment, [old, asked], {}) == [
-        f"{run.name} is of another mini-student than the one that is shipped: train or ask it again",
-        f"{run.name} is of another mini-teacher than the one that is shipped: train or ask it again",
-        "base is of another mini-student than the one that is shipped: train or ask it again",
+    evaluated = replace(base, origin=base.origin | {"dtype": "float32"})
+    problems = check_complete(experiment, [old, evaluated], {})
+    assert [problem.partition(" than ")[0] for problem in problems] == [
+        f"{run.name} used other weights of mini-student",
+        f"{run.name} used other weights of mini-teacher",
+        "base used other weights of mini-student",
     ]
+    assert all(problem.endswith(": train or evaluate it again") for problem in problems)
     moved = replace(run, config=run.config | {"model.student": "runs/x/export"}, origin={"student": "ab" * 16})
     assert check_complete(experiment, [moved], {}) == []
 
 
-def test_a_check_knows_the_grids(experiment: Experiment, found: list[Result]) -> None:
+def test_a_check_knows_the_grids(collected: Experiment) -> None:
     asked = runs("sft", range(4))
     first = next(iter(asked))
     asked[first] = replace(asked[first], batch=replace(asked[first].batch, prompts_per_step=3))
-    problems, _ = check(experiment, experiment.folder.parents[1], composed, list(asked.values()))
+    problems, _ = check(collected, collected.folder.parents[1], composed, list(asked.values()))
     assert problems == [
         "table1: 1 of 4 runs have no result (sft-mini-mix-s3): "
         "run its grids, then python -m longctx_rl.report collect table1",
-        f"{first} is not what its grid asks for: batch.prompts_per_step 8 is 3 today",
+        f"{first} differs from its grid: batch.prompts_per_step was 8 and is 3 today; run it again",
     ]
 
 
-def test_a_result_that_is_not_what_its_grid_asks_for(found: list[Result]) -> None:
+def test_a_result_that_differs_from_its_grid(found: Sequence[Result]) -> None:
     (name, config), *_ = runs("sft", [0]).items()
     result = next(one for one in found if one.name == name)
     assert check_origin(result, composed, config) == ([], [])
     (problem,), _ = check_origin(
         replace(result, config=result.config | {"batch.prompts_per_step": 3}), composed, config
     )
-    assert problem == f"{name} is not what its grid asks for: batch.prompts_per_step 3 is 8 today"
+    assert problem == f"{name} differs from its grid: batch.prompts_per_step was 3 and is 8 today; run it again"
 
 
-def test_plans_know_what_committed_runs_cost(experiment: Experiment, found: list[Result], tmp_path: Path) -> None:
+def test_plans_know_what_committed_runs_cost(
+    experiment: Experiment, collected: Experiment, found: Sequence[Result], tmp_path: Path
+) -> None:
+    shutil.copytree(collected.results, experiment.results)
     (experiment.results / "broken.jsonl").write_text("{}\n")
     known = results.measured(experiment.folder.parent)
     assert len(known) == sum(one.trained for one in found)

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from longctx_rl.config.compose import composed
 from longctx_rl.config.model import ArchitectureConfig
 from longctx_rl.config.schema import Config
@@ -28,10 +30,11 @@ TIMED = ("time/", "perf/", "progress/wall_seconds")
 """Metrics that measure the machine, not the run."""
 
 
-def save_model(folder: Path, width: int, seed: int) -> Path:
+def save_model(folder: Path, width: int, seed: int, max_shard_size: str = "1GB") -> Path:
     """Save a tiny model with random weights, and the shipped models' tokenizer; returns the folder."""
     tokenizer = load_tokenizer("mini-student")
-    fresh_model(ArchitectureConfig(hidden_size=width, **SHAPE), tokenizer, seed).save_pretrained(folder)
+    model = fresh_model(ArchitectureConfig(hidden_size=width, **SHAPE), tokenizer, seed)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -73,3 +76,14 @@ def untimed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def step_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of training steps, without metrics that measure the machine."""
     return untimed([row for row in rows if "loss/total" in row])
+
+
+def assert_same_steps(one_rank: Sequence[dict[str, Any]], two_ranks: Sequence[dict[str, Any]]) -> None:
+    """Compare the step rows of one method with a teacher on one rank and on two: equal up to rounding."""
+    for one, two in zip(one_rank, two_ranks, strict=True):
+        for name in ("loss/total", "loss/kd", "grad/norm", "teacher/kl_reverse", "progress/sampled_tokens"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-7), name
+        for name in {"grad/pg_kd_cosine"} & one.keys():
+            assert two[name] == pytest.approx(one[name], abs=1e-4)
+        assert two["progress/trained_tokens"] == one["progress/trained_tokens"]
+        assert two["progress/flops"] == one["progress/flops"]

@@ -87,7 +87,7 @@ def test_importing_a_command_and_its_help_load_nothing_heavy(module: str, tmp_pa
         ("longctx_rl", ("+algo=sft", "seed=x"), "seed=x"),
         ("longctx_rl", ("+algo=dgrpo", "algo.group_size=1"), "algo.group_size=1"),
         ("longctx_rl", ("+algo=sft", "eval.suites.heldout.labels=[x]"), "eval.suites.heldout.labels=x"),
-        ("longctx_rl", ("+algo=sft", "+task.mixture.typo=1"), "task.mixture.typo"),
+        ("longctx_rl", ("+algo=sft", "+task.mixture.typo=1"), "task.mixture=typo"),
         ("longctx_rl", ("+algo=sft", "model.student=./nope"), "model ./nope"),
         ("longctx_rl", ("+algo=sft", "--typo"), "--typo"),
         ("longctx_rl", ("-m", "+algo=sft", "optim.lr=1e-4,1e-3"), "run_dir=runs/default/sft-mini-mix-s0"),

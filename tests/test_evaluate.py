@@ -222,20 +222,29 @@ def children_of(running: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [one for one in psutil.Process(running.pid).children() if "spawn_main" in " ".join(one.cmdline())]
 
 
-def test_processes_share_an_evaluation_and_continue_a_killed_one(heldout: Evaluated, tmp_path: Path) -> None:
-    """Three killed processes left three of six records, one of them merged already, and an incomplete line."""
+def test_shares_of_an_evaluation_are_merged(heldout: Evaluated, tmp_path: Path) -> None:
+    """Three processes left their files: one record is merged already, and the last line of one file is incomplete."""
     out = heldout.copy(tmp_path / "out")
     path = out / "evals" / "heldout.jsonl"
-    whole = records.read(path)
-    first, second, third, *_ = path.read_text().splitlines(keepends=True)
-    path.write_text(first)
-    path.with_name("heldout.0.jsonl").write_text(first + second)
-    path.with_name("heldout.2.jsonl").write_text(third + '{"step": 0, "id": "cut')
-    table = run(out, *SHORT, "eval.items=2", "processes=2", "threads=1")
+    alone = {one.id: one.output for one in records.read(path)}
+    path.unlink()
+    config = replace(composed(*SHORT, "eval.items=3"), out=str(out))
+    model, tokenizer = load_model("mini-student").eval(), load_tokenizer("mini-student")
+    for index in range(3):
+        answering.answer_suites(config, model, tokenizer, answering.Share(index, 3), lambda suite, count: None)
+    parts = sorted(path.parent.iterdir())
+    assert [part.name for part in parts] == [f"heldout.{index}.jsonl" for index in range(3)]
+    lines = [part.read_text().splitlines(keepends=True) for part in parts]
+    assert [len(of_part) for of_part in lines] == [3, 3, 3]
+    path.write_text(lines[0][0])  # merged before
+    parts[2].write_text("".join(lines[2][:2]) + lines[2][2][:20])
+    answered = {one.id: one for one in [*records.read(parts[0]), *records.read(parts[1]), *records.read(parts[2])]}
+    table = run(out, *SHORT, "eval.items=3")
     found = records.read(path)
-    assert rows(table) == rows(heldout.printed)
-    assert found[:3] == whole[:3] and {one.id: one.output for one in found} == {one.id: one.output for one in whole}
-    assert len(found) == 6 and [one.name for one in path.parent.iterdir()] == [path.name]
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    assert len(answered) == 8 and [answered.get(one.id) for one in found[:8]] == found[:8]
+    assert len(found) == len({one.id for one in found}) == 9 and {row["n"] for row in rows(table)} == {"3"}
+    assert alone.items() <= {one.id: one.output for one in found}.items()
 
 
 @pytest.mark.slow

@@ -148,6 +148,7 @@ def test_tasks_from_a_folder(
         harness.run(composed_harness(command(folder, "tasks=[local_options]")))
 
 
+@pytest.mark.slow
 def test_lm_evals_own_ruler(tmp_path: Path, ours: HarnessModel) -> None:
     """A task that lm_eval generates: its prompts, this model's answers, and its scores."""
     shipped = Path(lm_eval.__file__).parent / "tasks" / "ruler"  # alone: it reads thousands of files otherwise

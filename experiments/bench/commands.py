@@ -1,4 +1,4 @@
-"""How long the README's two commands take: python experiments/bench/commands.py [test] [demo]
+"""Measure the time of the README's two commands: python experiments/bench/commands.py [test] [demo]
 
 Appends one line per command to experiments/bench/results/commands.jsonl. Any Python will do; in a fresh clone the time
 includes the installation.
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results" / "commands.jsonl"
 
 
 def measure(target: str) -> dict[str, object]:
-    """Run ``make target`` and time it, installation included where there is none yet."""
+    """Run ``make target`` and time it, including the installation if there is none yet."""
     installed = (ROOT / ".venv" / ".installed-dev").exists()
     start = time.monotonic()
     subprocess.run(["make", target], cwd=ROOT, check=True)

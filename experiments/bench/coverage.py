@@ -1,12 +1,12 @@
-"""What intervals cover, and how often no effect is called one, in simulated studies: three runs, 500 families.
+"""Coverage of intervals and false positive rates in simulated studies of three runs and 500 families.
 
     python experiments/bench/coverage.py [--studies 2000]
 
-Item scores are 0 or 1, with logits of family difficulty (sd 1.5), of how the run turned out (sd as given), and of the
-two together (sd 0.5). ``primary``: studies shaped like table1 (five methods with five runs, 200 families in two
-conditions, a base that is one model), in which long code was gained as much as short code, or neither was at all; share
-of those with any star for the primary quantity, by the report's rule. ``contrast``'s coverage is of five times as many
-studies, so that it is known to 0.2 points. Appends a line to results/coverage.jsonl.
+Item scores are 0 or 1, from logits that add family difficulty (sd 1.5), a run effect (sd as given) and their
+interaction (sd 0.5). ``primary`` simulates studies of table1's design (five methods with five runs, 200 families in two
+conditions, a base that is one model) in which long and short code improved equally or not at all, and counts the share
+with any star for the primary quantity, by the report's rule. The coverage of ``contrast`` is measured on five times as
+many studies, which gives it to within 0.2 points. Appends a line to results/coverage.jsonl.
 """
 
 import argparse
@@ -23,19 +23,19 @@ RUNS, FAMILIES, METHODS, EFFECT = 3, 500, 5, 0.3
 
 
 def study(rng: np.random.Generator, spread: float, effects: list[float]) -> list[np.ndarray]:
-    """[S, F] scores of each method."""
+    """Scores [S, F] of each method."""
     hard = rng.normal(0.0, 1.5, FAMILIES)
     return [scores(rng, hard, effect, spread, RUNS) for effect in effects]
 
 
 def scores(rng: np.random.Generator, hard: np.ndarray, effect: float, spread: float, runs: int) -> np.ndarray:
-    """[S, F] of one method."""
+    """Scores [S, F] of one method."""
     logits = effect + hard + rng.normal(0.0, spread, (runs, 1)) + rng.normal(0.0, 0.5, (runs, len(hard)))
     return (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(float)
 
 
 def starred(spread: float, effect: float, studies: int) -> float:
-    """Share of studies with a star for long minus short code, where both are gained alike."""
+    """Share of studies with a star for long minus short code when both improve equally."""
     rng, found = np.random.default_rng(2), 0
     for _ in range(studies):
         hard = rng.normal(0.0, 1.5, (2, 200))  # long, short
@@ -55,7 +55,7 @@ def truth(spread: float) -> float:
 
 
 def covered(spread: float, studies: int) -> dict[str, float]:
-    """Shares of studies whose interval holds the true difference, and that find any among five equal methods."""
+    """Shares of studies whose interval covers the true difference, and that detect any among five equal methods."""
     rng, value = np.random.default_rng(1), truth(spread)
     hits = {"contrast": 0, "hierarchical_bootstrap": 0}
     few, many = min(studies, 400), 5 * studies

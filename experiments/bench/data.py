@@ -1,8 +1,8 @@
-"""Preparing rows against the tokenizer's own speed, and KD from a cache against KD with the teacher.
+"""Preparation of rows compared with the tokenizer alone, and KD from a cache compared with KD with the teacher.
 
     python experiments/bench/data.py [--repeats 5] [--rows 600]
 
-Each measurement is a fresh process; what is compared alternates. Appends one line to results/data.jsonl.
+Each measurement runs in a new process, and compared variants alternate. Appends one line to results/data.jsonl.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from longctx_rl.runs.metrics import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "data.jsonl"
 CHARACTERS = 40_000
-"""Of a document."""
+"""Characters of a document."""
 
 
 def write_rows(path: Path, rows: int) -> None:
-    """Documents of random words, a file for every 200 of them."""
+    """Write documents of random words, 200 to a file."""
     draw = Random(0)
     words = sorted({word for core in CORES for word in str(core).split()})
     path.mkdir()
@@ -47,7 +47,7 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def tokenizer_alone(path: Path) -> float:
-    """Seconds that the tokenizer needs for the same texts, read beforehand."""
+    """Seconds of the tokenizer alone for the same texts, which are read beforehand."""
     measure = Measure(load_tokenizer("mini-student"))
     texts = [
         text
@@ -62,7 +62,7 @@ def tokenizer_alone(path: Path) -> float:
 
 
 def prepared(path: Path) -> tuple[float, float]:
-    """Seconds of a whole preparation, and peak resident memory above the start in MiB."""
+    """Seconds of a complete preparation, and its peak resident memory above the start in MiB."""
     tokenizer = load_tokenizer("mini-student")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as cache:
@@ -73,7 +73,7 @@ def prepared(path: Path) -> tuple[float, float]:
 
 
 def child(kind: str, path: Path) -> dict[str, float]:
-    """One measurement in a process of its own."""
+    """Run one measurement in its own process."""
     done = subprocess.run(
         [sys.executable, __file__, "--child", kind, str(path)], capture_output=True, text=True, check=True
     )
@@ -82,7 +82,7 @@ def child(kind: str, path: Path) -> dict[str, float]:
 
 
 def large_teacher(path: Path) -> Path:
-    """Random weights, twenty times the mini student's: about the paper's ratio of teacher to student."""
+    """A randomly initialised teacher, twenty times the mini student's size: about the paper's ratio."""
     tokenizer = load_tokenizer("mini-student")
     shape = ArchitectureConfig(
         hidden_size=256, intermediate_size=768, num_layers=6, num_heads=8, num_kv_heads=8, head_dim=32,
@@ -94,7 +94,7 @@ def large_teacher(path: Path) -> Path:
 
 
 def kd_step(teacher: str, cache: str, root: Path, name: str) -> float:
-    """Median seconds of a step of KD."""
+    """Median seconds of a KD step."""
     overrides = [
         "+algo=kd", "engine=local", "eval=none", "logging=none", "budget.steps=12", "checkpoint.every=0",
         f"runs_root={root}", f"experiment_name={name}", f"model.teacher={teacher}", f"model.teacher_cache={cache}",
@@ -106,7 +106,7 @@ def kd_step(teacher: str, cache: str, root: Path, name: str) -> float:
 
 
 def kd_against_cache(root: Path, repeats: int) -> dict[str, object]:
-    """Seconds of KD's step with each teacher and with its cache, in turns."""
+    """Seconds of a KD step with each teacher and with its cache, alternating."""
     teachers = {"mini-teacher": "mini-teacher", "20 x student": str(large_teacher(root / "teacher"))}
     steps: dict[str, list[float]] = {}
     for name, teacher in teachers.items():

@@ -1,4 +1,4 @@
-"""Step time of ZeRO-3 against plain torch at mini scale, side by side in fresh, alternating processes.
+"""Step time of ZeRO-3 against plain torch at mini scale, side by side in new, alternating processes.
 
     python experiments/bench/engines.py [--repeats 5] [--steps 6]
 
@@ -19,11 +19,11 @@ from longctx_rl.runs.metrics import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "engines.jsonl"
 WARM_UP = 1
-"""Steps left out at the start of each process."""
+"""Warm-up steps at the start of each process, which are not counted."""
 
 
 def step_seconds(engine: str, steps: int, root: Path, repeat: int) -> list[float]:
-    """Seconds of each step after the warm-up, in a process of its own."""
+    """Seconds of each step after the warm-up, in its own process."""
     overrides = [
         "+algo=dgrpo",
         f"engine={engine}",

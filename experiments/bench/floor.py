@@ -1,13 +1,13 @@
-"""The least that a machine needs for a group step: FLOPs and bytes of each phase over its measured ceilings.
+"""Lower bound on the time of a group step on a machine: FLOPs and bytes of each phase over its measured ceilings.
 
 Every matrix product counts its FLOPs at the rate of the best large product, and its operands and results once through
 memory; everything between products counts the bytes it must read and write. A phase's floor is the sum over its
-operations of the larger of the two times (the roofline of each). Nothing is recomputed, nothing is launched, no
-temporary leaves the processor, exponentials are free, and the last layer is asked for what is read of it alone. Bytes
-are taken to come from memory; what a cache still holds can be faster.
+operations of the larger of the two times (the roofline of each). It assumes that nothing is recomputed, that launches
+and exponentials are free, that no temporary leaves the processor, and that the last layer computes only the outputs
+that are used. All bytes are assumed to come from memory; data that a cache still holds can be faster.
 
-Softmax's exponentials are no products, yet every exact attention takes one for each pair and head, and another on the
-way back, in the same arithmetic units. ``seconds(..., exponentials=True)`` adds them at their own measured rate.
+Softmax's exponentials are not products, but every exact attention computes one for each pair and head, and another in
+the backward pass, in the same arithmetic units. ``seconds(..., exponentials=True)`` adds them at their measured rate.
 """
 
 import time
@@ -25,12 +25,12 @@ class Machine:
     """Measured ceilings."""
 
     flops: float
-    """Per second, of a large float32 matrix product."""
+    """FLOPs per second of a large float32 matrix product."""
     bytes: float
-    """Per second, read plus written, of a large copy."""
+    """Bytes per second of a large copy, read plus written."""
 
     exponentials: float
-    """Per second, of float32 values in the processor's cache."""
+    """Exponentials per second of float32 values in the processor's cache."""
 
     @classmethod
     def of(cls, found: dict[str, float]) -> "Machine":
@@ -41,7 +41,7 @@ class Machine:
 
 
 def machine() -> Machine:
-    """The best of several large products and copies."""
+    """Measure the ceilings: the best of several large products and copies."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     x = torch.randn(64 * 2**20)
     y = torch.empty_like(x)
@@ -70,19 +70,19 @@ def machine() -> Machine:
 
 @dataclass
 class Work:
-    """Operations of a phase: FLOPs and bytes of each."""
+    """The operations of a phase with their FLOPs and bytes."""
 
     operations: list[tuple[float, float]] = field(default_factory=list)
     exponentials: float = 0.0
 
     def product(self, rows: float, inner: float, columns: float, *, backward: bool = False) -> None:
-        """[rows, inner] x [inner, columns]; with its two gradients if ``backward``."""
+        """A product [rows, inner] x [inner, columns], with its two gradients if ``backward``."""
         moved = 4 * (rows * inner + inner * columns + rows * columns)
         for _ in range(3 if backward else 1):
             self.operations.append((2 * rows * inner * columns, moved))
 
     def pass_over(self, numbers: float) -> None:
-        """Reads and writes of ``numbers`` float32 values, together."""
+        """Reads and writes of ``numbers`` float32 values in total."""
         self.operations.append((0.0, 4 * numbers))
 
     @property
@@ -108,7 +108,7 @@ def floor(case: dict[str, int], *, layers: int, width: int, vocabulary: int) -> 
     crossing = answers * prompt + group * completion * (completion + 1) / 2
 
     def layer(work: Work, asking: float, tokens: float, attended: float, *, backward: bool) -> None:
-        """One layer: ``asking`` tokens go through, in ``attended`` pairs with the keys and values of ``tokens``."""
+        """A layer for ``asking`` queries, in ``attended`` pairs with the keys and values of ``tokens``."""
         work.product(tokens, width, 2 * width, backward=backward)
         for inner, columns in ((width, width), (width, width), (width, 6 * width), (3 * width, width)):
             work.product(asking, inner, columns, backward=backward)
@@ -124,7 +124,7 @@ def floor(case: dict[str, int], *, layers: int, width: int, vocabulary: int) -> 
         work.pass_over(2.5 * numbers if backward else numbers)
 
     def row(work: Work, *, backward: bool) -> None:
-        """A packed row, of whose last layer the answers and the prompt's last token are read."""
+        """A packed row; of its last layer only the completions and the prompt's last token are used."""
         tokens = prompt + answers
         for _ in range(layers - 1):
             layer(work, tokens, tokens, prompt * (prompt + 1) / 2 + crossing, backward=backward)

@@ -1,9 +1,9 @@
-"""One measurement of the group step in a process of its own; experiments/bench/group_step.py starts these.
+"""One measurement of the group step in its own process, started by experiments/bench/group_step.py.
 
     python experiments/bench/group_cases.py KIND VARIANT [--prompt 4096 --completion 64 --group 8 ...]
 
-Prints one JSON object. All variants of a kind get the same random model, prompts, lengths and threads. Memory is the
-peak of resident memory above what was resident before the measured part, after free memory was handed back.
+Prints one JSON object. All variants of a kind use the same randomly initialised model, prompts, lengths and threads.
+Memory is the peak of resident memory during the measured part, above that at its start, after free memory was returned.
 """
 
 import argparse
@@ -61,11 +61,11 @@ class Case:
     width: int
     vocabulary: int
     steps: int
-    """Measured steps, after one that is not."""
+    """Measured steps, after one warm-up step."""
 
 
 def model(case: Case, seed: int) -> PreTrainedModel:
-    """Random weights; heads of 32, an MLP of three times the width."""
+    """A randomly initialised model with heads of size 32 and an MLP of three times the width."""
     torch.manual_seed(seed)
     heads = max(1, case.width // 32)
     return Qwen3ForCausalLM(
@@ -108,19 +108,19 @@ def tokens(case: Case, count: int, seed: int) -> tuple[int, ...]:
 
 
 def reward(ids: tuple[int, ...]) -> float:
-    """Any number that differs within a group."""
+    """A reward that varies within a group."""
     return sum(ids) % 7 / 7
 
 
 def fixed_group(case: Case) -> RolloutGroup:
-    """A group that is not sampled, with advantages."""
+    """A fixed group with advantages, which is not sampled."""
     completions = [Completion(tokens(case, case.completion, 1 + i), "", "stop") for i in range(case.group)]
     advantages = group_advantages([reward(one.token_ids) for one in completions], baseline="mean", normalize_std=True)
     return RolloutGroup(EXAMPLE, tokens(case, case.prompt, 0), tuple(completions), advantages=tuple(advantages))
 
 
 def apart(group: RolloutGroup) -> list[RolloutGroup]:
-    """The group as G groups of one: what sharing is compared with."""
+    """The group as G groups of one completion, without sharing."""
     return [
         replace(group, completions=(one,), advantages=(advantage,))
         for one, advantage in zip(group.completions, group.advantages, strict=True)
@@ -128,11 +128,11 @@ def apart(group: RolloutGroup) -> list[RolloutGroup]:
 
 
 class Memory:
-    """Peak resident memory of a stretch of work. Linux only."""
+    """Peak resident memory of a block of code. Linux only."""
 
     def __enter__(self) -> "Memory":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         self.before = self._read("VmRSS")
         return self
 
@@ -146,7 +146,7 @@ class Memory:
 
 
 class Ours:
-    """Student, teacher and engine of the program itself."""
+    """Student, teacher and engine as the program builds them."""
 
     def __init__(self, case: Case, variant: str) -> None:
         self.case, self.variant = case, variant.removesuffix("-gc")
@@ -159,7 +159,7 @@ class Ours:
         head = teacher.model.get_output_embeddings().weight.detach()
         shape = ModelShape.of(teacher.model)
         self.anchors = {"kd": FrozenAnchor(self.engine.freeze(teacher), Divergence(), head, shape)}
-        # An end token that is never drawn: all completions have their full length.
+        # The end token is never sampled, so all completions have their full length.
         self.sampler = HFSampler(
             load_tokenizer("mini-student"),
             temperature=1.0,
@@ -169,7 +169,7 @@ class Ours:
         )
 
     def parts(self) -> Parts:
-        """What a step on given groups reads, and nothing else."""
+        """The inputs of a step on given groups."""
         read = {
             "config": self.config,
             "engine": self.engine,
@@ -221,7 +221,7 @@ def ours_update(case: Case, variant: str) -> dict[str, Any]:
 
 
 def costs(case: Case, variant: str) -> dict[str, Any]:
-    """Seconds of the update's costliest operations on a fixed group, as torch's profiler sees them."""
+    """Seconds of the most expensive operations of an update on a fixed group, from torch's profiler."""
     ours = Ours(case, variant)
     group = fixed_group(case)
     ours.train(group, Stopwatch())
@@ -234,7 +234,7 @@ def costs(case: Case, variant: str) -> dict[str, Any]:
 
 
 def phases(watch: Stopwatch) -> dict[str, float]:
-    """Seconds: ``update`` is forward, backward and optimizer; ``scored_update`` has the teacher's part besides."""
+    """Seconds: ``update`` is forward, backward and optimizer; ``scored_update`` adds the teacher."""
     seconds = {name.removeprefix("time/"): value for name, value in watch.metrics().items()}
     update = seconds["policy"] + seconds["backward"]
     return seconds | {"update": update, "scored_update": update + seconds["teacher"]}
@@ -299,7 +299,7 @@ def trl_step(case: Case, variant: str) -> dict[str, Any]:
             processing_class=tokenizer,
         )
 
-    # Prompts of exactly P tokens: the text is the number of the step, and its ids are ours.
+    # Prompts of exactly P tokens: the text is the step number, which is replaced by our token ids.
     def tokenize(prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [list(tokens(case, case.prompt, int(prompt))) for prompt in prompts], None, {}
 
@@ -375,7 +375,7 @@ def gradient(case: Case, variant: str) -> dict[str, Any]:
 
 
 def decode(case: Case, variant: str) -> dict[str, Any]:
-    """Greedy decoding of one group: ``shared`` is ours, ``repeated`` transformers' cache repeated G times."""
+    """Greedy decoding of one group: ``shared`` is ours, ``repeated`` uses transformers' cache repeated G times."""
     student, prompt = model(case, 0).eval(), tokens(case, case.prompt, 0)
     rows: list[dict[str, Any]] = []
     for _ in range(1 + case.steps):
@@ -412,7 +412,7 @@ def decode_shared(case: Case, student: PreTrainedModel, prompt: tuple[int, ...])
         (group,) = sampler.sample(student, [SampleRequest(prompt, tuple(range(case.group)))])
         whole = time.perf_counter() - start
     (cache,) = kept
-    # The prefill's own cache is empty by now.
+    # The cache of the prefill is empty at this point.
     held = [x for one in cache.prompts for x in (one.keys, one.values)] + [x for one in cache.layers for x in one.room]
     return {
         "prefill": spent[0],
@@ -486,7 +486,7 @@ def vocabulary(case: Case, variant: str) -> dict[str, Any]:
         scores = score_tokens(head, hidden, targets, temperature=1.0, chunk=int(variant), anchors=anchors)
         torch.autograd.backward(scores.divergences["kd"].mean())
         seconds = time.perf_counter() - start
-    # Against the definition, on some tokens.
+    # Compare with the definition on some tokens.
     assert hidden.grad is not None
     some = torch.arange(0, count, max(1, count // 16))
     leaf = hidden.detach()[some].double().requires_grad_()
@@ -506,7 +506,7 @@ def vocabulary(case: Case, variant: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What peers print goes to stderr: stdout is for the result."""
+    """Send output of other libraries to stderr, because stdout carries the result."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 

@@ -1,11 +1,11 @@
-"""The group step side by side: ours, ours without sharing, TRL's trainers, transformers' own generate, and the floor.
+"""The group step compared with itself without sharing, TRL's trainers, transformers' generate, and the lower bound.
 
     python experiments/bench/group_step.py run [--only decode,teacher,...] [--repeats 5]
     python experiments/bench/group_step.py show     # from the committed results
     python experiments/bench/group_step.py plot     # results/group_step.svg
 
-Each measurement is a fresh process (group_cases.py); variants alternate, and the numbers are ratios of medians over the
-repeats of one call. ``run`` appends one line per question to results/group_step.jsonl as soon as it is answered.
+Each measurement runs in a new process (group_cases.py); variants alternate, and the numbers are ratios of medians over
+the repeats of one call. ``run`` appends a line to results/group_step.jsonl as soon as a question is answered.
 """
 
 import argparse
@@ -27,15 +27,15 @@ from floor import Machine, floor, machine
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "group_step.jsonl"
 LONG = {"prompt": 4096, "completion": 64, "group": 8}
-"""Where sharing helps: a long prompt and short answers."""
+"""The case in which sharing helps most: a long prompt and short completions."""
 SHORT = {"prompt": 512, "completion": 256, "group": 8}
-"""Where it helps least."""
+"""The case in which it helps least."""
 
 Runs = dict[str, list[dict[str, Any]]]
 
 
 def measure(kind: str, variant: str, case: dict[str, int], environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """One measurement in a process of its own."""
+    """Run one measurement in its own process."""
     sizes = [part for name, value in case.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, str(HERE / "group_cases.py"), kind, variant, *sizes]
     done = subprocess.run(
@@ -50,7 +50,7 @@ def measure(kind: str, variant: str, case: dict[str, int], environment: dict[str
 def alternate(
     kind: str, variants: dict[str, dict[str, int]], repeats: int, names: dict[str, str] | None = None
 ) -> Runs:
-    """``repeats`` measurements of each variant, one after the other in turns."""
+    """``repeats`` measurements of each variant, alternating between the variants."""
     runs: Runs = {name: [] for name in variants}
     for repeat in range(repeats):
         for name, case in variants.items():
@@ -65,7 +65,7 @@ def median(runs: list[dict[str, Any]], column: str) -> float:
 
 
 def ratio(runs: Runs, slow: str, fast: str, column: str) -> dict[str, float]:
-    """Ratio of medians, and the range of the ratios of each turn."""
+    """The ratio of medians, and the range of the ratios of single repeats."""
     pairs = [a[column] / b[column] for a, b in zip(runs[slow], runs[fast], strict=True)]
     return {
         "ratio": round(median(runs[slow], column) / median(runs[fast], column), 3),
@@ -75,7 +75,7 @@ def ratio(runs: Runs, slow: str, fast: str, column: str) -> dict[str, float]:
 
 
 def columns(runs: Runs) -> dict[str, dict[str, float]]:
-    """Medians of every number of every variant."""
+    """The median of every number of every variant."""
     return {
         name: {k: round(median(rows, k), 5) for k, v in rows[0].items() if isinstance(v, (int, float))}
         for name, rows in runs.items()
@@ -83,7 +83,7 @@ def columns(runs: Runs) -> dict[str, dict[str, float]]:
 
 
 def step(repeats: int, case: dict[str, int]) -> dict[str, Any]:
-    """Whole steps of dGRPO, and the updates in them, against no sharing and TRL's GRPO, which asks no teacher."""
+    """Whole steps of dGRPO and their updates, against no sharing and against TRL's GRPO, which has no teacher."""
     variants = ("packed", "separate", "trl-grpo", "trl-grpo-nogc")
     runs = alternate("step", dict.fromkeys(variants, case), repeats)
     ratios = {
@@ -96,7 +96,7 @@ def step(repeats: int, case: dict[str, int]) -> dict[str, Any]:
 
 
 def peers(repeats: int) -> dict[str, Any]:
-    """TRL's distillation, which asks its teacher within the update, and TRL's GRPO with its GPU's shorter loss."""
+    """TRL's distillation, which queries its teacher within the update, and TRL's GRPO with its short GPU loss."""
     variants = ("packed", "trl-distill", "trl-distill-nogc", "trl-grpo-compact", "trl-grpo-compact-nogc")
     runs = alternate("step", dict.fromkeys(variants, LONG), repeats)
     ratios = {}
@@ -108,7 +108,7 @@ def peers(repeats: int) -> dict[str, Any]:
 
 
 def memory(repeats: int) -> dict[str, Any]:
-    """Peak memory of teacher and update, each with and without recomputing activations, TRL in both its ways."""
+    """Peak memory of teacher and update, each with and without activation recomputation, and of TRL in both modes."""
     variants = ("packed", "packed-gc", "scheduled-gc", "trl-grpo", "trl-grpo-batch")
     runs = alternate("step", dict.fromkeys(variants, LONG), repeats)
     pairs = (("trl-grpo", "packed-gc"), ("trl-grpo-batch", "packed"), ("trl-grpo-batch", "packed-gc"))
@@ -117,7 +117,7 @@ def memory(repeats: int) -> dict[str, Any]:
 
 
 def scheduled(repeats: int) -> dict[str, Any]:
-    """Peak memory of the update in G, packed and one completion at a time, and what the latter costs in time."""
+    """Peak memory of the update over G, packed and one completion at a time, and the time that the latter costs."""
     variants = {f"{mode} G={g}": LONG | {"group": g} for g in (4, 8, 32) for mode in ("packed", "scheduled")}
     names = {name: name.split()[0] for name in variants}
     runs = alternate("update", variants, repeats, names)
@@ -132,14 +132,14 @@ def scheduled(repeats: int) -> dict[str, Any]:
 
 
 def group_size(repeats: int) -> dict[str, Any]:
-    """Time of the update in G at a prompt of 8,192 tokens."""
+    """Time of the update over G with a prompt of 8,192 tokens."""
     variants = {f"G={g}": {"prompt": 8192, "completion": 32, "group": g} for g in (4, 16)}
     runs = alternate("update", variants, repeats, dict.fromkeys(variants, "packed"))
     return {"medians": columns(runs), "ratios": {"update: G=16 / G=4": ratio(runs, "G=16", "G=4", "update")}}
 
 
 def decode(repeats: int) -> dict[str, Any]:
-    """Greedy decoding, token by token the same."""
+    """Greedy decoding with identical tokens."""
     runs = alternate("decode", dict.fromkeys(("shared", "repeated"), LONG), repeats)
     outputs = [run.pop("tokens") for rows in runs.values() for run in rows]
     ratios = {f"{c}: repeated / shared": ratio(runs, "repeated", "shared", c) for c in ("decode", "kv_mib")}
@@ -156,7 +156,7 @@ def teacher(repeats: int) -> dict[str, Any]:
 
 
 def costs(repeats: int) -> dict[str, Any]:
-    """The costliest operations of teacher and update, without sharing and with it."""
+    """The most expensive operations of teacher and update, with and without sharing."""
     found = {variant: measure("costs", variant, LONG) for variant in ("separate", "packed")}
     result: dict[str, Any] = {}
     for variant, row in found.items():
@@ -172,7 +172,7 @@ def vocabulary(repeats: int) -> dict[str, Any]:
 
 
 def exactness(repeats: int) -> dict[str, Any]:
-    """Loss and gradient of every way to take the step, against plain transformers in float32."""
+    """Loss and gradient of every implementation of the step, against plain transformers in float32."""
     result: dict[str, Any] = {}
     for name, case in (("long", LONG), ("short", SHORT)):
         gradients, losses = {}, {}
@@ -192,7 +192,7 @@ def exactness(repeats: int) -> dict[str, Any]:
 
 
 def scaling(repeats: int) -> dict[str, Any]:
-    """The update against prompt, completion, group and vocabulary, packed and separate: what ``plot`` draws."""
+    """Time of the update over prompt, completion, group and vocabulary sizes, packed and separate, for ``plot``."""
     base = {"prompt": 2048, "completion": 64, "group": 8, "vocabulary": 4096}
     axes = {
         "prompt": (512, 1024, 2048, 4096),
@@ -241,9 +241,9 @@ def run(only: list[str], repeats: int) -> None:
 
 
 def latest() -> dict[str, dict[str, Any]]:
-    """The newest answer to each question."""
+    """The newest result for each question."""
     if not RESULTS.is_file():
-        raise SystemExit(f"{RESULTS} is not there: python experiments/bench/group_step.py run")
+        raise SystemExit(f"{RESULTS} does not exist: make it with python experiments/bench/group_step.py run")
     rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
     return {row["question"]: row["answer"] for row in rows}
 
@@ -268,7 +268,7 @@ def show() -> None:
 
 
 def plot() -> None:
-    """Update time against each size, packed and separate."""
+    """Plot the time of the update over each size, packed and separate."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -297,7 +297,7 @@ def plot() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "show", "plot"))
-    parser.add_argument("--only", default="", help=f"some of: {','.join(QUESTIONS)}")
+    parser.add_argument("--only", default="", help=f"questions to run, separated by commas: {','.join(QUESTIONS)}")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     if options.action == "run":

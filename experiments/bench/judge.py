@@ -1,4 +1,4 @@
-"""Graded candidates a second, isolation on: warm workers, a fork for each candidate.
+"""Candidates graded per second with isolation: warm workers, and a fork for each candidate.
 
     python experiments/bench/judge.py [--candidates 600] [--repeats 5]
 

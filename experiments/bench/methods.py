@@ -1,12 +1,12 @@
-"""The five methods with default settings: what each run costs and what it changes on held-out items.
+"""The five methods with default settings: costs of each run, and changes of its scores on held-out items.
 
     python experiments/bench/methods.py run [--algos dgrpo,grpo,...] [--seeds 0,1,2] [--again]   # minutes per run
     python experiments/bench/methods.py show                                    # from the committed results
 
 ``run`` appends one line per run to experiments/bench/results/methods.jsonl: wall time of the whole command, peak
 resident memory of its processes, seconds until the first step was recorded, cost counters, and the score of every
-held-out item before and after. A run that is there already is skipped, unless asked for again: then the newest line
-of a run counts.
+held-out item before and after. A run that has a line already is skipped unless --again is given; the newest line of a
+run counts.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from longctx_rl.runs.metrics import read_metrics
 RESULTS = Path(__file__).parent / "results" / "methods.jsonl"
 COSTS = ("sampled_tokens", "trained_tokens", "teacher_tokens", "flops", "wall_seconds")
 LONG = 1024
-"""Prompt length, in tokens, from which a context counts as long."""
+"""Prompt length in tokens from which a context counts as long."""
 
 
 def resident_gib(process: psutil.Process) -> float:
-    """Resident memory of a process and its children, pages that they share counted once."""
+    """Resident memory of a process and its children, with shared pages counted once."""
     total = 0
     for member in [process, *process.children(recursive=True)]:
         try:
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("action", choices=("run", "show"))
     parser.add_argument("--algos", default="dgrpo,grpo,opd,kd,sft")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--again", action="store_true", help="measure runs that are there already")
+    parser.add_argument("--again", action="store_true", help="also measure runs that have a line already")
     options = parser.parse_args()
     if options.action == "run":
         run(options.algos.split(","), [int(seed) for seed in options.seeds.split(",")], options.again)

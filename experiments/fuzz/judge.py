@@ -1,10 +1,9 @@
-"""Attacks the judge with random code and random replies: nothing may pass, hang, crash it, or harm honest code beside
-it.
+"""Fuzz the judge of generated code: random code and replies must not pass, hang it, crash it or affect honest code.
 
     python experiments/fuzz/judge.py --minutes 60 [--seed 0]
 
-Candidates are lines of the known exploits in random order and number, random bytes and random JSON written to random
-files, and mutilated honest code; replies are random bytes and JSON for the trusted side's reader. Appends a line to
+Candidates are random selections of lines from the known exploits, random bytes and JSON written to random files, and
+honest code with random edits. Replies are random bytes and JSON for the reader on the trusted side. Appends a line to
 results.jsonl.
 """
 
@@ -29,12 +28,12 @@ HONEST: str = KNOWN["HONEST"]
 RESULTS = Path(__file__).parent / "results.jsonl"
 BATCH = 16
 WRONG = [code for code in EXPLOITS.values() if "2 * x" not in code]
-"""Those that hold no right answer behind a condition, which a change of one letter could open."""
+"""Exploits without a right answer behind a condition, because a random edit could make the condition true."""
 LINES = [line for code in WRONG for line in code.splitlines() if line.strip()]
 
 
 def json_value(draw: random.Random, depth: int = 0) -> Any:
-    """Something that may look like an answer."""
+    """A random JSON value that may resemble an answer."""
     kind = draw.randrange(9 if depth < 4 else 6)
     if kind < 6:
         return draw.choice([None, True, False, 0, 1, -1, 2, 1e308, float("nan"), "", "value", "x" * 50, 10**30])
@@ -45,7 +44,7 @@ def json_value(draw: random.Random, depth: int = 0) -> Any:
 
 
 def payload(draw: random.Random) -> bytes:
-    """Bytes for a reply: noise, JSON, or cut JSON."""
+    """Bytes of a reply: noise, JSON, or truncated JSON."""
     if draw.random() < 0.3:
         return draw.randbytes(draw.randrange(200))
     results = [{draw.choice(["value", "error"]): json_value(draw)} for _ in range(draw.choice([0, 1, 4, 5]))]
@@ -54,7 +53,7 @@ def payload(draw: random.Random) -> bytes:
 
 
 def candidate(draw: random.Random) -> str:
-    """Code that should not pass."""
+    """Random code that must not pass."""
     kind = draw.randrange(4)
     if kind == 0:
         lines = draw.sample(LINES, draw.randint(1, 12))

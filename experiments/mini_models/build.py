@@ -3,9 +3,9 @@
     python experiments/mini_models/build.py [--root runs] [--items 500]     # make mini-models
 
 Each stage is one run of the program (conf/experiment/mini/) that starts from the export of the one before and ends once
-it has reached its accuracy. The student is what stage 7 leaves, the teacher what stage 8 makes of it with longer
-contexts. A stage that was interrupted continues, one that is finished is left alone. Nothing is installed unless both
-models meet what the comparison of the methods needs.
+it has reached its accuracy. The student is the model after stage 7; stage 8 trains it on longer contexts into the
+teacher. An interrupted stage continues, and a finished one is not repeated. Nothing is installed unless both models
+meet the requirements of the comparison of methods.
 """
 
 import argparse
@@ -47,36 +47,36 @@ LENGTHS = (SHORT, 512, LONG)
 CODE = ("closed", "short", "pad", "bury", "hard")
 REASONING = ("original", "expanded", "context")
 FAR = (768, LONG)
-"""Lengths of code and multiple choice."""
+"""Prompt lengths of code and multiple choice, in tokens."""
 TOKENS = 96
-"""Of an answer."""
+"""Maximum tokens of an answer."""
 FIRST = 1000
-"""Held-out families from here on; what ends the last two stages is measured on families of its own (eval.first)."""
+"""First held-out family; the accuracy that ends the last two stages is measured on other families (eval.first)."""
 
 
 def train(stage: str, before: str | None, root: Path, overrides: list[str]) -> None:
-    """Run a stage, or continue it."""
+    """Run or continue a stage."""
     command = [sys.executable, "-m", "longctx_rl", "+algo=sft", f"+experiment=mini/{stage}", f"runs_root={root}"]
     if before:
         command.append(f"model.student={root}/mini-models/{before}/export")
     with subprocess.Popen([*command, "resume=true", *overrides]) as run:
         while (status := run.poll()) is None:
-            with suppress(KeyboardInterrupt):  # reaches the run, too, which saves and stops
+            with suppress(KeyboardInterrupt):  # the run receives it too, saves and stops
                 run.wait()
-    if status:  # the run has said why, and how to continue
+    if status:  # the run has printed the reason and how to continue
         raise SystemExit(status)
     check_gate(root / "mini-models" / stage)
 
 
 def gate(run: Path) -> tuple[configuration.UntilConfig, float]:
-    """What a stage has to reach, and what it reached."""
+    """The accuracy that ends a stage, and the one that it reached."""
     until = configuration.read(run / "config.yaml").budget.until
     assert until is not None
     return until, [row[until.metric] for row in read_metrics(run / "metrics.jsonl") if until.metric in row][-1]
 
 
 def course(run: Path) -> dict[str, Any]:
-    """What a stage took, and the code that it started with."""
+    """The costs of a stage, and the commit that it started with."""
     until, reached = gate(run)
     last = [row for row in read_metrics(run / "metrics.jsonl") if "loss/total" in row][-1]
     environment = json.loads((run / "environment.json").read_text())
@@ -93,22 +93,22 @@ def course(run: Path) -> dict[str, Any]:
 
 
 def check_gate(run: Path) -> None:
-    """Stop where a stage spent its steps without learning what the next one builds on. The teacher's may."""
+    """Stop after a stage, other than the teacher's, that spent its steps without reaching its accuracy."""
     until, reached = gate(run)
     if reached < until.at_least and run.name != STAGES[-1]:
         raise SystemExit(
-            f"{run} ended at {until.metric}={reached:.3f}, below {until.at_least}: some seeds stall; try "
+            f"{run} ended at {until.metric}={reached:.3f}, below {until.at_least}: some seeds stall, so try another one: "
             'make mini-models ARGS="--root runs/again seed=1"'
         )
 
 
 def plan(labels: tuple[str, ...], lengths: tuple[int, ...], items: int) -> Plan:
-    """The items that models are measured on."""
+    """The items that models are evaluated on."""
     return Plan(SuiteConfig(labels=labels, lengths=lengths, max_new_tokens=TOKENS), items, FIRST)
 
 
 def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
-    """Accuracy of a model in each cell, with the document and without it."""
+    """Evaluate a model: its accuracy in each cell, with and without the document."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
     dispatch.install(model)
@@ -133,7 +133,7 @@ def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
 
 
 def without_document(tokenizer: PreTrainedTokenizerBase, items: int) -> list[Item]:
-    """``items`` questions of each task whose answer is not "unknown", and no document."""
+    """``items`` questions of each task without their document, excluding those whose answer is "unknown"."""
     chosen = []
     for task in TASKS:
         found = items_of("heldout", plan((task,), (SHORT,), 2 * items), tokenizer)
@@ -143,7 +143,7 @@ def without_document(tokenizer: PreTrainedTokenizerBase, items: int) -> list[Ite
 
 
 def shortcomings(rows: list[dict[str, Any]]) -> list[str]:
-    """What keeps the pair from being useful: the student has to be good short and worse long, the teacher good."""
+    """Unmet requirements: the student must be good at short prompts and worse at long ones, the teacher good at both."""
     score = {(row["model"], row["book"], row["task"], row["length"]): row["value"] for row in rows}
     found = []
     for task in TASKS:
@@ -182,12 +182,12 @@ def shortcomings(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def code_cells() -> list[tuple[str, int]]:
-    """Labels and lengths of code; 0 where a prompt has the length that it has."""
+    """Labels and lengths of code; 0 for prompts of natural length."""
     return list(plan(CODE, FAR, 1).cells())
 
 
 def card(name: str, rows: list[dict[str, Any]]) -> str:
-    """The model card, figures from the results."""
+    """The model card with numbers from the results."""
     mine = [row for row in rows if row["model"] == name]
     score = {(row["suite"], row["book"], row["task"], row["length"]): row for row in mine}
 
@@ -202,7 +202,7 @@ def card(name: str, rows: list[dict[str, Any]]) -> str:
     for task in TASKS:
         found = [percent("heldout", "open", task, length) for length in LENGTHS]
         lines.append(f"| {task} | " + " | ".join([*found, percent("heldout", "closed", task, SHORT)]) + " |")
-    lines += ["", "| suite | items | as short as it is | " + " | ".join(f"{n} tokens" for n in FAR) + " |"]
+    lines += ["", "| suite | items | natural length | " + " | ".join(f"{n} tokens" for n in FAR) + " |"]
     lines += ["|---" * (len(FAR) + 3) + "|"]
     for suite, labels in (("code", CODE), ("longreason", REASONING)):
         for label in labels:
@@ -220,7 +220,7 @@ def card(name: str, rows: list[dict[str, Any]]) -> str:
 
 
 def install(name: str, export: Path, text: str) -> None:
-    """Put a model and its card into the package."""
+    """Copy a model and its card into the package."""
     for file in ("config.json", "generation_config.json", "model.safetensors"):
         shutil.copyfile(export / file, SHIPPED / name / file)
     (SHIPPED / name / "README.md").write_text(text)
@@ -228,7 +228,7 @@ def install(name: str, export: Path, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="runs", type=Path, help="where the runs are kept")
+    parser.add_argument("--root", default="runs", type=Path, help="folder of the runs")
     parser.add_argument("--items", default=500, type=int, help="held-out items per task and length")
     parser.add_argument("overrides", nargs="*", help="settings for all stages, such as engine.threads=2")
     arguments = parser.parse_args()
@@ -237,7 +237,7 @@ def main() -> None:
     exports = {f"mini-{stage}": arguments.root / "mini-models" / stage / "export" for stage in STAGES[-2:]}
     rows = [row for name, export in exports.items() for row in measure(name, export, arguments.items)]
     if found := shortcomings(rows):
-        raise SystemExit("not installed, because these are not met:\n  " + "\n  ".join(found))
+        raise SystemExit("not installed, because these requirements are not met:\n  " + "\n  ".join(found))
     rows = [{"date": date.today().isoformat(), **row} for row in rows]
     stages = [course(arguments.root / "mini-models" / stage) for stage in STAGES]
     for file, content in ((RESULTS, rows), (COURSE, stages)):

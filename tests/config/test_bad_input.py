@@ -125,7 +125,7 @@ BAD: dict[str, tuple[str, ...]] = {
 
 
 class Outcome:
-    """What one command did."""
+    """The result of one command."""
 
     def __init__(self, code: int, stdout: str, stderr: str) -> None:
         self.code, self.stdout, self.stderr = code, stdout, stderr
@@ -133,7 +133,7 @@ class Outcome:
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Outcome]:
-    """``python -m longctx_rl`` in an empty directory, within this process: a process of its own takes a second."""
+    """Run ``python -m longctx_rl`` in an empty directory, in this process, because a new process takes a second."""
 
     def run(arguments: str, **environment: str) -> Outcome:
         monkeypatch.chdir(tmp_path)
@@ -145,7 +145,7 @@ def start(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tm
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
-        assert "LONGCTX_RL_SCRATCH" not in os.environ  # or later sweeps keep their jobs in a folder that is gone
+        assert "LONGCTX_RL_SCRATCH" not in os.environ  # later sweeps would put their jobs in a deleted folder
         return Outcome(code, *capfd.readouterr())
 
     return run
@@ -199,7 +199,7 @@ def test_a_sweep_whose_runs_would_share_a_directory(start: Callable[..., Outcome
     assert "run_dir=runs/default/sft-mini-mix-s0" in result.stderr and "'run_dir=${runs_root}/" in result.stderr
 
 
-def test_a_sweep_goes_on_after_a_run_that_cannot_start(start: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_sweep_continues_after_a_run_that_cannot_start(start: Callable[..., Outcome], tmp_path: Path) -> None:
     result = start("-m +algo=grpo algo.group_size=0,1 'run_dir=runs/${algo.group_size}'")
     assert result.code == 1
     assert result.stderr.count("error: algo.group_size=") == 2

@@ -1,4 +1,4 @@
-"""Every run of every grid composes, is possible, and has a directory of its own."""
+"""Every run of every grid composes, is valid, and has its own directory."""
 
 import json
 import os
@@ -44,10 +44,10 @@ def runs(grid: str) -> list[Config]:
 
 @cache
 def commanded(grid: str) -> dict[tuple[str, ...], Config]:
-    """Those runs by what their commands override."""
+    """The same runs, keyed by the overrides of their commands."""
     choices = [[f"{key}={value}" for value in str(values).split(",")] for key, values in GRIDS[grid].items()]
     choices[0] = choices[0][:2]
-    assert choices[0] == ["seed=0", "seed=1"]  # outermost: whole comparisons are there early
+    assert choices[0] == ["seed=0", "seed=1"]  # the outermost loop, so that complete comparisons exist early
     commands = [(f"+experiment={grid}", *chosen) for chosen in product(*choices)]
     return {overrides: composed(*overrides) for overrides in commands}
 
@@ -84,7 +84,7 @@ def test_a_shared_composition_is_what_hydra_composes(grid: str) -> None:
 
 
 def test_grids_share_what_they_have_in_common() -> None:
-    """The same directory in two grids is the same run, so it is trained once."""
+    """Two grids that contain the same directory contain the same run, so it is trained once."""
     known: dict[str, Config] = {}
     for grid in GRIDS:
         for config in runs(grid):
@@ -93,7 +93,7 @@ def test_grids_share_what_they_have_in_common() -> None:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_the_runs_of_a_table_make_all_its_tables(table: str, tmp_path: Path) -> None:
-    """Collected from one folder, each level of each axis has its runs, and none of them was trained twice."""
+    """Collected from one folder, each level of each axis has its runs, and no run is trained twice."""
     folder = Path(shutil.copytree(EXPERIMENTS / table, tmp_path / table, ignore=shutil.ignore_patterns("results")))
     experiment = open_experiment(folder)
     known = {overrides: config for grid in TABLES[table] for overrides, config in commanded(grid).items()}
@@ -119,8 +119,8 @@ def test_the_runs_of_a_table_make_all_its_tables(table: str, tmp_path: Path) -> 
     tables = {one.name: one for one in ablation.tables_of(experiment, found)}
     assert {f"{axis}{kind}" for axis in experiment.axes for kind in ("", "_differences", "_gains")} <= tables.keys()
     alone = [row for row, _ in tables["costs"].rows if row.split()[0] not in experiment.axes]
-    assert not alone, "every run is at some level, cold starts among them"
-    readmes.filled(folder / "README.md", table, dict.fromkeys(tables, ""))  # refuses a mark of no table
+    assert not alone, "every run belongs to a level, including the cold starts"
+    readmes.filled(folder / "README.md", table, dict.fromkeys(tables, ""))  # refuses a mark without a table
 
 
 def test_cold_starts_are_where_they_are_looked_for() -> None:
@@ -129,7 +129,7 @@ def test_cold_starts_are_where_they_are_looked_for() -> None:
 
 
 def test_other_teachers_are_where_they_are_looked_for() -> None:
-    """The weaker ones in table1, the larger one where its script says."""
+    """The weaker teachers are in table1, the larger teacher is where its script writes it."""
     exports = {f"{config.run_dir}/export" for config in runs("table1") if config.algo.name == "sft"}
     larger = runpy.run_path(str(EXPERIMENTS / "mini_models" / "larger_teacher.py"))["RUN"]
     exports.add(f"runs/{larger}/export")

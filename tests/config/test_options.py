@@ -19,7 +19,7 @@ EXPERIMENTS = sorted(
 )
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 FOR_LONGBLOCKS = ("task=any",)
-"""For rows as they come: no generator makes such a task."""
+"""These options need a data set, because no generator makes such a task."""
 PAPER = {
     "sft": ("dataset", 1, (1.0, 0.0, 0.0, 0.0)),
     "kd": ("dataset", 1, (0.0, 0.0, 1.0, 0.0)),
@@ -43,7 +43,7 @@ SHARED: dict[str, object] = {
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_each_method_resolves_to_its_row_of_the_table(algo: str) -> None:
-    """Every resolved value, whichever file it comes from: runs that were made before can be compared with these."""
+    """Every resolved value, whichever file it comes from, so that earlier runs stay comparable."""
     source, group_size, weights = PAPER[algo]
     recorded = source == "dataset"
     assert convert.plain(composed(f"+algo={algo}").algo) == {
@@ -58,7 +58,7 @@ def test_each_method_resolves_to_its_row_of_the_table(algo: str) -> None:
 
 
 def test_the_shared_file_of_the_methods_lists_every_weight_and_every_part_of_a_divergence() -> None:
-    """Or a new weight could not be set from the command line."""
+    """Otherwise a new weight could not be set on the command line."""
     base = yaml.safe_load((CONF / "algo" / "_base.yaml").read_text())
     assert base["weights"] == asdict(Weights())
     assert base["kd"].keys() == base["ref"].keys() == asdict(Divergence()).keys()
@@ -67,7 +67,7 @@ def test_the_shared_file_of_the_methods_lists_every_weight_and_every_part_of_a_d
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_composes(option: str) -> None:
-    # Without a teacher in the fresh models, sft is the method that all of them allow.
+    # Randomly initialised models have no teacher, and sft is the method that works with every option.
     loaded = composed("+algo=sft", option, *(["data=longblocks"] if option in FOR_LONGBLOCKS else []))
     group, _, name = option.partition("=")
     assert getattr(loaded, group).name == name

@@ -34,30 +34,32 @@ def test_good_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "problem", "fix"),
     [
-        ({"cuont": 1}, "unknown key cuont=1: did you mean count?"),
-        ({"inner": {"rate": 1, "rte": 2}}, "unknown key inner.rte=2: did you mean inner.rate?"),
-        ({"inner": {}}, "missing key inner.rate: give it a value, inner.rate=..."),
-        ({"inner": None}, "inner=null: expected a group of keys, not a single value"),
-        ({"count": 1.5}, "count=1.5: expected a whole number"),
-        ({"count": True}, "count=true: expected a whole number"),
-        ({"count": "1"}, "count=1: expected a whole number"),
-        ({"flag": 1}, "flag=1: expected true or false"),
-        ({"limit": "x"}, "limit=x: expected a whole number"),
-        ({"names": "x"}, "names=x: expected a list, such as names=[...]"),
-        ({"names": [["x"]]}, "names[0]=['x']: expected text"),
-        ({"shares": 1}, "shares=1: expected a group of keys"),
-        ({"shares": {"x": None}}, "shares.x=null: expected a number"),
-        ({"inner": {"rate": 1, "mode": "c"}}, "inner.mode=c: choose one of a, b"),
+        ({"cuont": 1}, "unknown key cuont=1:", "count?"),
+        ({"inner": {"rate": 1, "rte": 2}}, "unknown key inner.rte=2:", "inner.rate?"),
+        ({"inner": {}}, "missing key inner.rate:", "inner.rate=..."),
+        ({"inner": None}, "inner=null:", "a group of keys"),
+        ({"count": 1.5}, "count=1.5:", "a whole number"),
+        ({"count": True}, "count=true:", "a whole number"),
+        ({"count": "1"}, "count=1:", "a whole number"),
+        ({"flag": 1}, "flag=1:", "true or false"),
+        ({"limit": "x"}, "limit=x:", "a whole number"),
+        ({"names": "x"}, "names=x:", "names=[...]"),
+        ({"names": [["x"]]}, "names[0]=['x']:", "text"),
+        ({"shares": 1}, "shares=1:", "a group of keys"),
+        ({"shares": {"x": None}}, "shares.x=null:", "a number"),
+        ({"inner": {"rate": 1, "mode": "c"}}, "inner.mode=c:", "a, b"),
     ],
 )
-def test_bad_data(change: dict[str, Any], sentence: str) -> None:
+def test_bad_data(change: dict[str, Any], problem: str, fix: str) -> None:
     with pytest.raises(ValueError) as caught:
         convert(Outer, GOOD | change)
-    assert str(caught.value) == sentence
+    sentence = str(caught.value)
+    assert sentence.startswith(problem) and fix in sentence.removeprefix(problem) and "\n" not in sentence
 
 
 def test_unknown_keys_are_followed_through_groups() -> None:
-    assert unknown_key(Outer, "other.rat") == "unknown key other.rat: did you mean other.rate?"
-    assert unknown_key(Outer, "count.x") == "unknown key count.x: count is a single value"
+    for key, fix in (("other.rat", "other.rate?"), ("count.x", "count is a single value"), ("shares.y", "+shares.y=")):
+        sentence = unknown_key(Outer, key)
+        assert sentence.startswith(f"unknown key {key}:") and fix in sentence

@@ -21,18 +21,23 @@ from longctx_rl.sandbox import probe
 from longctx_rl.types import UNANSWERABLE
 
 TASKS = ("multihop", "grounding", "longform")
-ITEMS = 24
 BACKEND = "rlimit" if probe.failure("bwrap") else "bwrap"
 
 
+some_or_many = pytest.mark.parametrize("items_each", [8, pytest.param(24, marks=pytest.mark.slow)])
+
+
+@some_or_many
 @pytest.mark.parametrize(("name", "long"), [("mini-student", (0.0, 0.45)), ("mini-teacher", (0.8, 1.0))])
-def test_good_at_short_context_and_at_long_if_it_is_the_teacher(name: str, long: tuple[float, float]) -> None:
+def test_good_at_short_context_and_at_long_if_it_is_the_teacher(
+    name: str, long: tuple[float, float], items_each: int
+) -> None:
     model, tokenizer = load_model(name), load_tokenizer(name)
     dispatch.install(model)
     sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=96, batch_tokens=65536)
 
     items = items_of(
-        "heldout", Plan(SuiteConfig(labels=TASKS, lengths=(256, 1024), max_new_tokens=48), ITEMS, 2000), tokenizer
+        "heldout", Plan(SuiteConfig(labels=TASKS, lengths=(256, 1024), max_new_tokens=48), items_each, 2000), tokenizer
     )
     for cell in cells(answer(model, sampler, tokenizer, items, ExactGrader(), step=0)):
         low, high = long if cell.length == 1024 else (0.55, 1.0)
@@ -42,13 +47,16 @@ def test_good_at_short_context_and_at_long_if_it_is_the_teacher(name: str, long:
         assert cell.score.value <= 0.05, cell
 
 
+@some_or_many
 @pytest.mark.parametrize(("name", "buried"), [("mini-student", (0.0, 0.5)), ("mini-teacher", (0.8, 1.0))])
-def test_writes_code_whose_helpers_are_shown_and_guesses_nothing(name: str, buried: tuple[float, float]) -> None:
+def test_writes_code_whose_helpers_are_shown_and_guesses_nothing(
+    name: str, buried: tuple[float, float], items_each: int
+) -> None:
     model, tokenizer = load_model(name), load_tokenizer(name)
     dispatch.install(model)
     sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=64, batch_tokens=65536)
     suite = SuiteConfig(labels=("closed", "short", "bury"), lengths=(1024,), max_new_tokens=64)
-    items = items_of("code", Plan(suite, ITEMS, 2000), tokenizer)
+    items = items_of("code", Plan(suite, items_each, 2000), tokenizer)
     with closing(CodeGrader(BACKEND)) as code:
         found = cells(answer(model, sampler, tokenizer, items, ExactGrader(code), step=0))
     score = {cell.task: cell.score.value for cell in found}

@@ -78,7 +78,7 @@ def test_launchers_that_would_run_a_run_twice_are_refused() -> None:
     settings = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "nodes": 1}
     with pytest.raises(ValueError, match=r"hydra\.launcher\.tasks_per_node=2: .*set hydra\.launcher\.tasks_per_node=1"):
         launcher_from("submitit_slurm", settings | {"tasks_per_node": 2})
-    with pytest.raises(ValueError, match="hydra/launcher=joblib .*choose basic"):
+    with pytest.raises(ValueError, match=r"hydra/launcher=joblib .*choose basic"):
         launcher_from("joblib", {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"})
     assert launcher_from("submitit_slurm", settings | {"tasks_per_node": 1, "partition": "gpu"}).cluster == "slurm"
 

@@ -1,4 +1,4 @@
-"""One synthetic grid for all tests of reports, collected once, and commands of reports without a process of their own."""
+"""One synthetic grid for all tests of reports, collected once, and commands that run within the test process."""
 
 import shutil
 from collections.abc import Callable, Sequence

@@ -162,6 +162,7 @@ def test_studies_without_results_stop_nobody(tmp_path: Path, command: Command) -
         assert done.code == 0, done.err
         assert expected in done.out and "bench" not in done.out
         assert "table2: no results in experiments/table2/results yet: train its runs" in done.out
+    assert not (experiment.folder / "figures").exists()  # of untrained models alone
     with (tmp_path / "README.md").open("a") as readme:
         readme.write("+98.7 [+95.0, +99.0]\n")
     done = command(tmp_path, "check")

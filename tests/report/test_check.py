@@ -49,7 +49,7 @@ def test_grids_are_those_of_the_files() -> None:
     assert {(config.seed, config.algo.name) for config in start} == {(seed, "dgrpo") for seed in range(3)}
 
 
-@pytest.mark.parametrize("sweep", ["table2_start", "table3_teacher"])
+@pytest.mark.parametrize("sweep", ["table2_start", pytest.param("table3_teacher", marks=pytest.mark.slow)])
 def test_a_grid_is_what_composing_each_of_its_cells_gives(sweep: str) -> None:
     """These sweeps vary groups, such as the model, and values, such as the seed."""
     file = config_directory() / "experiment" / f"{sweep}.yaml"
@@ -143,8 +143,7 @@ def test_plans_know_what_committed_runs_cost(
     config = composed([*overrides, f"runs_root={tmp_path}"])
     cost = costs.estimate(config, known)
     assert cost == costs.Cost(2.0 * 20 + 3.0, 2000.0, 2e10)
-    lines = costs.render([config], 1, known).splitlines()
-    assert lines[-1] == "1 of them cost what committed results did, whose seconds may be another machine's"
+    assert "from committed results" in costs.render([config], 1, known)
     here = [replace(one, here=True, evaluation_seconds=5.0) for one in known[:1] + known[3:4]]
     measured = {costs.estimate(config, [*known, one]) for one in here if one.config.algo.name == "sft"}
     assert measured == {costs.Cost(2.0 * 20 + 5.0, 2000.0, 2e10)}  # those that are here count alone

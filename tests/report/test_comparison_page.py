@@ -295,7 +295,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(page: Page) -> None:
 
 @pytest.mark.slow
 def test_200_runs_open_in_3_seconds(browser: Page, tmp_path: Path) -> None:
-    """From the start of loading to the frame that shows the first chart; the best of three, as the machine may be busy."""
+    """From the start of loading to the frame that shows the first chart; best of three."""
     write_runs(tmp_path / "runs", 40, steps=60, items=4, metrics=12)
     document.write(tmp_path / "runs", tmp_path / "report.html")
     seconds = []

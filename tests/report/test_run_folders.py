@@ -91,7 +91,7 @@ def test_an_evaluation_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> No
     (tmp_path / "base" / "evaluation.json").write_text('{"checkpoint": ')
     with pytest.raises(
         ValueError,
-        match=r"base/evaluation\.json cannot be read .*: remove this folder and evaluate its checkpoint again",
+        match=r"base/evaluation\.json cannot be read .*: remove this folder",
     ):
         find_evaluations(tmp_path)
 

@@ -203,7 +203,7 @@ def test_axes_that_cannot_be_used_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing does not exist: create it, or choose one of"):
         open_experiment(tmp_path / "nothing")
     (tmp_path / "axes.yaml").write_text("axes: {}")
-    with pytest.raises(ValueError, match="axes.yaml is invalid .*: give `default:` and `axes:`"):
+    with pytest.raises(ValueError, match=r"axes\.yaml is invalid .*: give `default:` and `axes:`"):
         open_experiment(tmp_path)
     (tmp_path / "axes.yaml").write_text("default: {}\naxes: {lr: {1: {optim.lr: 1}}}")
     with pytest.raises(ValueError, match=r"lr, level 1 sets optim\.lr: give it a value under default:"):

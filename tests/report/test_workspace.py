@@ -43,8 +43,8 @@ def test_the_workspace_compares_methods_or_levels_over_every_cost(
     assert bars.metrics == ["eval/heldout/multihop/256", "eval/heldout/multihop/1024"]
     (means,) = sections["Accuracy"].panels
     assert isinstance(means, wr.BarPlot) and means.metrics == ["eval/heldout/mean"]
-    assert ("Which key matters" in sections) == bool(experiment.axes)
-    assert isinstance(sections["What differs between runs"].panels[0], wr.RunComparer)
+    assert ("Importance of keys" in sections) == bool(experiment.axes)
+    assert isinstance(sections["Differences between runs"].panels[0], wr.RunComparer)
     sent = json.dumps(workspace._to_model().model_dump(mode="json", by_alias=True))
     assert experiment.name in sent and "progress/trained_tokens" in sent and "experiment_name" in sent
 

@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from longctx_rl import cli
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.rollout import SampleRequest, sample_seed
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.types import Completion
 from packed_builders import tiny_model
+from rank_processes import run_ranks
 
 Groups = list[tuple[Completion, ...]]
 
@@ -51,15 +50,14 @@ def completions(groups: list[Groups]) -> list[Completion]:
     return [one for call in groups for group in call for one in group]
 
 
-def work(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(draw(rank, synced=True), f"{folder}/{rank}.pt")
+def work(folder: str) -> None:
+    dist.init_process_group("gloo")
+    torch.save(draw(dist.get_rank(), synced=True), f"{folder}/{dist.get_rank()}.pt")
     dist.destroy_process_group()
-    cli.leave(0)
 
 
 def test_two_ranks_in_step(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2, daemon=True)
+    run_ranks(work, str(tmp_path))
     passes = []
     for rank in range(2):
         groups, count = torch.load(tmp_path / f"{rank}.pt", weights_only=False)

@@ -20,17 +20,17 @@ GROUPS = [group("a", 0.0, 1.0), group("a", 0.0, 0.2), group("b", 0.5, 0.6), grou
 
 
 def test_per_task_advantages_share_the_task_s_spread() -> None:
-    found = with_advantages(composed(["+algo=grpo", "reward.normalize_per_task=true"]), GROUPS)
+    scored = with_advantages(composed(["+algo=grpo", "reward.normalize_per_task=true"]), GROUPS)
     for first, second in ((0, 1), (2, 3)):
         pair = [GROUPS[first], GROUPS[second]]
         scores = [reward.score for each in pair for reward in each.rewards]
         spread = statistics.stdev(scores) + STD_FLOOR
-        for each, original in zip((found[first], found[second]), pair, strict=True):
+        for each, original in zip((scored[first], scored[second]), pair, strict=True):
             own = [reward.score for reward in original.rewards]
             assert each.advantages == pytest.approx([(score - statistics.mean(own)) / spread for score in own])
-    assert found[3].advantages == (0.0, 0.0)
+    assert scored[3].advantages == (0.0, 0.0)
 
 
-def test_by_group_as_ever() -> None:
-    found = with_advantages(composed(["+algo=grpo"]), GROUPS)
-    assert found[0].advantages == pytest.approx(found[1].advantages, rel=1e-2)
+def test_advantages_of_each_group_by_default() -> None:
+    scored = with_advantages(composed(["+algo=grpo"]), GROUPS)
+    assert scored[0].advantages == pytest.approx(scored[1].advantages, rel=1e-2)

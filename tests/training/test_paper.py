@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from config.composing import composed
-from longctx_rl import cli, doctor
-from longctx_rl.config.schema import Config
+from longctx_rl import doctor
+from longctx_rl.config.compose import composed
 from longctx_rl.policy import loading
 from longctx_rl.policy.loading import load_tokenizer
-from longctx_rl.runs.metrics import read_metrics
-from longctx_rl.training import loop
 from openai_server import Reply, Server, serving
+from small_runs import train
 
 FIXTURE = Path(__file__).parents[1] / "data" / "fixture"
 NAMES = {"student": "Qwen/Qwen3-1.7B", "teacher": "Qwen/Qwen3-32B"}
@@ -49,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Server]:
-    """Finds every other answer right."""
+    """A judge that accepts every other answer."""
     with serving(lambda number, _: Reply("no" if number % 2 else "yes")) as server:
         yield server
 
@@ -75,14 +73,8 @@ def tiny(models: list[str], judge: Server, tmp_path_factory: pytest.TempPathFact
     ]
 
 
-def run(config: Config) -> list[dict[str, Any]]:
-    """Train in this process; the rows of metrics.jsonl."""
-    assert cli.execute(config, loop.run) == 0
-    return read_metrics(Path(config.run_dir) / "metrics.jsonl")
-
-
 def test_what_is_known_of_the_paper_is_configured() -> None:
-    first, second = composed("+algo=sft", "+experiment=paper_sft"), composed("+algo=dgrpo", "+experiment=paper")
+    first, second = composed(["+algo=sft", "+experiment=paper_sft"]), composed(["+algo=dgrpo", "+experiment=paper"])
     for config in (first, second):
         rows, model = config.data.longblocks, config.model
         assert rows is not None and rows.short is not None and model.yarn is not None
@@ -98,20 +90,20 @@ def test_what_is_known_of_the_paper_is_configured() -> None:
 
 
 @pytest.mark.parametrize("stage", [["+experiment=paper"], ["+algo=sft", "+experiment=paper_sft"]])
-def test_the_doctor_says_without_a_network_that_it_fits(
+def test_the_doctor_reports_without_a_network_that_it_fits(
     stage: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "load_config", None)
     assert doctor.diagnose([*stage, "context=131072", "memory=80"])
     assert capsys.readouterr().out.splitlines()[-1].endswith("on each of 8")
-    with pytest.raises(ValueError, match=r"Qwen3-1\.7B reads 40960 tokens: shorten it, or stretch"):
+    with pytest.raises(ValueError, match=r"Qwen3-1\.7B .*40960"):
         doctor.diagnose([*stage, "context=131072", "memory=80", "model.yarn=null"])
 
 
 def test_both_stages_take_their_first_steps(tiny: list[str], judge: Server) -> None:
-    first = composed("+algo=sft", "+experiment=paper_sft", *tiny, "rollout.max_new_tokens=128")
+    first = composed(["+algo=sft", "+experiment=paper_sft", *tiny, "rollout.max_new_tokens=128"])
     assert (first.engine.name, first.model.dtype) == ("zero3", "bfloat16")
-    rows = run(first)
+    rows = train(first)
     assert [row["step"] for row in rows] == [1, 2] and all(row["grad/norm"] > 0 for row in rows)
     assert not judge.requests
     export = Path(first.run_dir) / "export"
@@ -121,8 +113,10 @@ def test_both_stages_take_their_first_steps(tiny: list[str], judge: Server) -> N
         "rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 4.0, "original_max_position_embeddings": 32_768,
     }  # fmt: skip
 
-    second = composed("+algo=dgrpo", "+experiment=paper", *tiny, f"model.student={export}", "rollout.max_new_tokens=16")
-    rows = run(second)
+    second = composed(
+        ["+algo=dgrpo", "+experiment=paper", *tiny, f"model.student={export}", "rollout.max_new_tokens=16"]
+    )
+    rows = train(second)
     assert [row["step"] for row in rows] == [1, 2] and all(row["grad/norm"] > 0 for row in rows)
     assert all(row["teacher/kl_reverse"] > 0 and 0 < row["rollout/reward_mean"] < 1 for row in rows)
     assert {request["model"] for request in judge.requests} == {"Qwen/Qwen3-4B"}

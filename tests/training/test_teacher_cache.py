@@ -3,62 +3,85 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from longctx_rl.config.compose import composed
+from longctx_rl import cli
+from longctx_rl.config.schema import Config
+from longctx_rl.data import __main__ as commands
 from longctx_rl.data.packing import pack
 from longctx_rl.data.source import open_source
 from longctx_rl.files import lock
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.policy.teacher_cache import CachedScorer, TeacherCache, group_key
-from longctx_rl.policy.weights import locate
 from longctx_rl.training import cached_teacher
 from longctx_rl.training.groups import recorded_groups
 from longctx_rl.types import TeacherSignal
+from small_runs import smoke, train, untimed
 
-SETTINGS = [
-    "+algo=kd", "+experiment=smoke", "eval=none", "logging=none", "engine=local", "budget.steps=3",
-    "batch.prompts_per_step=3", "batch.micro_batch_tokens=700",
-]  # fmt: skip
+Models = tuple[str, str]
+SETTINGS = ("+algo=kd", "eval=none", "budget.steps=3", "batch.prompts_per_step=3", "batch.micro_batch_tokens=700")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny(models: Models) -> tuple[str, ...]:
+    return (*SETTINGS, *models)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a finished cache, which no test changes."""
+    root = tmp_path_factory.mktemp("whole")
+    build(root, *tiny)
+    return root
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    """The root of a copy of the finished cache."""
+    return Path(shutil.copytree(whole, tmp_path / "copied"))
+
+
+def configured(root: Path, *overrides: str) -> Config:
+    return smoke(root / "runs", f"model.teacher_cache={root}", *overrides)
 
 
 def build(root: Path, *overrides: str) -> Path:
-    return cached_teacher.build(composed([*SETTINGS, f"model.teacher_cache={root}", *overrides]))
+    return cached_teacher.build(configured(root, *overrides))
 
 
-def train(runs: Path, *overrides: str) -> list[dict[str, float]]:
-    """The metrics of a run, without times."""
-    command = [sys.executable, "-m", "longctx_rl", *SETTINGS, f"runs_root={runs}", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (metrics,) = runs.rglob("metrics.jsonl")
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    timed = ("time/", "perf/", "progress/wall")
-    return [{name: value for name, value in row.items() if not name.startswith(timed)} for row in rows]
+def folder_of(root: Path) -> Path:
+    (index,) = root.glob("*/index.jsonl")
+    return index.parent
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("model.dtype=bfloat16",), ("algo.kd.estimator=topk", "algo.kd.top_k=16"), ("engine=zero3",)],
-    ids=["exact", "bfloat16", "top-k", "zero3"],
+    [
+        (),
+        ("algo.kd.estimator=topk", "algo.kd.top_k=16"),
+        ("model.dtype=bfloat16",),
+        pytest.param(("engine=zero3",), marks=pytest.mark.slow),
+    ],
+    ids=["exact", "top-k", "bfloat16", "zero3"],
 )
 def test_training_from_a_cache_is_training_with_the_teacher_to_the_bit(
-    tmp_path: Path, overrides: tuple[str, ...]
+    overrides: tuple[str, ...], tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    folder = build(tmp_path / "cache", *overrides)
+    folder = build(tmp_path, *tiny, *overrides)
     assert (folder / "head.safetensors").exists() is ("topk" not in " ".join(overrides))
-    live = train(tmp_path / "live", *overrides)
-    cached = train(tmp_path / "cached", f"model.teacher_cache={tmp_path / 'cache'}", *overrides)
+    live = untimed(train(smoke(tmp_path / "live", *tiny, *overrides)))
+    cached = untimed(train(configured(tmp_path, *tiny, *overrides)))
     assert cached == live and len(live) == 3 and live[0]["loss/kd"] > 0
 
 
-def test_a_killed_build_keeps_what_it_has_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = build(tmp_path / "whole")
+def test_an_interrupted_build_keeps_its_signals_and_resumes(
+    whole: Path, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add, added = TeacherCache.add, [0]
 
     def stopping(self: TeacherCache, key: str, signal: TeacherSignal) -> None:
@@ -70,25 +93,25 @@ def test_a_killed_build_keeps_what_it_has_and_goes_on(tmp_path: Path, monkeypatc
     with monkeypatch.context() as stopped:
         stopped.setattr(TeacherCache, "add", stopping)
         with pytest.raises(KeyboardInterrupt):
-            build(tmp_path / "parts")
-    (parts,) = (tmp_path / "parts").iterdir()
+            build(tmp_path, *tiny)
+    parts = folder_of(tmp_path)
     with (parts / "signals.bin").open("ab") as data, (parts / "index.jsonl").open("a") as index:
         data.write(b"half an entry")
-        index.write('["cut off')
+        index.write('["truncated')
     assert len(TeacherCache(parts)) == 4
-    build(tmp_path / "parts")
-    assert (parts / "signals.bin").read_bytes() == (whole / "signals.bin").read_bytes()
-    assert (parts / "index.jsonl").read_text() == (whole / "index.jsonl").read_text()
+    build(tmp_path, *tiny)
+    for name in ("signals.bin", "index.jsonl"):
+        assert (parts / name).read_bytes() == (folder_of(whole) / name).read_bytes()
 
 
-def test_a_second_build_asks_the_teacher_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build(tmp_path)
-    monkeypatch.setattr(cached_teacher, "anchor_signal", lambda *_: pytest.fail("the teacher was asked"))
-    build(tmp_path)
+def test_a_second_build_does_not_query_the_teacher(
+    copied: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached_teacher, "anchor_signal", lambda *_: pytest.fail("the teacher was queried"))
+    build(copied, *tiny)
 
 
-def test_a_cache_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
-    build(tmp_path)
+def test_a_cache_of_something_else_is_refused_by_name(whole: Path, tiny: tuple[str, ...]) -> None:
     tokenizer = load_tokenizer("mini-student")
     for overrides, different in (
         (["model.teacher=mini-student"], "another teacher"),
@@ -96,93 +119,91 @@ def test_a_cache_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
         (["rollout.temperature=0.5"], "another temperature"),
         (["model.dtype=bfloat16"], "another dtype"),
     ):
-        config = composed([*SETTINGS, f"model.teacher_cache={tmp_path}", *overrides])
         with pytest.raises(ValueError, match=different):
-            cached_teacher.cached_anchor(config, tokenizer, None)
+            cached_teacher.cached_anchor(configured(whole, *tiny, *overrides), tokenizer, None)
 
 
-def test_a_prompt_that_was_not_asked_about_is_refused(tmp_path: Path) -> None:
-    folder = build(tmp_path)
+def test_a_prompt_that_is_not_cached_is_refused(whole: Path, tiny: tuple[str, ...]) -> None:
     tokenizer = load_tokenizer("mini-student")
-    scorer = CachedScorer(TeacherCache(folder), "COMMAND")
-    source = open_source(composed([*SETTINGS, "seed=1"]), tokenizer)
-    row = pack(recorded_groups(source, tokenizer, [0]), torch.device("cpu"))
+    scorer = CachedScorer(TeacherCache(folder_of(whole)), "COMMAND")
+    source = open_source(configured(whole, *tiny, "seed=1"), tokenizer)
+    row = pack(recorded_groups(source, tokenizer, [0]), CPU)
     with pytest.raises(ValueError, match=r"build it with COMMAND"):
         scorer(row, estimator="exact", temperature=1.0, top_k=1, head=torch.zeros(1, 1))
 
 
-def test_a_key_is_of_the_group_alone(tmp_path: Path) -> None:
+def test_a_key_depends_on_the_group_alone(whole: Path, tiny: tuple[str, ...]) -> None:
     tokenizer = load_tokenizer("mini-student")
-    source = open_source(composed(SETTINGS), tokenizer)
-    groups = recorded_groups(source, tokenizer, [0, 1])
-    both, alone = pack(groups, torch.device("cpu")), pack(groups[1:], torch.device("cpu"))
+    groups = recorded_groups(open_source(configured(whole, *tiny), tokenizer), tokenizer, [0, 1])
+    both, alone = pack(groups, CPU), pack(groups[1:], CPU)
     assert group_key(both, both.spans[1])[0] == group_key(alone, alone.spans[0])[0]
     assert group_key(both, both.spans[0])[0] != group_key(both, both.spans[1])[0]
     tokens = [group_key(both, span)[1] for span in both.spans]
     assert tokens[0].start == 0 and tokens[0].stop == tokens[1].start and tokens[1].stop == both.num_loss_tokens
 
 
-def test_a_run_needs_no_teacher_at_hand(tmp_path: Path) -> None:
-    teacher = tmp_path / "teacher"
-    shutil.copytree(locate("mini-teacher"), teacher)
-    build(tmp_path / "cache", f"model.teacher={teacher}")
-    for weights in teacher.glob("*.safetensors"):
+def test_a_run_with_a_cache_does_not_need_the_teacher_s_weights(models: Models, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(models[1].partition("=")[2], tmp_path / "teacher"))
+    root = tmp_path / "cache"
+    settings = (*SETTINGS, models[0], f"model.teacher={copy}")
+    build(root, *settings)
+    for weights in copy.glob("*.safetensors"):
         weights.unlink()
-    rows = train(tmp_path / "runs", f"model.teacher_cache={tmp_path / 'cache'}", f"model.teacher={teacher}")
-    assert len(rows) == 3
+    assert len(train(configured(root, *settings))) == 3
 
 
-def test_two_builds_do_not_mix(tmp_path: Path) -> None:
-    folder = build(tmp_path)
-    busy = rf"is being written by another build \(process {os.getpid()} on .*\): wait for it"
-    with lock(folder / ".lock"), pytest.raises(ValueError, match=busy):
-        build(tmp_path)
+def test_two_builds_do_not_mix(copied: Path, tiny: tuple[str, ...]) -> None:
+    busy = rf"process {os.getpid()} on .*wait for it"
+    with lock(folder_of(copied) / ".lock"), pytest.raises(ValueError, match=busy):
+        build(copied, *tiny)
 
 
-def test_signals_that_were_lost_are_asked_for_again(tmp_path: Path) -> None:
-    folder = build(tmp_path)
-    whole = (folder / "signals.bin").read_bytes()
-    (folder / "signals.bin").write_bytes(whole[:-100])
+def test_lost_signals_are_computed_again(copied: Path, tiny: tuple[str, ...]) -> None:
+    folder = folder_of(copied)
+    content = (folder / "signals.bin").read_bytes()
+    (folder / "signals.bin").write_bytes(content[:-100])
     assert len(TeacherCache(folder)) == 8
-    build(tmp_path)
-    assert (folder / "signals.bin").read_bytes() == whole
+    build(copied, *tiny)
+    assert (folder / "signals.bin").read_bytes() == content
 
 
-def test_a_teacher_that_was_changed_since_is_refused(tmp_path: Path) -> None:
+def test_a_teacher_that_has_changed_is_refused(whole: Path, models: Models, tmp_path: Path) -> None:
     """Its weights, or in config.json what the same weights compute with."""
-    teacher = tmp_path / "teacher"
-    shutil.copytree(locate("mini-teacher"), teacher)
-    build(tmp_path / "cache", f"model.teacher={teacher}")
+    teacher = Path(shutil.copytree(models[1].partition("=")[2], tmp_path / "teacher"))
     tokenizer = load_tokenizer("mini-student")
 
-    def opened(name: object) -> None:
-        config = composed([*SETTINGS, f"model.teacher_cache={tmp_path / 'cache'}", f"model.teacher={name}"])
+    def opened() -> None:
+        config = configured(whole, *SETTINGS, models[0], f"model.teacher={teacher}")
         cached_teacher.cached_anchor(config, tokenizer, None)
 
-    opened("mini-teacher")  # the same model under another name
+    opened()  # the same model under another name
     weights = teacher / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ValueError, match=r"has another teacher\)"):
-        opened(teacher)
+        opened()
     weights.write_bytes(content)
     settings = json.loads((teacher / "config.json").read_text())
     (teacher / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1e-5}))
     with pytest.raises(ValueError, match=r"has another config\)"):
-        opened(teacher)
+        opened()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "problem"),
     [
         (["teacher-cache", "+algo=kd"], "model.teacher_cache=FOLDER"),
         (["teacher-cache", "+algo=sft", "model.teacher_cache=x"], "choose +algo=kd"),
-        (["teacher-cache", "+algo=opd", "model.teacher_cache=x"], "draws its tokens anew"),
+        (["teacher-cache", "+algo=opd", "model.teacher_cache=x"], "set model.teacher_cache=null"),
         (["teachers"], "unknown command teachers: choose one of inspect, build, teacher-cache"),
         (["inspect"], "choose data=longblocks"),
     ],
 )
-def test_bad_commands_are_one_sentence(arguments: list[str], sentence: str) -> None:
-    command = [sys.executable, "-m", "longctx_rl.data", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1
+def test_bad_commands_are_one_sentence(
+    arguments: list[str], problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["longctx_rl.data", *arguments])
+    with pytest.raises(SystemExit) as exited:
+        cli.main("", commands.run)
+    stderr = capsys.readouterr().err
+    assert exited.value.code == 2 and problem in stderr and stderr.count("\n") == 1

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from config.composing import composed
 from longctx_rl.engine import distributed, startup
 from longctx_rl.objective.spec import Objective
 from longctx_rl.objective.terms import objective
@@ -18,6 +17,7 @@ from longctx_rl.training.state import Stopwatch
 from longctx_rl.training.step import PreparedRow, global_count, prepare, update
 from longctx_rl.types import Denominators, RolloutGroup
 from objective_specs import method
+from small_runs import smoke
 
 
 def gradient_of(parts: Parts, rows: list[PreparedRow], spec: Objective, denominators: Denominators) -> Tensor:
@@ -35,7 +35,7 @@ def gradient_of(parts: Parts, rows: list[PreparedRow], spec: Objective, denomina
 def gaps_one_by_one(groups: list[RolloutGroup]) -> list[tuple[float, ...]]:
     """log p(student) - log p(teacher) of each token by two plain models, one completion at a time, [C] each."""
     student, teacher = load_model("mini-student"), load_model("mini-teacher")
-    found = []
+    gaps = []
     for group in groups:
         for one in group.completions:
             ids = torch.tensor([group.prompt_ids + one.token_ids])
@@ -43,23 +43,21 @@ def gaps_one_by_one(groups: list[RolloutGroup]) -> list[tuple[float, ...]]:
             with torch.no_grad():
                 logits = [m(ids).logits[0, len(group.prompt_ids) - 1 : -1] for m in (student, teacher)]
             ours, theirs = (torch.log_softmax(x.float(), -1).gather(-1, place)[:, 0] for x in logits)
-            found.append(tuple((ours - theirs).tolist()))
-    return found
+            gaps.append(tuple((ours - theirs).tolist()))
+    return gaps
 
 
-@pytest.mark.parametrize("ce", [0.0, 0.3])
+@pytest.mark.parametrize("ce", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_cosine_of_policy_gradient_and_teacher(ce: float, tmp_path: Path) -> None:
     """On the shipped pair. The step and the other metrics are those of a step that measures nothing."""
-    config = composed(
+    config = smoke(
+        tmp_path,
         "+algo=dgrpo",
-        "+experiment=smoke",
-        "engine=local",
         "rollout.max_new_tokens=64",
         "data.lengths=[768]",  # where student and teacher disagree
         "batch.micro_batch_tokens=1280",
         "optim.lr=0",
         f"algo.weights.ce={ce}",
-        f"runs_root={tmp_path}",
     )
     startup.init(config)
     try:

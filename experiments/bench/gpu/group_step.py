@@ -1,12 +1,12 @@
-"""The group step on one GPU, at the shapes of Qwen3 with random weights: exactness first, then time and memory.
+"""The group step on one GPU with Qwen3 shapes and random initialisation: exactness first, then time and memory.
 
     PYTHONPATH=src python experiments/bench/gpu/group_step.py --out results.jsonl
     PYTHONPATH=src python experiments/bench/gpu/group_step.py --device cpu --shapes tiny --prompts 256  # to try it
 
-Needs torch and transformers and this repository, nothing else. Each line of the output is one measurement: the card's
-copy and matmul ceilings; attention of a packed row against a naive softmax; then per shape and prompt length the
-update packed and apart, teacher scoring packed and apart, decoding with shared and with repeated prompts: seconds
-(median), tokens per second, model FLOPs utilisation and peak memory. What does not fit is a line that says so.
+Needs only torch, transformers and this repository. Each line of the output is one measurement: the GPU's copy and
+matmul ceilings; attention of a packed row against a naive softmax; then, per shape and prompt length, the update and
+teacher scoring, packed and separate, and decoding with shared and with repeated prompts: median seconds, tokens per
+second, model FLOPs utilisation and peak memory. A case that does not fit in memory is a line that says so.
 """
 
 import argparse
@@ -64,7 +64,7 @@ class Bench:
     def __init__(self, device: str, dtype: torch.dtype, repeats: int, out: Path | None) -> None:
         self.device, self.dtype, self.repeats, self.out = torch.device(device), dtype, repeats, out
         self.flops = 0.0
-        """Per second, of a large product."""
+        """FLOPs per second of a large product."""
 
     def line(self, **values: Any) -> None:
         text = json.dumps({"date": date.today().isoformat(), **values})
@@ -74,7 +74,7 @@ class Bench:
                 file.write(text + "\n")
 
     def measure(self, work: Callable[[], object]) -> dict[str, float]:
-        """Median seconds after a warm-up, and the peak of allocated memory above what was there."""
+        """Median seconds after a warm-up, and the peak of allocated memory above that at the start."""
         cuda = self.device.type == "cuda"
         before, times = torch.cuda.memory_allocated() if cuda else 0, []
         for _ in range(1 + self.repeats):
@@ -246,7 +246,7 @@ class Bench:
 
 
 def _no_text() -> PreTrainedTokenizerFast:
-    """The sampler decodes what it drew; here nobody reads it."""
+    """The sampler decodes completions to text, which is not used here."""
     from tokenizers import Tokenizer, models
 
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")), unk_token="?")

@@ -7,12 +7,15 @@ exist. Neither contains the other, so they stay two classes.
 Imports neither torch nor transformers, so that reports can count FLOPs without them.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from longctx_rl.config.schema import Config
-from longctx_rl.policy.weights import locate, unavailable
+from longctx_rl.policy.weights import local_folder, locate, unavailable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +113,7 @@ class DecoderSizes:
     """Context length in tokens, without YaRN from the run's configuration."""
 
     @classmethod
-    def of(cls, config: "PreTrainedConfig") -> "DecoderSizes":
+    def of(cls, config: "PreTrainedConfig | SimpleNamespace") -> "DecoderSizes":
         """Return the sizes that a model's config.json states."""
         heads = config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -134,6 +137,20 @@ class DecoderSizes:
     def parameters(self) -> int:
         """Parameters of all matrices; norms and biases are too few to matter."""
         return self.layers * self.layer_parameters + (1 if self.tied else 2) * self.vocabulary * self.hidden
+
+
+STATED = {
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+    "max_position_embeddings",
+}
+"""Keys of config.json that ``DecoderSizes.of`` reads."""
 
 
 def _qwen3(layers: int, hidden: int, intermediate: int, heads: int, *, tied: bool = True) -> DecoderSizes:
@@ -163,7 +180,23 @@ def load_config(name: str) -> "PreTrainedConfig":
 
 def sizes_of(name: str) -> DecoderSizes:
     """Return the sizes of a model by its name. Raises ValueError if its config.json cannot be loaded."""
-    return KNOWN[name] if name in KNOWN else DecoderSizes.of(load_config(name))
+    if name in KNOWN:
+        return KNOWN[name]
+    folder = local_folder(name)
+    if folder is not None:
+        stated = _stated(folder / "config.json")
+        if stated.keys() >= STATED:  # a config.json that leaves nothing to its class's defaults needs no transformers
+            return DecoderSizes.of(SimpleNamespace(**stated))
+    return DecoderSizes.of(load_config(name))
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """The values of a config.json; empty if it cannot be read, which ``load_config`` explains."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def model_sizes(config: Config) -> tuple[DecoderSizes, DecoderSizes | None]:

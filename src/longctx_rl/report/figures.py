@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib import style as styles
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -47,25 +45,27 @@ STYLE: dict[str, Any] = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "figure.dpi": 100.0,
+    "savefig.dpi": 160.0,
 }
-SAVED_DPI = 160.0
 Curve = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 """Points of an axis, the mean over runs, and half the width of its 95 % interval (nan for one run)."""
 
 
 def drawn(make: Callable[[], Figure]) -> dict[str, bytes]:
     """Content of a figure's files by extension, without dates. ``make`` is called under this project's style."""
-    with styles.context(["default", STYLE], after_reset=True), io.BytesIO() as svg, io.BytesIO() as png:
+    kinds: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+    files = {}
+    with styles.context(["default", STYLE], after_reset=True):
         figure = make()
         layout = figure.get_layout_engine()
         assert layout is not None
-        layout.execute(figure)  # once for both files; Figure.savefig would draw each of them a second time for it
-        figure.set_layout_engine("none")
-        figure.set_dpi(SAVED_DPI)
-        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
-        figure.set_dpi(SAVED_DPI)  # print_svg sets its own
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-        return {"svg": svg.getvalue(), "png": png.getvalue()}
+        layout.execute(figure)  # once for both kinds
+        figure.set_layout_engine(None)  # with any other engine, savefig draws every figure twice
+        for kind, metadata in kinds.items():
+            with io.BytesIO() as file:
+                figure.savefig(file, format=kind, metadata=metadata)
+                files[kind] = file.getvalue()
+    return files
 
 
 def level_figure(groups: Groups, fixed: Groups, columns: Sequence[Column]) -> Figure:

@@ -104,7 +104,7 @@ def _figures(
                 wanted |= _dynamics(f"{axis}_dynamics", groups, figures.level_dynamics_figure)
         return wanted
     methods = methods_of(committed)
-    if columns:
+    if methods and columns:
         wanted["levels"] = partial(figures.level_figure, methods, fixed, columns)
     if figures.evaluated_lengths(methods):
         wanted["scaling"] = partial(figures.length_figure, methods, fixed)

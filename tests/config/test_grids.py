@@ -1,10 +1,8 @@
 """Every run of every grid composes, is valid, and has its own directory."""
 
 import json
-import os
 import runpy
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -16,6 +14,7 @@ import pytest
 import yaml
 
 from config.composing import composed, composed_once
+from longctx_rl.__main__ import main
 from longctx_rl.config import load
 from longctx_rl.config.compose import config_directory
 from longctx_rl.config.schema import Config
@@ -137,14 +136,16 @@ def test_other_teachers_are_where_they_are_looked_for() -> None:
     assert {config.model.teacher for config in runs("table3_teacher")} - {"mini-teacher"} == exports
 
 
-def test_a_grid_and_its_plan_from_the_command_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "longctx_rl", "-m", "+experiment=table2_beta", "seed=7", "sweep.plan=true"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    directories = [line.split()[1] for line in done.stdout.splitlines() if " runs/" in line]
+def test_a_grid_and_its_plan_from_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["longctx_rl", "-m", "+experiment=table2_beta", "seed=7", "sweep.plan=true"])
+    with pytest.raises(SystemExit) as done:
+        main()
+    stdout, stderr = capfd.readouterr()
+    assert done.value.code == 0, stderr
+    directories = [line.split()[1] for line in stdout.splitlines() if " runs/" in line]
     assert directories == [config.run_dir.replace("-s0", "-s7") for config in runs("table2_beta")[:5]]
-    assert "5 runs: 5 new" in done.stdout
+    assert "5 runs: 5 new" in stdout
     assert not any(tmp_path.iterdir())

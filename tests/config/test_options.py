@@ -1,6 +1,7 @@
 """Every file in conf/ composes and converts."""
 
 from dataclasses import asdict
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,14 @@ GROUPS = ("model", "task", "data", "engine", "rollout", "reward", "eval", "loggi
 EXPERIMENTS = sorted(
     path.relative_to(CONF / "experiment").with_suffix("").as_posix() for path in (CONF / "experiment").rglob("*.yaml")
 )
-OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+OPTIONS = [[f"{group}={path.stem}" for path in sorted((CONF / group).glob("*.yaml"))] for group in GROUPS]
 FOR_LONGBLOCKS = ("task=any",)
 """These options need a data set, because no generator makes such a task."""
+COMBINED = [
+    *zip_longest(*([option for option in options if option not in FOR_LONGBLOCKS] for options in OPTIONS)),
+    *((option, "data=longblocks") for option in FOR_LONGBLOCKS),
+]
+"""Every option once, with options of the other groups beside it: one composition for all of them."""
 PAPER = {
     "sft": ("dataset", 1, (1.0, 0.0, 0.0, 0.0)),
     "kd": ("dataset", 1, (0.0, 0.0, 1.0, 0.0)),
@@ -65,12 +71,18 @@ def test_the_shared_file_of_the_methods_lists_every_weight_and_every_part_of_a_d
     assert sorted(path.stem for path in (CONF / "algo").glob("[!_]*.yaml")) == sorted(ALGORITHMS)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_each_option_composes(option: str) -> None:
+@pytest.mark.parametrize("combined", COMBINED, ids=lambda combined: ",".join(filter(None, combined)))
+def test_each_option_composes(combined: tuple[str | None, ...]) -> None:
     # Randomly initialised models have no teacher, and sft is the method that works with every option.
-    loaded = composed("+algo=sft", option, *(["data=longblocks"] if option in FOR_LONGBLOCKS else []))
-    group, _, name = option.partition("=")
-    assert getattr(loaded, group).name == name
+    options = [option for option in combined if option is not None]
+    loaded = composed("+algo=sft", *options)
+    assert [
+        f"{option.partition('=')[0]}={getattr(loaded, option.partition('=')[0]).name}" for option in options
+    ] == options
+
+
+def test_the_combinations_contain_every_option() -> None:
+    assert {option for combined in COMBINED for option in combined if option is not None} == {*chain(*OPTIONS)}
 
 
 @pytest.mark.parametrize(

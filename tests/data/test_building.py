@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,6 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from longctx_rl import cli
+from longctx_rl.config.build import BuildConfig
 from longctx_rl.config.compose import composed_build
 from longctx_rl.data import __main__ as data_command
 from longctx_rl.data.building.documents import choose_passages, read_documents, read_text, split
@@ -36,12 +39,22 @@ def documents(tmp_path: Path) -> Path:
     return folder
 
 
-def overrides(documents: Path, out: Path, server: Server | str, *more: str) -> list[str]:
-    url = server if isinstance(server, str) else server.url
+def overrides(documents: Path | str, out: Path | str, url: str, *more: str) -> list[str]:
     return [
         f"documents={documents}", f"out={out}", f"writer.base_url={url}", "writer.model=scripted", "writer.retries=1",
         "writer.timeout=60", "writer.concurrency=2", "passage_characters=400", *more,
     ]  # fmt: skip
+
+
+def settings(documents: Path, out: Path, server: Server, *more: str) -> BuildConfig:
+    config = composed(*more)
+    writer = replace(config.writer, base_url=server.url, cache=str(out / "replies.sqlite"))
+    return replace(config, documents=str(documents), out=str(out), writer=writer)
+
+
+@cache
+def composed(*more: str) -> BuildConfig:
+    return composed_build(overrides("unset", "unset", "http://unset", *more))
 
 
 def proposal(prompt: str) -> dict[str, Any]:
@@ -77,9 +90,9 @@ def report(out: Path) -> dict[str, Any]:
 def test_a_run_can_train_on_a_built_data_set(documents: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with serving(good) as server:
-        printed = build(composed_build(overrides(documents, out, server, "price_in=1000", "price_out=2000")))
+        printed = build(settings(documents, out, server, "price_in=1000", "price_out=2000"))
         asked = len(server.requests)
-        build(composed_build(overrides(documents, out, server)))
+        build(settings(documents, out, server))
         assert len(server.requests) == asked  # every reply is cached
     found = rows(out)
     assert len(found) == report(out)["stages"]["balanced"] >= 3 and f"{len(found)} rows in" in printed
@@ -106,7 +119,7 @@ def test_a_teacher_s_responses_become_a_column(documents: Path, tmp_path: Path) 
 
     with serving(script) as server:
         more = f"responder={responder.replace('URL', repr(server.url))}"
-        build(composed_build(overrides(documents, tmp_path / "out", server, more)))
+        build(settings(documents, tmp_path / "out", server, more))
     assert {row["response_teacher-9B"] for row in rows(tmp_path / "out")} == {"From the whole document."}
 
 
@@ -167,9 +180,9 @@ def test_each_flaw_is_rejected_by_name(
 ) -> None:
     out = tmp_path / "out"
     with serving(script) as server:
-        settings = overrides(documents, out, server, "tasks.grounding=0", "tasks.longform=0", "attempts=2")
+        config = settings(documents, out, server, "tasks.grounding=0", "tasks.longform=0", "attempts=2")
         with pytest.raises(ValueError, match=r"rejected\.ndjson"):
-            build(composed_build(settings))
+            build(config)
     ((named, count),) = report(out)["rejected"].items()
     assert re.search(reason, named) and count == 4
     assert all(json.loads(line)["reason"] == named for line in (out / "rejected.ndjson").read_text().splitlines())
@@ -183,15 +196,14 @@ def test_a_build_whose_endpoint_dies_resumes_without_repeating_requests(document
         return good(number, prompt) if alive[0] else Reply(status=500)
 
     with serving(script) as server:
-        settings = overrides(documents, out, server, "writer.retries=0", "writer.concurrency=1")
+        config = settings(documents, out, server, "writer.retries=0", "writer.concurrency=1")
         with pytest.raises(ValueError, match="same command"):
-            build(composed_build(settings))
+            build(config)
     with serving(good) as server:
-        settings = overrides(documents, out, server, "writer.concurrency=1")
-        build(composed_build(settings))
+        build(settings(documents, out, server, "writer.concurrency=1"))
         again = len(server.requests)
     with serving(good) as server:
-        build(composed_build(overrides(documents, tmp_path / "other", server, "writer.concurrency=1")))
+        build(settings(documents, tmp_path / "other", server, "writer.concurrency=1"))
         assert again == len(server.requests) - 5
 
 
@@ -200,13 +212,14 @@ def test_transient_errors_lose_nothing(documents: Path, tmp_path: Path) -> None:
         return Reply(status=429) if number % 4 == 1 else good(number, prompt)
 
     with serving(script) as server:
-        build(composed_build(overrides(documents, tmp_path / "out", server, "writer.retries=3")))
+        build(settings(documents, tmp_path / "out", server, "writer.retries=3"))
     assert len(rows(tmp_path / "out")) >= 3
 
 
 def test_ctrl_c_prints_one_line_without_traceback(documents: Path, tmp_path: Path) -> None:
     with serving(lambda n, p: Reply(good(n, p).text, seconds=0.3)) as server:
-        command = [sys.executable, "-m", "longctx_rl.data", "build", *overrides(documents, tmp_path / "out", server)]
+        arguments = overrides(documents, tmp_path / "out", server.url)
+        command = [sys.executable, "-m", "longctx_rl.data", "build", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not server.requests and process.poll() is None:
             time.sleep(0.05)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from config.composing import composed
+from longctx_rl.config.compose import composed
 from longctx_rl.config.schema import Config
 from longctx_rl.launch import rank
 
 Executed = Callable[[Config, Callable[[Config], None]], int]
-BASE = composed("+algo=dgrpo")
+BASE = composed(["+algo=dgrpo"])
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_full_disk(executed: Executed, config: Config, capsys: pytest.CaptureF
 
     assert executed(config, fail) == 2
     stderr = capsys.readouterr().err
-    assert stderr.startswith(f"error: cannot write {config.run_dir} (No space left on device): free space or fix")
+    assert stderr.startswith(f"error: cannot write {config.run_dir} (No space left on device): free space ")
     assert stderr.endswith("resume=true\n")
 
 

@@ -105,9 +105,7 @@ def test_equal_cost_reads_runs_where_they_have_spent_what_the_cheapest_method_sp
     assert reading(cheap[1]) == pytest.approx({0: 1 - 100 / 110, 10: 100 / 110})
     late = priced("sft-1", {5: {"flops": 150}, 10: {"flops": 300}})
     assert equal_cost({"grpo": cheap, "sft": [late]}, "flops")[2](late) is None, "not evaluated before"
-    with pytest.raises(
-        ValueError, match="no run has recorded wall_seconds .*: choose another of"
-    ):
+    with pytest.raises(ValueError, match=r"no run has recorded wall_seconds .*: choose another of"):
         equal_cost({"grpo": cheap}, "wall_seconds")
 
 

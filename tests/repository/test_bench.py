@@ -1,10 +1,12 @@
-"""The bench for a GPU machine runs from torch, transformers and the repository alone, here on a small shape."""
+"""The GPU benchmark needs only torch, transformers and the repository. Here it runs on the CPU, on a small shape."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 ALONE = """
@@ -15,6 +17,7 @@ assert not {"hydra", "omegaconf", "deepspeed", "wandb", "datasets"} & set(sys.mo
 """
 
 
+@pytest.mark.slow
 def test_gpu_bench_on_a_small_shape() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-c", ALONE]

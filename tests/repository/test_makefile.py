@@ -1,4 +1,4 @@
-"""``make table3-runs``: what fails does not stop the rest, Ctrl-C does."""
+"""``make table3-runs``: a failure does not stop the rest, Ctrl-C does."""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ STEPS = (
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A Makefile whose Python notes what it is asked, and fails as the file ``failing`` says: words and status."""
+    """A checkout whose Python records its arguments and fails as the file ``failing`` says, by words and exit status."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".venv").mkdir()
@@ -24,7 +24,7 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "failing").touch()
     python = tmp_path / "python"
     python.write_text(
-        '#!/bin/sh\necho "$*" >> asked\nwhile read -r words status; do\n'
+        '#!/bin/sh\necho "$*" >> commands\nwhile read -r words status; do\n'
         '  case "$*" in *"$words"*) exit "$status";; esac\ndone < failing\n'
     )
     python.chmod(0o755)
@@ -36,24 +36,26 @@ def make(checkout: Path, failing: str) -> tuple[int, list[str], str]:
     done = subprocess.run(
         ["make", "table3-runs", "PYTHON=./python", "ARGS=sweep.jobs=2"], cwd=checkout, capture_output=True, text=True
     )
-    return done.returncode, (checkout / "asked").read_text().splitlines(), done.stderr
+    return done.returncode, (checkout / "commands").read_text().splitlines(), done.stderr
 
 
-def test_a_table_trains_asks_and_collects_in_this_order(checkout: Path) -> None:
-    status, asked, said = make(checkout, "")
-    assert status == 0 and "incomplete" not in said
-    assert len(asked) == len(STEPS) and all(step in line for step, line in zip(STEPS, asked, strict=True))
-    assert [line for line in asked if "sweep.jobs=2" in line] == [line for line in asked if "+experiment=" in line]
+def test_a_table_trains_evaluates_and_collects_in_this_order(checkout: Path) -> None:
+    status, commands, stderr = make(checkout, "")
+    assert status == 0 and "incomplete" not in stderr
+    assert len(commands) == len(STEPS) and all(step in line for step, line in zip(STEPS, commands, strict=True))
+    assert [line for line in commands if "sweep.jobs=2" in line] == [
+        line for line in commands if "+experiment=" in line
+    ]
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_what_fails_does_not_stop_the_rest(checkout: Path, step: str) -> None:
-    status, asked, said = make(checkout, f"{step.split()[0]} 1\n")
-    assert status == 2 and len(asked) == len(STEPS)
-    assert "incomplete: " in said and "the same command" in said
+def test_a_failure_does_not_stop_the_rest(checkout: Path, step: str) -> None:
+    status, commands, stderr = make(checkout, f"{step.split()[0]} 1\n")
+    assert status == 2 and len(commands) == len(STEPS)
+    assert "incomplete: " in stderr and "the same command" in stderr
 
 
 @pytest.mark.parametrize("place", [0, 3, 9])
 def test_ctrl_c_stops_it(checkout: Path, place: int) -> None:
-    status, asked, said = make(checkout, f"{STEPS[place]} 130\n")
-    assert status == 2 and len(asked) == place + 1 and "incomplete" not in said
+    status, commands, stderr = make(checkout, f"{STEPS[place]} 130\n")
+    assert status == 2 and len(commands) == place + 1 and "incomplete" not in stderr

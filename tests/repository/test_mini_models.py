@@ -1,4 +1,4 @@
-"""``make mini-models``: Ctrl-C reaches a stage, which is left the time to save."""
+"""``make mini-models``: Ctrl-C reaches a stage, which gets the time to save."""
 
 import os
 import signal
@@ -7,11 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 BUILD = Path(__file__).parents[2] / "experiments" / "mini_models" / "build.py"
 STAGE = """#!{python}
 import pathlib, signal, sys, time
 def save(*_):
-    time.sleep(1.5)
+    time.sleep(0.5)
     pathlib.Path("saved").touch()
     sys.exit(130)
 signal.signal(signal.SIGINT, save)
@@ -20,6 +22,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_stage_saves_before_the_build_ends(tmp_path: Path) -> None:
     stage = tmp_path / "stage"
     stage.write_text(STAGE.format(python=sys.executable))
@@ -29,7 +32,7 @@ def test_an_interrupted_stage_saves_before_the_build_ends(tmp_path: Path) -> Non
     with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as build:
         until = time.monotonic() + 120
         while not (tmp_path / "training").exists() and time.monotonic() < until:
-            time.sleep(0.1)
+            time.sleep(0.02)
         os.killpg(build.pid, signal.SIGINT)
         assert build.wait(30) == 130
     assert (tmp_path / "saved").exists()

@@ -1,4 +1,4 @@
-"""What an installed wheel holds: the configuration and the shipped models beside the code."""
+"""The contents of a wheel: all code, and the configuration and the shipped models beside it."""
 
 import os
 import subprocess
@@ -19,17 +19,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def test_a_wheel_holds_configuration_and_models(wheel: Path) -> None:
+def test_a_wheel_holds_code_configuration_and_models(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     models = ROOT / "src" / "longctx_rl" / "shipped_models"
     wanted = [f"longctx_rl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")]
     wanted += [path.relative_to(ROOT / "src").as_posix() for path in models.glob("mini-*/*")]
     page = ROOT / "src" / "longctx_rl" / "report" / "page"
     wanted += [path.relative_to(ROOT / "src").as_posix() for path in page.glob("page.*")]
-    assert len(wanted) > 30 and set(wanted) <= names
+    wanted += [path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "longctx_rl").rglob("*.py")]
+    assert len(wanted) > 130 and set(wanted) <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_finds_them(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
@@ -38,11 +40,11 @@ def test_an_installed_wheel_finds_them(wheel: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "longctx_rl", "+algo=dgrpo", "--cfg", "job", "--resolve"]
     shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "run_dir: runs/default/dgrpo-mini-mix-s0" in shown.stdout
-    code = "import longctx_rl.__main__ as m; print(m.config_directory())"
-    found = subprocess.run(
+    code = "from longctx_rl.config.compose import config_directory; print(config_directory())"
+    located = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == str(site / "longctx_rl" / "conf")
+    assert located.stdout.strip() == str(site / "longctx_rl" / "conf")
     command = [sys.executable, "-m", "longctx_rl", "+algo=kd", "+experiment=smoke", "engine=local", "eval=none"]
     subprocess.run([*command, "logging=none"], cwd=tmp_path, env=environment, capture_output=True, check=True)
     assert (tmp_path / "runs" / "smoke" / "kd-mini-mix-s0" / "export" / "model.safetensors").is_file()

@@ -95,7 +95,7 @@ def test_the_doctor_reports_without_a_network_that_it_fits(
 ) -> None:
     monkeypatch.setattr(loading, "load_config", None)
     assert doctor.diagnose([*stage, "context=131072", "memory=80"])
-    assert capsys.readouterr().out.splitlines()[-1].endswith("on each of 8")
+    assert capsys.readouterr().out.endswith("on each of 8\n")
     with pytest.raises(ValueError, match=r"Qwen3-1\.7B .*40960"):
         doctor.diagnose([*stage, "context=131072", "memory=80", "model.yarn=null"])
 

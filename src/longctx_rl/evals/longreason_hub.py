@@ -13,9 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow
-import pyarrow.parquet
-
 from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.evals.items import WITHOUT_LENGTH, Item
 from longctx_rl.files import json_lines
@@ -126,6 +123,9 @@ def read_split(folder: Path, label: str, length: int) -> dict[str, Mapping[str, 
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
     try:
         if path.suffix == ".parquet":
             yield from pyarrow.parquet.read_table(path).to_pylist()

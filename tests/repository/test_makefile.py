@@ -16,7 +16,7 @@ STEPS = (
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout whose Python records its arguments and fails as the file ``failing`` says, by words and exit status."""
+    """A checkout whose Python records its arguments, and fails as the file ``failing`` says: words, exit status."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".venv").mkdir()
@@ -43,9 +43,7 @@ def test_a_table_trains_evaluates_and_collects_in_this_order(checkout: Path) -> 
     status, commands, stderr = make(checkout, "")
     assert status == 0 and "incomplete" not in stderr
     assert len(commands) == len(STEPS) and all(step in line for step, line in zip(STEPS, commands, strict=True))
-    assert [line for line in commands if "sweep.jobs=2" in line] == [
-        line for line in commands if "+experiment=" in line
-    ]
+    assert all(("sweep.jobs=2" in line) == ("+experiment=" in line) for line in commands)
 
 
 @pytest.mark.parametrize("step", STEPS)

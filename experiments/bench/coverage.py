@@ -36,17 +36,17 @@ def scores(rng: np.random.Generator, hard: np.ndarray, effect: float, spread: fl
 
 def starred(spread: float, effect: float, studies: int) -> float:
     """Share of studies with a star for long minus short code when both improve equally."""
-    rng, found = np.random.default_rng(2), 0
+    rng, stars = np.random.default_rng(2), 0
     for _ in range(studies):
         hard = rng.normal(0.0, 1.5, (2, 200))  # long, short
-        base = [scores(rng, one, 0.0, 0.0, 1) for one in hard]
+        base = [scores(rng, difficulty, 0.0, 0.0, 1) for difficulty in hard]
         p_values, gained = [], []
         for _ in range(METHODS):
-            long, short = (scores(rng, one, effect, spread, 5) for one in hard)
+            long, short = (scores(rng, difficulty, effect, spread, 5) for difficulty in hard)
             p_values.append(contrast([long - short, -(base[0] - base[1])], reach=2.0).p_value)
             gained.append(contrast([long, -base[0]]).estimate.low > 0.0)
-        found += any(p < 0.05 and also for p, also in zip(holm(p_values), gained, strict=True))
-    return found / studies
+        stars += any(p < 0.05 and also for p, also in zip(holm(p_values), gained, strict=True))
+    return stars / studies
 
 
 def truth(spread: float) -> float:
@@ -70,15 +70,15 @@ def covered(spread: float, studies: int) -> dict[str, float]:
                 lambda arms: float(arms[0].mean() - arms[1].mean()), [better, base], seed=index, resamples=400
             )
             hits["hierarchical_bootstrap"] += plain.low <= value <= plain.high
-    found = 0
+    false_positives = 0
     for _ in range(studies):
         arms = study(rng, spread, [0.0] * METHODS)
-        found += min(holm([contrast([a, -b]).p_value for i, a in enumerate(arms) for b in arms[:i]])) <= 0.05
+        false_positives += min(holm([contrast([a, -b]).p_value for i, a in enumerate(arms) for b in arms[:i]])) <= 0.05
     return {
         "contrast": round(hits["contrast"] / many, 4),
         "mean_width": round(width, 4),
         "hierarchical_bootstrap": round(hits["hierarchical_bootstrap"] / few, 4),
-        "any_of_ten_comparisons_under_no_effect": round(found / studies, 4),
+        "any_of_ten_comparisons_under_no_effect": round(false_positives / studies, 4),
         "primary": {"gained_alike": starred(spread, EFFECT, studies), "not_gained": starred(spread, 0.0, studies)},
     }
 

@@ -77,8 +77,8 @@ def child(kind: str, path: Path) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, __file__, "--child", kind, str(path)], capture_output=True, text=True, check=True
     )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    measurement: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measurement
 
 
 def large_teacher(path: Path) -> Path:
@@ -101,8 +101,8 @@ def kd_step(teacher: str, cache: str, root: Path, name: str) -> float:
     ]  # fmt: skip
     subprocess.run([sys.executable, "-m", "longctx_rl", *overrides], check=True, stdout=subprocess.DEVNULL)
     (metrics,) = root.glob(f"{name}/*/metrics.jsonl")
-    found = (row.get("perf/step_seconds") for row in read_metrics(metrics))
-    return statistics.median([seconds for seconds in found if seconds is not None][2:])
+    step_seconds = (row.get("perf/step_seconds") for row in read_metrics(metrics))
+    return statistics.median([seconds for seconds in step_seconds if seconds is not None][2:])
 
 
 def kd_against_cache(root: Path, repeats: int) -> dict[str, object]:
@@ -119,10 +119,10 @@ def kd_against_cache(root: Path, repeats: int) -> dict[str, object]:
         for name, teacher in teachers.items():
             for where in ("null", str(root / f"cache-{name.replace(' ', '-')}")):
                 kind = f"{name}, {'live' if where == 'null' else 'cached'}"
-                found = kd_step(
+                median = kd_step(
                     teacher, where, root, f"kd-{repeat}-{len(steps)}-{kind.replace(', ', '-').replace(' ', '-')}"
                 )
-                steps.setdefault(kind, []).append(round(found, 4))
+                steps.setdefault(kind, []).append(round(median, 4))
                 print(repeat, kind, steps[kind][-1], flush=True)
     ratios = {
         name: round(
@@ -151,14 +151,20 @@ def main() -> None:
         root = Path(folder)
         for size in (1, 2):
             write_rows(root / f"rows{size}", size * options.rows)
-        found: dict[str, list[dict[str, float]]] = {"tokenizer": [], "prepare": [], "prepare twice as many": []}
+        measurements: dict[str, list[dict[str, float]]] = {"tokenizer": [], "prepare": [], "prepare twice as many": []}
         for repeat in range(options.repeats):
-            for kind, values in found.items():
+            for kind, values in measurements.items():
                 values.append(child(kind.split()[0], root / ("rows2" if "twice" in kind else "rows1")))
                 print(repeat, kind, values[-1], flush=True)
         kd = kd_against_cache(root, options.repeats)
-    seconds = {kind: [round(one["seconds"], 3) for one in values] for kind, values in found.items()}
-    memory = {kind: [round(one["mib"]) for one in values] for kind, values in found.items() if "mib" in values[0]}
+    seconds = {
+        kind: [round(measurement["seconds"], 3) for measurement in values] for kind, values in measurements.items()
+    }
+    memory = {
+        kind: [round(measurement["mib"]) for measurement in values]
+        for kind, values in measurements.items()
+        if "mib" in values[0]
+    }
     row = {
         "date": date.today().isoformat(),
         "command": f"python experiments/bench/data.py --repeats {options.repeats} --rows {options.rows}",

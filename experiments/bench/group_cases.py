@@ -115,15 +115,17 @@ def reward(ids: tuple[int, ...]) -> float:
 def fixed_group(case: Case) -> RolloutGroup:
     """A fixed group with advantages, which is not sampled."""
     completions = [Completion(tokens(case, case.completion, 1 + i), "", "stop") for i in range(case.group)]
-    advantages = group_advantages([reward(one.token_ids) for one in completions], baseline="mean", normalize_std=True)
+    advantages = group_advantages(
+        [reward(completion.token_ids) for completion in completions], baseline="mean", normalize_std=True
+    )
     return RolloutGroup(EXAMPLE, tokens(case, case.prompt, 0), tuple(completions), advantages=tuple(advantages))
 
 
 def apart(group: RolloutGroup) -> list[RolloutGroup]:
     """The group as G groups of one completion, without sharing."""
     return [
-        replace(group, completions=(one,), advantages=(advantage,))
-        for one, advantage in zip(group.completions, group.advantages, strict=True)
+        replace(group, completions=(completion,), advantages=(advantage,))
+        for completion, advantage in zip(group.completions, group.advantages, strict=True)
     ]
 
 
@@ -183,7 +185,7 @@ class Ours:
         request = SampleRequest(tokens(self.case, self.case.prompt, step), seeds)
         with self.engine.full_weights() as policy:
             (completions,) = self.sampler.sample(policy.model, [request])
-        rewards = [reward(one.token_ids) for one in completions]
+        rewards = [reward(completion.token_ids) for completion in completions]
         advantages = group_advantages(rewards, baseline="mean", normalize_std=True)
         return RolloutGroup(EXAMPLE, request.prompt_ids, completions, advantages=tuple(advantages))
 
@@ -246,11 +248,11 @@ def means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def trl_step(case: Case, variant: str) -> dict[str, Any]:
     """Whole steps of TRL's trainers. ``-nogc``: without the gradient checkpointing that is TRL's default. ``-batch``:
-    the group in one batch, as TRL's defaults have it; else one completion at a time, TRL's way to save memory.
-    ``-compact``: before TRL's loss gathers the completion's positions it asks for triton, without which it projects the
-    prompt's through the vocabulary as well; here it is told that triton is there, and does what it does on a GPU.
+    the group in one batch, as in TRL's defaults; else one completion at a time, TRL's way to save memory. ``-compact``:
+    TRL's loss projects only the completion's positions through the vocabulary if triton is available, and the prompt's
+    as well if it is not; here the check for triton always succeeds, so that TRL behaves as it does on a GPU.
 
-    ``update`` is all of a step but sampling: in distillation the teacher's part too.
+    ``update`` is the whole step except sampling; in distillation it includes the teacher's part.
     """
     os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "ACCELERATE_USE_CPU": "true"}
     import trl.trainer.utils
@@ -341,19 +343,19 @@ def trl_step(case: Case, variant: str) -> dict[str, Any]:
 def gradient(case: Case, variant: str) -> dict[str, Any]:
     """Loss and gradient of dGRPO on a fixed group, written to ``$GRADIENT_FILE``.
 
-    ``naive``: each sequence by itself through transformers alone, whole logits, KL and policy gradient spelt out.
+    ``naive``: transformers alone, one sequence at a time, with full logits; KL and policy gradient are written out.
     """
     group = fixed_group(case)
     if variant == "naive":
         student, teacher = model(case, 0), model(case, 1)
         loss = torch.zeros(())
-        for one, advantage in zip(group.completions, group.advantages, strict=True):
-            ids = torch.tensor([[*group.prompt_ids, *one.token_ids]])
+        for completion, advantage in zip(group.completions, group.advantages, strict=True):
+            ids = torch.tensor([[*group.prompt_ids, *completion.token_ids]])
             keep = case.completion + 1
             logp = student(ids, logits_to_keep=keep, use_cache=False).logits[0, :-1].log_softmax(-1)
             with torch.no_grad():
                 logq = teacher(ids, logits_to_keep=keep, use_cache=False).logits[0, :-1].log_softmax(-1)
-            drawn = logp.gather(1, torch.tensor(one.token_ids)[:, None])[:, 0]
+            drawn = logp.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
             ratio = (drawn - drawn.detach()).exp()
             kl = (logp.exp() * (logp - logq)).sum(-1)
             part = (-ratio * advantage + 0.5 * kl).mean() / case.group
@@ -413,12 +415,14 @@ def decode_shared(case: Case, student: PreTrainedModel, prompt: tuple[int, ...])
         whole = time.perf_counter() - start
     (cache,) = kept
     # The cache of the prefill is empty at this point.
-    held = [x for one in cache.prompts for x in (one.keys, one.values)] + [x for one in cache.layers for x in one.room]
+    held = [x for states in cache.prompts for x in (states.keys, states.values)] + [
+        x for layer in cache.layers for x in layer.room
+    ]
     return {
         "prefill": spent[0],
         "decode": whole - spent[0],
         "kv_mib": sum(x.nbytes for x in held) / 2**20,
-        "tokens": [list(one.token_ids) for one in group],
+        "tokens": [list(completion.token_ids) for completion in group],
     }
 
 
@@ -461,11 +465,11 @@ def teacher(case: Case, variant: str) -> dict[str, Any]:
                 sums = torch.stack([part.sum() for part in signal.logprobs.split(case.completion)])
             else:
                 scores = []
-                for one in group.completions:
-                    ids = torch.tensor([[*group.prompt_ids, *one.token_ids]])
+                for completion in group.completions:
+                    ids = torch.tensor([[*group.prompt_ids, *completion.token_ids]])
                     logits = frozen(ids, logits_to_keep=case.completion + 1, use_cache=False).logits[0, :-1]
                     logp = logits.log_softmax(-1)
-                    scores.append(logp.gather(1, torch.tensor(one.token_ids)[:, None]).sum())
+                    scores.append(logp.gather(1, torch.tensor(completion.token_ids)[:, None]).sum())
                 sums = torch.stack(scores)
             seconds = time.perf_counter() - start
         rows.append({"teacher": seconds, "teacher_mib": memory.mib})

@@ -143,7 +143,11 @@ def decode(repeats: int) -> dict[str, Any]:
     runs = alternate("decode", dict.fromkeys(("shared", "repeated"), LONG), repeats)
     outputs = [run.pop("tokens") for rows in runs.values() for run in rows]
     ratios = {f"{c}: repeated / shared": ratio(runs, "repeated", "shared", c) for c in ("decode", "kv_mib")}
-    return {"medians": columns(runs), "ratios": ratios, "token_identical": all(one == outputs[0] for one in outputs)}
+    return {
+        "medians": columns(runs),
+        "ratios": ratios,
+        "token_identical": all(tokens == outputs[0] for tokens in outputs),
+    }
 
 
 def teacher(repeats: int) -> dict[str, Any]:
@@ -157,9 +161,9 @@ def teacher(repeats: int) -> dict[str, Any]:
 
 def costs(repeats: int) -> dict[str, Any]:
     """The most expensive operations of teacher and update, with and without sharing."""
-    found = {variant: measure("costs", variant, LONG) for variant in ("separate", "packed")}
+    measured = {variant: measure("costs", variant, LONG) for variant in ("separate", "packed")}
     result: dict[str, Any] = {}
-    for variant, row in found.items():
+    for variant, row in measured.items():
         result[variant] = {name: round(seconds, 3) for name, seconds in row["operations"].items()}
         result[f"{variant}, all"] = round(row["total"], 3)
     return result
@@ -251,8 +255,8 @@ def latest() -> dict[str, dict[str, Any]]:
 def show() -> None:
     for question, answer in latest().items():
         print(f"\n## {question}\n")
-        for name, found in answer.get("ratios", {}).items():
-            print(f"- {name}: {found['ratio']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f})")
+        for name, entry in answer.get("ratios", {}).items():
+            print(f"- {name}: {entry['ratio']:.2f} ({entry['lowest']:.2f} to {entry['highest']:.2f})")
         if "phases" in answer:
             least = floor(answer["case"], layers=4, width=128, vocabulary=4096)
             for name, seconds in answer["phases"].items():
@@ -274,14 +278,14 @@ def plot() -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    found = latest()["scaling"]
-    axes = dict.fromkeys(name.split("=")[0] for name in found)
+    scaling = latest()["scaling"]
+    axes = dict.fromkeys(name.split("=")[0] for name in scaling)
     figure, panels = pyplot.subplots(1, len(axes), figsize=(14, 3.4), sharey=True, layout="constrained")
     for panel, axis in zip(panels, axes, strict=True):
         for variant, label in (("separate", "each completion with its prompt"), ("packed", "prompt shared")):
             points = {
                 int(name.split("=")[1].split()[0]): statistics.median(values)
-                for name, values in found.items()
+                for name, values in scaling.items()
                 if name.startswith(f"{axis}=") and name.endswith(variant)
             }
             panel.plot(list(points), list(points.values()), marker="o", label=label)

@@ -26,7 +26,7 @@ def main() -> None:
     options = parser.parse_args()
     rates: dict[str, list[float]] = {"bwrap": [], "rlimit": []}
     start_seconds = {}
-    for backend, found in rates.items():
+    for backend, speeds in rates.items():
         begin = time.perf_counter()
         with Sandbox(probe.choose(backend), workers=2) as sandbox:
             start_seconds[backend] = round(time.perf_counter() - begin, 3)
@@ -37,14 +37,14 @@ def main() -> None:
                     for n in range(options.candidates)
                 ]  # fmt: skip
                 begin = time.perf_counter()
-                assert all(one.right for one in grade(sandbox, work))
-                found.append(round(options.candidates / (time.perf_counter() - begin), 1))
-                print(backend, repeat, found[-1], flush=True)
+                assert all(verdict.right for verdict in grade(sandbox, work))
+                speeds.append(round(options.candidates / (time.perf_counter() - begin), 1))
+                print(backend, repeat, speeds[-1], flush=True)
     row = {
         "date": date.today().isoformat(),
         "command": f"python experiments/bench/judge.py --candidates {options.candidates} --repeats {options.repeats}",
         "candidates_per_second": rates,
-        "median": {name: statistics.median(found) for name, found in rates.items()},
+        "median": {name: statistics.median(speeds) for name, speeds in rates.items()},
         "start_seconds": start_seconds,
     }
     with RESULTS.open("a", encoding="utf-8") as file:

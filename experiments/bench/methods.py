@@ -116,17 +116,19 @@ def show() -> None:
     )
     print("|---" * 12 + "|")
     for algo in dict.fromkeys(row["algo"] for row in rows):
-        mine = [row for row in rows if row["algo"] == algo]
-        columns = [algo, str(len(mine))]
+        algo_rows = [row for row in rows if row["algo"] == algo]
+        columns = [algo, str(len(algo_rows))]
         for long in (False, True):
-            before, after, families = pooled(mine, long)
+            before, after, families = pooled(algo_rows, long)
             columns += [f"{sum(scores) / len(scores):.3f}" for scores in (before, after)]
             difference = stats.paired_difference(before, after, families, seed=0)
             columns.append(f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]")
         columns.append(
-            ", ".join(f"{sum(a) / len(a) - sum(b) / len(b):+.3f}" for b, a, _ in (pooled([row], True) for row in mine))
+            ", ".join(
+                f"{sum(a) / len(a) - sum(b) / len(b):+.3f}" for b, a, _ in (pooled([row], True) for row in algo_rows)
+            )
         )
-        costly = [row for row in mine if row["commit"] == newest]
+        costly = [row for row in algo_rows if row["commit"] == newest]
         for name, digits in (("first_step_seconds", 0), ("seconds", 0), ("peak_gib", 2)):
             columns.append(f"{max(row[name] for row in costly):.{digits}f}" if costly else "")
         print("| " + " | ".join(columns) + " |")

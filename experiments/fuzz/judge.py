@@ -91,13 +91,13 @@ def main() -> None:
             codes = [candidate(draw) for _ in range(BATCH)]
             work = [Submission(code, "double", inputs, [2 * x for (x,) in inputs]) for code in [*codes, HONEST]]
             begin = time.monotonic()
-            outcomes = sandbox.run([one.call() for one in work])
+            outcomes = sandbox.run([submission.call() for submission in work])
             slowest = max(slowest, time.monotonic() - begin)
-            grades = [compare(one, outcome) for one, outcome in zip(work, outcomes, strict=True)]
-            for one, found in zip(work[:-1], grades[:-1], strict=True):
-                if found.right:
-                    raise SystemExit(f"passed:\n{one.code}")
-                statuses[found.status] += 1
+            grades = [compare(submission, outcome) for submission, outcome in zip(work, outcomes, strict=True)]
+            for submission, verdict in zip(work[:-1], grades[:-1], strict=True):
+                if verdict.right:
+                    raise SystemExit(f"passed:\n{submission.code}")
+                statuses[verdict.status] += 1
             if not grades[-1].right:
                 raise SystemExit(f"honest code failed ({outcomes[-1]}) beside:\n" + "\n---\n".join(codes))
             candidates += BATCH

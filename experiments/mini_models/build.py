@@ -116,15 +116,15 @@ def measure(name: str, directory: Path, items: int) -> list[dict[str, Any]]:
     sampler = HFSampler(tokenizer, temperature=0.0, max_new_tokens=TOKENS, batch_tokens=65536)
 
     rows = []
-    asked = {
+    benchmarks = {
         ("heldout", "open"): items_of("heldout", plan(TASKS, LENGTHS, items), tokenizer),
         ("heldout", "closed"): without_document(tokenizer, items),
         ("code", "open"): items_of("code", plan(CODE, FAR, items), tokenizer),
         ("longreason", "open"): items_of("longreason", plan(REASONING, FAR, items), tokenizer),
     }
     with closing(CodeGrader(probe.choose("auto"))) as code:
-        for (suite, book), found in asked.items():
-            records: list[ItemRecord] = answer(model, sampler, tokenizer, found, ExactGrader(code), step=0)
+        for (suite, book), questions in benchmarks.items():
+            records: list[ItemRecord] = answer(model, sampler, tokenizer, questions, ExactGrader(code), step=0)
             for cell in cells(records):
                 score = {key: round(getattr(cell.score, key), 4) for key in ("value", "low", "high")}
                 row = {"model": name, "suite": suite, "book": book, "task": cell.task, "length": cell.length}
@@ -137,8 +137,8 @@ def without_document(tokenizer: PreTrainedTokenizerBase, items: int) -> list[Ite
     """``items`` questions of each task without their document, excluding those whose answer is "unknown"."""
     chosen = []
     for task in TASKS:
-        found = items_of("heldout", plan((task,), (SHORT,), 2 * items), tokenizer)
-        known = [item for item in found if item.example.answer != UNANSWERABLE]
+        questions = items_of("heldout", plan((task,), (SHORT,), 2 * items), tokenizer)
+        known = [item for item in questions if item.example.answer != UNANSWERABLE]
         chosen += [Item(item.label, closed_book(item.example)) for item in known[:items]]
     return chosen
 
@@ -146,7 +146,7 @@ def without_document(tokenizer: PreTrainedTokenizerBase, items: int) -> list[Ite
 def shortcomings(rows: list[dict[str, Any]]) -> list[str]:
     """Unmet requirements: the student must be good at short prompts and worse at long ones, the teacher good at all."""
     score = {(row["model"], row["book"], row["task"], row["length"]): row["value"] for row in rows}
-    found = []
+    unmet = []
     for task in TASKS:
         short, long = score["mini-student", "open", task, SHORT], score["mini-student", "open", task, LONG]
         needs = {
@@ -157,7 +157,7 @@ def shortcomings(rows: list[dict[str, Any]]) -> list[str]:
             "student <= 0.05 without the document": score["mini-student", "closed", task, SHORT] <= 0.05,
             "teacher <= 0.05 without the document": score["mini-teacher", "closed", task, SHORT] <= 0.05,
         }
-        found += [f"{task}: {need}" for need, met in needs.items() if not met]
+        unmet += [f"{task}: {need}" for need, met in needs.items() if not met]
     student, teacher = (
         {(task, length): score[name, "open", task, length] for task, length in code_cells()}
         for name in ("mini-student", "mini-teacher")
@@ -170,7 +170,7 @@ def shortcomings(rows: list[dict[str, Any]]) -> list[str]:
         ),
         f"teacher >= 0.15 above the student at {LONG}": choice["mini-teacher"] - choice["mini-student"] >= 0.15,
     }
-    found += [f"multiple choice: {need}" for need, met in needs.items() if not met]
+    unmet += [f"multiple choice: {need}" for need, met in needs.items() if not met]
     needs = {
         "student >= 0.50 short": student["short", 0] >= 0.50,
         f"student >= 0.25 lower buried at {LONG}": student["short", 0] - student["bury", LONG] >= 0.25,
@@ -179,7 +179,7 @@ def shortcomings(rows: list[dict[str, Any]]) -> list[str]:
         f"teacher >= 0.60 buried at {LONG}": teacher["bury", LONG] >= 0.60,
         "teacher <= 0.05 without the definitions": teacher["closed", 0] <= 0.05,
     }
-    return found + [f"code: {need}" for need, met in needs.items() if not met]
+    return unmet + [f"code: {need}" for need, met in needs.items() if not met]
 
 
 def code_cells() -> list[tuple[str, int]]:
@@ -189,8 +189,8 @@ def code_cells() -> list[tuple[str, int]]:
 
 def card(name: str, rows: list[dict[str, Any]]) -> str:
     """The model card with numbers from the results."""
-    mine = [row for row in rows if row["model"] == name]
-    score = {(row["suite"], row["book"], row["task"], row["length"]): row for row in mine}
+    model_rows = [row for row in rows if row["model"] == name]
+    score = {(row["suite"], row["book"], row["task"], row["length"]): row for row in model_rows}
 
     def percent(*cell: Any) -> str:
         row = score.get(cell)
@@ -201,14 +201,14 @@ def card(name: str, rows: list[dict[str, Any]]) -> str:
         "|---" * (len(LENGTHS) + 2) + "|",
     ]
     for task in TASKS:
-        found = [percent("heldout", "open", task, length) for length in LENGTHS]
-        lines.append(f"| {task} | " + " | ".join([*found, percent("heldout", "closed", task, SHORT)]) + " |")
+        percentages = [percent("heldout", "open", task, length) for length in LENGTHS]
+        lines.append(f"| {task} | " + " | ".join([*percentages, percent("heldout", "closed", task, SHORT)]) + " |")
     lines += ["", "| suite | items | natural length | " + " | ".join(f"{n} tokens" for n in FAR) + " |"]
     lines += ["|---" * (len(FAR) + 3) + "|"]
     for suite, labels in (("code", CODE), ("longreason", REASONING)):
         for label in labels:
-            found = [percent(suite, "open", label, length) for length in (0, *FAR)]
-            lines.append(f"| {suite} | {label} | " + " | ".join(found) + " |")
+            percentages = [percent(suite, "open", label, length) for length in (0, *FAR)]
+            lines.append(f"| {suite} | {label} | " + " | ".join(percentages) + " |")
     data = {
         "mini-student": "short documents only (stages 1 to 7 of its training)",
         "mini-teacher": "the same data as mini-student, then documents of up to 1,024 tokens (stage 8)",
@@ -216,7 +216,7 @@ def card(name: str, rows: list[dict[str, Any]]) -> str:
     return (
         (HERE / "card.md")
         .read_text()
-        .format(name=name, data=data, table="\n".join(lines), items=mine[0]["n"], date=mine[0]["date"])
+        .format(name=name, data=data, table="\n".join(lines), items=model_rows[0]["n"], date=model_rows[0]["date"])
     )
 
 
@@ -237,8 +237,8 @@ def main() -> None:
         train(stage, before, arguments.root, arguments.overrides)
     exports = {f"mini-{stage}": arguments.root / "mini-models" / stage / "export" for stage in STAGES[-2:]}
     rows = [row for name, export in exports.items() for row in measure(name, export, arguments.items)]
-    if found := shortcomings(rows):
-        raise SystemExit("not installed, because these requirements are not met:\n  " + "\n  ".join(found))
+    if unmet := shortcomings(rows):
+        raise SystemExit("not installed, because these requirements are not met:\n  " + "\n  ".join(unmet))
     rows = [{"date": date.today().isoformat(), **row} for row in rows]
     stages = [course(arguments.root / "mini-models" / stage) for stage in STAGES]
     for file, content in ((RESULTS, rows), (COURSE, stages)):

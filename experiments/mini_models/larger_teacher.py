@@ -32,8 +32,8 @@ def deepen(model: PreTrainedModel) -> PreTrainedModel:
     deeper: PreTrainedModel = AutoModelForCausalLM.from_config(type(model.config).from_dict(config))
     weights = {}
     for name, value in model.state_dict().items():
-        before, found, after = name.partition("layers.")
-        if not found:
+        before, separator, after = name.partition("layers.")
+        if not separator:
             weights[name] = value
             continue
         layer, _, part = after.partition(".")

@@ -30,7 +30,7 @@ def main() -> None:
     for design, (runs, families) in DESIGNS.items():
         for spread in (0.02, 0.05, 0.10):
             rng = np.random.default_rng(0)
-            found = []
+            detectable = []
             for _ in range(STUDIES):
                 hard = rng.normal(0, 1.5, families)
                 arms = [answers(rng, hard, runs, spread) for _ in range(4)]
@@ -40,8 +40,8 @@ def main() -> None:
                     contrast([arms[0], -arms[1]]),
                     contrast([arms[0] - arms[2], base[1] - base[0]], reach=2.0),
                 )
-                found.append([one.minimum_detectable for one in contrasts])
-            cells = " | ".join(f"{100 * value:.1f}" for value in np.mean(found, 0))
+                detectable.append([comparison.minimum_detectable for comparison in contrasts])
+            cells = " | ".join(f"{100 * value:.1f}" for value in np.mean(detectable, 0))
             print(f"| {design} | {100 * spread:.0f} | {cells} |")
 
 

@@ -136,7 +136,7 @@ def killed_and_continued(url: str, documents: Path, out: Path) -> dict[str, Any]
     attempts = 2
     assert report["asked_for"] == asked_for
     assert len(rejected) == asked_for * attempts == sum(report["rejected"].values()), "an attempt was lost"
-    assert all(one["reason"] for one in rejected)
+    assert all(attempt["reason"] for attempt in rejected)
     spent = report["spent"]
     assert replies(out) == before + spent["asked"], "a reply was paid twice, or not kept"
     return {

@@ -45,8 +45,8 @@ def main() -> None:
 
 def diagnose(arguments: list[str]) -> bool:
     """Print the estimate and the verdict; whether the run fits."""
-    own = {name: value for name, _, value in (one.partition("=") for one in arguments) if name in OWN}
-    overrides = [one for one in arguments if one.partition("=")[0] not in OWN]
+    own = {name: value for name, _, value in (argument.partition("=") for argument in arguments) if name in OWN}
+    overrides = [argument for argument in arguments if argument.partition("=")[0] not in OWN]
     config = composed(overrides)
     context = int(number(own, "context", None))
     student, teacher = model_sizes(config)
@@ -59,12 +59,12 @@ def diagnose(arguments: list[str]) -> bool:
     ranks = int(number(own, "devices", config.world_size))
     load = workload(config, prompt=context - completion, ranks=ranks, resident=SMALL_MODEL_NUMEL)
     memory = number(own, "memory", device_memory(config) / GIB)
-    load, found = choose(config, student, teacher, load, memory * GIB)
-    print(render(found, load, config, memory))
-    if found.peak * MARGIN <= memory * GIB:
-        print(f"fits: {found.peak / GIB:.1f} GiB of {memory:.1f} on each of {load.ranks}")
+    load, usage = choose(config, student, teacher, load, memory * GIB)
+    print(render(usage, load, config, memory))
+    if usage.peak * MARGIN <= memory * GIB:
+        print(f"fits: {usage.peak / GIB:.1f} GiB of {memory:.1f} on each of {load.ranks}")
         return True
-    print(f"does not fit: {found.peak / GIB:.1f} GiB, with a margin {MARGIN * found.peak / GIB:.1f}, of {memory:.1f}")
+    print(f"does not fit: {usage.peak / GIB:.1f} GiB, with a margin {MARGIN * usage.peak / GIB:.1f}, of {memory:.1f}")
     for names, changed in changes(student, teacher, load):
         peak = estimate(student, teacher, changed).peak
         if peak * MARGIN <= memory * GIB:
@@ -135,7 +135,7 @@ def changes(
         if estimate(student, teacher, candidate).peak >= estimate(student, teacher, current).peak:
             continue
         current = candidate
-        names = [*(one for one in names if one.partition("=")[0] != name.partition("=")[0]), name]
+        names = [*(override for override in names if override.partition("=")[0] != name.partition("=")[0]), name]
         yield names, current
 
 

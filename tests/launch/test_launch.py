@@ -43,8 +43,9 @@ def test_one_process_in_place(command: Callable[..., tuple[int, str, str]], tmp_
     arguments = ("+algo=sft", *SMOKE, "engine=local")
     code, stdout, stderr = command(*arguments)
     assert code == 0, stderr
-    assert "finished after 2 steps" in stdout
+    assert stdout.startswith("loading torch and transformers") and "finished after 2 steps" in stdout
     run = tmp_path / f"{RUN}0"
+    assert stdout.startswith((run / "log.txt").read_text().splitlines(keepends=True)[0])
     assert steps(run) == [1, 2]
     described = json.loads((run / "environment.json").read_text())
     assert described["command"].startswith("python -m longctx_rl +algo=sft +experiment=smoke ")

@@ -96,17 +96,17 @@ class Bench:
         base = None
         for name, (work, flops) in variants.items():
             try:
-                found: dict[str, Any] = self.measure(work)
+                measured: dict[str, Any] = self.measure(work)
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 self.line(what=what, variant=name, **where, out_of_memory=True)
                 continue
-            base = base or found["seconds"]
-            found |= {
-                "ratio": round(found["seconds"] / base, 3),
-                "mfu": round(flops / found["seconds"] / self.flops, 4),
+            base = base or measured["seconds"]
+            measured |= {
+                "ratio": round(measured["seconds"] / base, 3),
+                "mfu": round(flops / measured["seconds"] / self.flops, 4),
             }
-            self.line(what=what, variant=name, **where, **found)
+            self.line(what=what, variant=name, **where, **measured)
 
     def ceilings(self) -> None:
         size = 8192 if self.device.type == "cuda" else 1024
@@ -139,16 +139,16 @@ class Bench:
                 torch.randn(1, length, heads, 64, device=self.device, dtype=dtype).transpose(1, 2).requires_grad_()
                 for heads in (8, 2, 2)
             ]
-            theirs = [x.detach().double().requires_grad_() for x in ours]
+            reference = [x.detach().double().requires_grad_() for x in ours]
             output = group_attention(*ours, spans, None)
-            key, value = (x.repeat_interleave(4, 1) for x in theirs[1:])
-            scores = (theirs[0] @ key.transpose(2, 3) / 8).masked_fill(~allowed, -torch.inf)
+            key, value = (x.repeat_interleave(4, 1) for x in reference[1:])
+            scores = (reference[0] @ key.transpose(2, 3) / 8).masked_fill(~allowed, -torch.inf)
             expected = scores.softmax(-1) @ value
             weight = torch.randn_like(expected)
-            found = (output, *torch.autograd.grad(output, ours, weight.to(dtype)))
-            wanted = (expected, *torch.autograd.grad(expected, theirs, weight))
+            actual = (output, *torch.autograd.grad(output, ours, weight.to(dtype)))
+            desired = (expected, *torch.autograd.grad(expected, reference, weight))
             wrong = max(
-                ((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(found, wanted, strict=True)
+                ((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(actual, desired, strict=True)
             )
             self.line(what="attention against naive", dtype=str(dtype), largest_relative_difference=wrong, limit=limit)
             if not wrong < limit:
@@ -173,11 +173,11 @@ class Bench:
         advantages = tuple(torch.linspace(-1, 1, GROUP).tolist())
         group = RolloutGroup(EXAMPLE, tokens(prompt_len), completions, advantages=advantages)
         apart = [
-            RolloutGroup(EXAMPLE, group.prompt_ids, (one,), advantages=(value,))
-            for one, value in zip(completions, advantages, strict=True)
+            RolloutGroup(EXAMPLE, group.prompt_ids, (completion,), advantages=(value,))
+            for completion, value in zip(completions, advantages, strict=True)
         ]
         policy, scorer = Policy(student, chunk=256), FrozenScorer(teacher, chunk=256).freeze()
-        shared, single = pack([group], self.device), [pack([one], self.device) for one in apart]
+        shared, single = pack([group], self.device), [pack([alone], self.device) for alone in apart]
         cost = ModelShape.of(student)
         flops = cost.forward(shared.spans, shared.num_loss_tokens)
         head = teacher.get_output_embeddings().weight.detach()
@@ -229,7 +229,7 @@ class Bench:
             "repeated": (repeated, flops),
         })  # fmt: skip
         (ours,) = sampler.sample(student, [request])
-        same = [list(one.token_ids) for one in ours] == repeated().tolist()
+        same = [list(completion.token_ids) for completion in ours] == repeated().tolist()
         self.line(what="decoding token-identical", **where, identical=same)
 
     def _model(self, sizes: dict[str, int], prompt_len: int, seed: int) -> PreTrainedModel:

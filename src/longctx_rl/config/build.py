@@ -43,7 +43,7 @@ class BuildConfig:
     minimum_characters: int
     """Shorter documents are dropped."""
     attempts: int
-    """Number of times that a rejected question is requested again, from other passages."""
+    """Number of times that a question is requested in all; after a rejection, from other passages."""
     balance: bool
     """True: keep at most three times as many rows of a task and length as the median has."""
     seed: int

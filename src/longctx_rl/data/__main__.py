@@ -27,7 +27,7 @@ def inspected(overrides: list[str]) -> str:
 
 
 def built(overrides: list[str]) -> str:
-    """Build a data set; return what came of it."""
+    """Build a data set and return its summary."""
     config = composed_build(overrides)
     from longctx_rl.data.building.writing import build
 

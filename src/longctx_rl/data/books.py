@@ -58,8 +58,8 @@ class Books:
 
     def text(self, barcode: str) -> str | None:
         """Return the text of a book; None if no file contains it."""
-        found = self._texts.execute("SELECT text FROM texts WHERE barcode = ?", (barcode,)).fetchone()
-        return found[0] if found else None
+        row = self._texts.execute("SELECT text FROM texts WHERE barcode = ?", (barcode,)).fetchone()
+        return row[0] if row else None
 
     def close(self) -> None:
         self._texts.close()

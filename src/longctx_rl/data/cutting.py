@@ -27,14 +27,14 @@ def cut(document: str, tokens: int, tokenizer: PreTrainedTokenizerBase, *, answe
     """
     if tokens <= 0:
         raise ValueError("data.longblocks.max_tokens leaves no room for a document beside its question: set it higher")
-    wanted, kept = tokens, document
+    budget, kept = tokens, document
     while True:
-        kept = _once(document, wanted, tokenizer, answer)
+        kept = _once(document, budget, tokenizer, answer)
         excess = _count(kept, tokenizer) - tokens  # a truncated text can tokenise differently at its seams
         if excess <= 0:
             return kept
-        wanted -= excess
-        if wanted <= 0:
+        budget -= excess
+        if budget <= 0:
             return ""
 
 
@@ -57,8 +57,8 @@ def _once(document: str, tokens: int, tokenizer: PreTrainedTokenizerBase, answer
 
 
 def _offsets(text: str, tokenizer: PreTrainedTokenizerBase) -> Sequence[tuple[int, int]]:
-    found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    offsets: Sequence[tuple[int, int]] = found["offset_mapping"]
+    encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    offsets: Sequence[tuple[int, int]] = encoding["offset_mapping"]
     return offsets
 
 

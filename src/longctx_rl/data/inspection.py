@@ -69,8 +69,8 @@ def training(source: LongBlocksSource, store: Store, config: Config) -> Iterator
 
 def histogram(lengths: list[int]) -> dict[str, int]:
     """Count rows by powers of two: ``< 1,024`` stands for 512 to 1,023 tokens."""
-    found = Counter(length.bit_length() for length in lengths)
-    return {f"< {2**bits:,}": found[bits] for bits in range(min(found), max(found) + 1)} if found else {}
+    counts = Counter(length.bit_length() for length in lengths)
+    return {f"< {2**bits:,}": counts[bits] for bits in range(min(counts), max(counts) + 1)} if counts else {}
 
 
 def table(title: str, counts: Mapping[str, int]) -> Iterator[str]:

@@ -89,8 +89,8 @@ class LongBlocksSource:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks of all rows used for training."""
-        found = {task_at(self.stores[pool.store], row) for pool in self.order.pools for row in pool.rows}
-        return tuple(sorted(found))
+        names = {task_at(self.stores[pool.store], row) for pool in self.order.pools for row in pool.rows}
+        return tuple(sorted(names))
 
     def document(self, index: int) -> tuple[Example, ...]:
         """Return the one example at a position of the stream."""

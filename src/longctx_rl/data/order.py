@@ -104,8 +104,8 @@ class TrainingOrder:
 
     def _sorted_block(self, block: int) -> list[tuple[Pool, int]]:
         places = range(block * self._bucket, (block + 1) * self._bucket)
-        found = [self._position(place) for place in places]
-        found.sort(key=lambda each: each[0].lengths[each[1]])
-        batches = [found[start : start + self._batch] for start in range(0, self._bucket, self._batch)]
+        positions = [self._position(place) for place in places]
+        positions.sort(key=lambda position: position[0].lengths[position[1]])
+        batches = [positions[start : start + self._batch] for start in range(0, self._bucket, self._batch)]
         random.Random(f"bucket {self._seed} {block}").shuffle(batches)
         return [(pool, pool.rows[within]) for batch in batches for pool, within in batch]

@@ -118,16 +118,16 @@ class _Row:
 def empty_row(device: torch.device) -> PackedGroups:
     """Return a row without loss tokens, which a rank with fewer rows than others runs so that collectives match."""
     span = GroupSpan(0, 1, ())
-    one, none = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+    token, empty = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(0, dtype=torch.int64, device=device)
     return PackedGroups(
-        input_ids=one,
-        position_ids=one,
-        group_ids=one,
-        segment_ids=one,
+        input_ids=token,
+        position_ids=token,
+        group_ids=token,
+        segment_ids=token,
         spans=(span,),
-        source_index=none,
-        target_ids=none,
-        sequence_ids=none,
-        sequence_lens=none,
+        source_index=empty,
+        target_ids=empty,
+        sequence_ids=empty,
+        sequence_lens=empty,
         advantages=torch.zeros(0, dtype=torch.float32, device=device),
     )

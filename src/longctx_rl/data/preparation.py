@@ -73,8 +73,8 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def _state(path: Path) -> str:
     """List names, sizes and times of local files, so that a changed folder is prepared again; empty for the Hub."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    found = [(str(file), file.stat()) for file in files if file.exists()]
-    return json.dumps([[name, status.st_size, status.st_mtime_ns] for name, status in found])
+    statuses = [(str(file), file.stat()) for file in files if file.exists()]
+    return json.dumps([[name, status.st_size, status.st_mtime_ns] for name, status in statuses])
 
 
 def _write(folder: Path, origin: Origin, tokenizer: PreTrainedTokenizerBase, books: Path | None) -> None:
@@ -238,7 +238,7 @@ class Measure:
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text."""
-        return [len(found) for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [len(encoding) for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def __call__(self, rows: Sequence[Row], counts: Counts) -> list[Row]:
         """Return the rows with their measured columns."""

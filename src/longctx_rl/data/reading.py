@@ -132,10 +132,10 @@ def _hub_rows(origin: Origin) -> Iterator[Row]:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        found: Any = datasets.load_dataset(
+        dataset: Any = datasets.load_dataset(
             origin.path, revision=origin.revision, split=origin.split, streaming=origin.streaming
         )
-        names = found.column_names
+        names = dataset.column_names
     except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         revision = f" --revision {origin.revision}" if origin.revision else ""
@@ -146,7 +146,7 @@ def _hub_rows(origin: Origin) -> Iterator[Row]:
     if names is not None:
         check_columns(list(names), origin.path)
     try:
-        yield from found
+        yield from dataset
     except (OSError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"reading {origin.path} from the Hub failed ({cause}): repeat the command") from error

@@ -35,8 +35,8 @@ def place_of(document: str, answer: str) -> tuple[int, int] | None:
     words = answer.strip().rstrip(".").split()
     if not words:
         return None
-    for found in re.finditer(r"\s+".join(map(re.escape, words)), document, re.IGNORECASE):
-        start, end = found.span()
+    for occurrence in re.finditer(r"\s+".join(map(re.escape, words)), document, re.IGNORECASE):
+        start, end = occurrence.span()
         if not (
             _one_word(document[start - 1 : start], words[0][0]) or _one_word(words[-1][-1], document[end : end + 1])
         ):

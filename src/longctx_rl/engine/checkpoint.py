@@ -56,8 +56,8 @@ def save_checkpoint(
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """Return the checkpoint with the highest step; remains of a killed save do not count. None if there is none."""
-    found = _checkpoints(run_dir / "checkpoints")
-    return found[-1] if found else None
+    checkpoints = _checkpoints(run_dir / "checkpoints")
+    return checkpoints[-1] if checkpoints else None
 
 
 def verify(checkpoint: Path) -> None:
@@ -98,20 +98,20 @@ def restore_rng(states: Sequence[Mapping[str, str]]) -> None:
     """Restore this rank's entry of ``rng_states``. A rank without an entry keeps its generators unchanged."""
     if distributed.rank() >= len(states):
         return
-    mine = {
+    own_states = {
         name: torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8)
         for name, text in states[distributed.rank()].items()
     }
-    torch.set_rng_state(mine["cpu"])
-    if "cuda" in mine and torch.cuda.is_available():
-        torch.cuda.set_rng_state(mine["cuda"])
+    torch.set_rng_state(own_states["cpu"])
+    if "cuda" in own_states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own_states["cuda"])
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    checkpoints = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(checkpoints, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _clear(folder: Path, final: Path) -> None:

@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 def device(config: Config) -> torch.device:
     """Return the device of this rank. Raises ValueError for engine.device=cuda without a GPU."""
-    wanted = config.engine.device
-    if wanted == "cuda" and not torch.cuda.is_available():
+    configured = config.engine.device
+    if configured == "cuda" and not torch.cuda.is_available():
         raise ValueError("engine.device=cuda, but torch sees no GPU: set engine.device=cpu, or install torch with CUDA")
-    if wanted == "cpu" or not torch.cuda.is_available():
+    if configured == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     index = int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
@@ -111,15 +111,15 @@ def any_rank(flag: bool) -> bool:
 
 def together(work: Callable[[], T], failure: type[Exception]) -> T:
     """Return this rank's result of ``work``; if it raises ``failure`` on any rank, all ranks raise it."""
-    found: list[T] = []
+    results: list[T] = []
     problems: list[str] = []
     try:
-        found.append(work())
+        results.append(work())
     except failure as error:
         problems.append(str(error))
     if everywhere := gather(problems):
         raise failure(everywhere[0])
-    return found[0]
+    return results[0]
 
 
 def on_main(action: Callable[[], None]) -> None:

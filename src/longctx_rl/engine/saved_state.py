@@ -56,8 +56,8 @@ def load(directory: Path, module: nn.Module, write: Write) -> UpdateCounter:
         try:
             progress = _read_progress(directory)
             files = {key: TensorFiles(directory, stem) for key, stem in STEMS.items()}
-            for found in files.values():
-                _compare(directory, module, found)
+            for tensors in files.values():
+                _compare(directory, module, tensors)
         except ValueError as error:
             problem = str(error)
     progress, problem = distributed.broadcast((progress, problem))

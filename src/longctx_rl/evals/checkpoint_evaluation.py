@@ -70,10 +70,10 @@ def kl_to_base(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> st
     facts = dataclasses.asdict(config.kl) | {
         "checkpoint": config.checkpoint,
         "base_weights": weights_hash(config.kl.base),
-        "positions": [positions(one) for one in (model, base)],
+        "positions": [positions(module) for module in (model, base)],
     }
-    for one in (model, base):
-        nn.Module.to(one, device_of(config, Share()), getattr(torch, config.dtype))
+    for module in (model, base):
+        nn.Module.to(module, device_of(config, Share()), getattr(torch, config.dtype))
     path = Path(config.out) / "evals" / "kl.json"
     return f"KL to {config.kl.base}\n" + kl.measure(
         path, facts, model, base, tokenizer, config.kl, config.rollout.batch_tokens
@@ -118,5 +118,5 @@ def check_same_tokens(checkpoint: str, name: str, tokenizer: PreTrainedTokenizer
 
 def positions(model: PreTrainedModel) -> dict[str, Any] | None:
     """Rotary position settings of the model's configuration; None: it has none."""
-    found: dict[str, Any] | None = getattr(model.config, "rope_parameters", None)
-    return found
+    settings: dict[str, Any] | None = getattr(model.config, "rope_parameters", None)
+    return settings

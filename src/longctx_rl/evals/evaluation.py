@@ -52,7 +52,9 @@ def answer(
         seeds = tuple(records.seed_of(item.example.id, number) for number in range(samples))
         requests.append(SampleRequest(document + question, seeds, len(document), limit))
     completions = sampler.sample(model, requests)
-    answers = [(one.text, item.example) for item, group in zip(items, completions, strict=True) for one in group]
+    answers = [
+        (completion.text, item.example) for item, group in zip(items, completions, strict=True) for completion in group
+    ]
     rewards = iter(grade(answers))
     return [
         _record(item, request.prompt_ids, group, [next(rewards) for _ in group], step)
@@ -75,15 +77,15 @@ def _record(
         output=first.text,
         score=fmean(reward.score for reward in rewards),
         parts=parts,
-        truncated=any(one.finish_reason == "length" for one in completions),
-        tokens=sum(len(one.token_ids) for one in completions),
+        truncated=any(completion.finish_reason == "length" for completion in completions),
+        tokens=sum(len(completion.token_ids) for completion in completions),
         prompt_hash=records.prompt_hash(prompt),
         depth=item.depth,
         floor=item.floor,
         question=item.example.question[-records.EXCERPT :],
         expected=item.example.answer[: records.EXCERPT],
         right=sum(reward.score == 1.0 for reward in rewards) if others else None,
-        more=tuple(one.text for one in others),
+        more=tuple(completion.text for completion in others),
     )
 
 
@@ -134,13 +136,13 @@ class RunSuite:
             GraderUnavailable: on every rank, if code cannot be run on one of them.
         """
         requested = self._items(items)
-        mine = requested[distributed.rank() :: distributed.world_size()]
+        share = requested[distributed.rank() :: distributed.world_size()]
         with engine.full_weights() as policy:
             model = policy.model
             assert isinstance(model, PreTrainedModel)
             slack = self.config.answer_slack
             answered = distributed.together(
-                lambda: answer(model, self.sampler, self.tokenizer, mine, self.grader, step=step, slack=slack),
+                lambda: answer(model, self.sampler, self.tokenizer, share, self.grader, step=step, slack=slack),
                 GraderUnavailable,
             )
         by_id = {record.id: record for record in distributed.gather(answered)}

@@ -118,15 +118,15 @@ def _remove_unanswered(out: Path) -> None:
 def _description(out: Path) -> dict[str, Any]:
     """The folder's description; empty for a new folder."""
     path = out / DESCRIPTION
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+    description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return description
 
 
 def _limits(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
     return {name: {key: getattr(suite, key) for key in LIMITS} for name, suite in config.eval.suites.items()}
 
 
-def _check_equal(out: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for key, value in wanted.items():
+def _check_equal(out: Path, kept: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for key, value in expected.items():
         if kept.get(key, value) != value:
             raise ValueError(f"{out} holds answers of other {key} ({kept['checkpoint']}, {kept[key]}): {OTHER_FOLDER}")

@@ -44,11 +44,11 @@ def problems(config: SuiteConfig, suite: str) -> dict[str, FunctionProblem]:
         ValueError: the file cannot be read, or lacks a problem that ``without`` names.
     """
     assert config.path is not None
-    found = {problem.id: problem for problem in read_problems(Path(config.path).expanduser())}
+    by_id = {problem.id: problem for problem in read_problems(Path(config.path).expanduser())}
     for name in config.without:
-        if name not in found:
+        if name not in by_id:
             raise ValueError(f"eval.suites.{suite}.without={name} is not in {config.path}")
-    return {name: problem for name, problem in found.items() if name not in config.without}
+    return {name: problem for name, problem in by_id.items() if name not in config.without}
 
 
 @lru_cache(maxsize=4)
@@ -72,10 +72,10 @@ def read_items(
         ValueError: the file cannot be read, or ends before problem ``first``.
     """
     del tokenizer
-    found = list(problems(config, suite).values())
-    if first >= len(found):
-        raise ValueError(f"eval.suites.{suite} has {len(found)} problems: set eval.first below that")
-    return [Item(LABELS[0], _example(problem, suite)) for problem in found[first : first + count]]
+    available = list(problems(config, suite).values())
+    if first >= len(available):
+        raise ValueError(f"eval.suites.{suite} has {len(available)} problems: set eval.first below that")
+    return [Item(LABELS[0], _example(problem, suite)) for problem in available[first : first + count]]
 
 
 def _example(problem: FunctionProblem, suite: str) -> Example:
@@ -115,9 +115,10 @@ class FunctionGrader:
         posed = {example.id: self._problems[example.id] for _, example in answered}
         try:
             self._prepare([problem for name, problem in posed.items() if name not in self._inputs])
-            written = [extract_code(text, posed[one.id].entry) for text, one in answered]
+            written = [extract_code(text, posed[example.id].entry) for text, example in answered]
             pairs = [
-                (posed[one.id].program(code), posed[one.id]) for code, (_, one) in zip(written, answered, strict=True)
+                (posed[example.id].program(code), posed[example.id])
+                for code, (_, example) in zip(written, answered, strict=True)
             ]
             grades = grade_functions(self._sandbox, pairs, self._inputs)
         except SandboxFailed as error:
@@ -160,18 +161,18 @@ def check(path: Path, backend: Backend) -> str:
     Raises:
         ValueError: the file cannot be read; a reference fails; a function without a body passes.
     """
-    found = read_problems(path)
+    listed = read_problems(path)
     try:
         with Sandbox(backend) as sandbox:
-            inputs, unusable = usable(sandbox, found)
-            kept = [problem for problem in found if problem.id in inputs]
+            inputs, unusable = usable(sandbox, listed)
+            kept = [problem for problem in listed if problem.id in inputs]
             right = grade_functions(sandbox, [(problem.reference, problem) for problem in kept], inputs)
             empty = grade_functions(sandbox, [(without_body(problem), problem) for problem in kept], inputs)
     except SandboxFailed as error:
         raise ValueError(f"{error}: {path} cannot be checked") from error
-    wrong = unusable | {one.id: grade.status for one, grade in zip(kept, right, strict=True) if not grade.right}
-    loose = [one.id for one, grade in zip(kept, empty, strict=True) if grade.right]
-    report = f"{path}: {len(found) - len(wrong)} of {len(found)} reference solutions pass, and {len(loose)} of "
+    wrong = unusable | {problem.id: grade.status for problem, grade in zip(kept, right, strict=True) if not grade.right}
+    loose = [problem.id for problem, grade in zip(kept, empty, strict=True) if grade.right]
+    report = f"{path}: {len(listed) - len(wrong)} of {len(listed)} reference solutions pass, and {len(loose)} of "
     report += f"{len(kept)} functions whose body is `pass`"
     if wrong or loose:
         causes = [f"{name} ({why})" for name, why in wrong.items()] + [
@@ -191,8 +192,8 @@ def main() -> None:
     """Entry point."""
     arguments = sys.argv[1:]
     sandboxes = {"auto", *get_args(Backend)}
-    chosen = [one.removeprefix("sandbox=") for one in arguments if one.startswith("sandbox=")] or ["auto"]
-    files = [one for one in arguments if not one.startswith("sandbox=")]
+    chosen = [arg.removeprefix("sandbox=") for arg in arguments if arg.startswith("sandbox=")] or ["auto"]
+    files = [arg for arg in arguments if not arg.startswith("sandbox=")]
     if len(files) != 2 or files[0] != "check" or not set(chosen) <= sandboxes:
         print(__doc__)
         sys.exit(0 if {"-h", "--help"} & set(arguments) else cli.UNUSABLE)

@@ -1,7 +1,7 @@
 """An adapter that gives this package's model and sampler the model interface of EleutherAI's lm_eval (0.4.13).
 
 Answers to one question share its tokens, which are prefilled once; vocabulary-wide tensors exist in chunks only.
-Prompts are never truncated: one that does not fit is refused.
+Prompts are never truncated: a prompt that does not fit is rejected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -110,8 +110,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         results: list[tuple[float, bool]] = []
         for row in plan_rows(groups, ROW_TOKENS):
             results += self._scored(pack([groups[index] for index in row], self.model.device))
-        found = dict(zip(order, results, strict=True))
-        return [found[index] for index in range(len(requests))]
+        by_request = dict(zip(order, results, strict=True))
+        return [by_request[index] for index in range(len(requests))]
 
     @torch.no_grad()
     def _scored(self, packed: PackedGroups) -> list[tuple[float, bool]]:
@@ -176,9 +176,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
                 texts[index] = completion.text[: min(ends, default=None)]
         return [texts[index] for index in range(len(requests))]
 
-    def _settings(self, wanted: Mapping[str, Any]) -> tuple[int, float, list[str]]:
+    def _settings(self, requested: Mapping[str, Any]) -> tuple[int, float, list[str]]:
         """Token limit, temperature and stop strings of a request. Raises ValueError as ``generate_until``."""
-        settings = dict(wanted)
+        settings = dict(requested)
         until = settings.pop("until", None) or []
         limits = [limit for name in LIMITS if (limit := settings.pop(name, None)) is not None]
         sampled, temperature = settings.pop("do_sample", None), settings.pop("temperature", None)

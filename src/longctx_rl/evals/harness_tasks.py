@@ -123,5 +123,5 @@ def refuse_unsafe(name: str, settings: dict[str, Any], config: HarnessConfig) ->
 def _settings(manager: Any, name: str) -> dict[str, Any]:
     """The settings in a task's own file, with functions unresolved; empty for a group."""
     path = manager.task_index[name].yaml_path
-    found: dict[str, Any] = load_yaml(path, resolve_func=False) if path is not None else {}
-    return found
+    settings: dict[str, Any] = load_yaml(path, resolve_func=False) if path is not None else {}
+    return settings

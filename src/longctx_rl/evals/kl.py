@@ -97,7 +97,7 @@ def token_kl(
     Raises:
         ValueError: a model that cannot be scored: see ``policy.attention.dispatch.install``.
     """
-    heads = [one.get_output_embeddings().weight for one in (model, base)]
+    heads = [module.get_output_embeddings().weight for module in (model, base)]
     vocabulary = None if len(heads[0]) == len(heads[1]) else len(tokenizer)  # padded to different sizes
     sampler = HFSampler(
         tokenizer,
@@ -151,11 +151,11 @@ def measure(
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["facts"] == dict(facts):
-            return table([TokenKL(one["task"], one["id"], tuple(one["nats"])) for one in kept["items"]])
+            return table([TokenKL(record["task"], record["id"], tuple(record["nats"])) for record in kept["items"]])
     measured = token_kl(model, base, tokenizer, prompts(config, tokenizer), config, batch_tokens)
     value, tokens = mean(measured)
     summary = {"nats_per_token": value.value, "interval": [value.low, value.high], "tokens": tokens}
-    items = [{"id": one.id, "task": one.task, "nats": one.nats} for one in measured]
+    items = [{"id": item_kl.id, "task": item_kl.task, "nats": item_kl.nats} for item_kl in measured]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({"facts": dict(facts), **summary, "items": items}) + "\n")
     return table(measured)
@@ -163,16 +163,16 @@ def measure(
 
 def mean(measured: Sequence[TokenKL]) -> tuple[Estimate, int]:
     """Mean nats per token with a 95 % confidence interval, resampled by item, and the number of tokens."""
-    values = [value for one in measured for value in one.nats]
-    families = [one.id for one in measured for _ in one.nats]
+    values = [value for item_kl in measured for value in item_kl.nats]
+    families = [item_kl.id for item_kl in measured for _ in item_kl.nats]
     return bootstrap_mean(values, families, seed=0, limits=(0.0, max(values))), len(values)
 
 
 def table(measured: Sequence[TokenKL]) -> str:
     """Mean nats per token of each task and of all tasks, with 95 % confidence intervals, as plain text."""
     rows = [("task", "items", "tokens", "nats per token")]
-    for task in (*dict.fromkeys(one.task for one in measured), "all"):
-        chosen = [one for one in measured if task in (one.task, "all")]
+    for task in (*dict.fromkeys(item_kl.task for item_kl in measured), "all"):
+        chosen = [item_kl for item_kl in measured if task in (item_kl.task, "all")]
         value, tokens = mean(chosen)
         rows.append((task, str(len(chosen)), str(tokens), f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]"))
     return aligned(rows)

@@ -50,8 +50,8 @@ def read_items(config: SuiteConfig, first: int, count: int, tokenizer: PreTraine
                 f"{rows.path} has no held-out row of {task} ({reasons or 'none at all'}): raise {KEY}.data.longblocks."
                 f"test or {KEY}.lengths, or remove {task} from {KEY}.labels"
             )
-        for length, found in cells.items():
-            ordered = sorted(found, key=lambda row: hashes[row])
+        for length, cell_rows in cells.items():
+            ordered = sorted(cell_rows, key=lambda row: hashes[row])
             for row in ordered[first : first + count]:
                 example = rendered(store, row, rows, tokenizer)
                 example = replace(example, id=f"{hashes[row]}-L{length}", length=length, response=None)

@@ -38,10 +38,10 @@ def read_items(config: SuiteConfig, first: int, count: int, tokenizer: PreTraine
     """
     del tokenizer
     folder, commit = find(config)
-    wanted = [
+    cells = [
         (label, length) for label in config.labels for length in ((0,) if label in WITHOUT_LENGTH else config.lengths)
     ]
-    splits = {cell: read_split(folder, *cell) for cell in wanted}
+    splits = {cell: read_split(folder, *cell) for cell in cells}
     (label, length), rows = next(iter(splits.items()))
     for (other, at), others in splits.items():
         if others.keys() != rows.keys():
@@ -54,7 +54,7 @@ def read_items(config: SuiteConfig, first: int, count: int, tokenizer: PreTraine
         raise ValueError(f"{KEY} has {len(rows)} questions: set eval.first below that")
     return [
         _item(label, length, splits[label, length][name], commit, floor)
-        for (label, length) in wanted
+        for (label, length) in cells
         for floor in [majority([row["answer"] for row in splits[label, length].values()])]
         for name in chosen
     ]
@@ -77,13 +77,13 @@ def find(config: SuiteConfig) -> tuple[Path, str]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(config.path, repo_type="dataset", revision=config.revision, local_files_only=True)
+        folder = snapshot_download(config.path, repo_type="dataset", revision=config.revision, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
         revision = f" --revision {config.revision}" if config.revision else ""
         raise ValueError(
             f"{config.path} is not in the Hub's local cache: hf download --repo-type dataset {config.path}{revision}"
         ) from error
-    return Path(found), Path(found).name
+    return Path(folder), Path(folder).name
 
 
 def split_name(label: str, length: int) -> str:
@@ -108,18 +108,18 @@ def read_split(folder: Path, label: str, length: int) -> dict[str, Mapping[str, 
         raise ValueError(
             f"{folder} has no file of the split {name}: download it again, or remove {label} from {KEY}.labels"
         )
-    found: dict[str, Mapping[str, Any]] = {}
+    rows: dict[str, Mapping[str, Any]] = {}
     for path in files:
         for row in _rows(path):
             if missing := [column for column in COLUMNS if not isinstance(row.get(column), str)]:
                 raise ValueError(f"{path} has a row without {missing[0]}: set {KEY}.path to a copy of LongReason")
-            if not re.fullmatch("[A-Z]", row["answer"]) or row["example_idx"] in found:
+            if not re.fullmatch("[A-Z]", row["answer"]) or row["example_idx"] in rows:
                 raise ValueError(
                     f"{path}: the answer of {row['example_idx']} is not a letter, or the question occurs twice: "
                     "download it again"
                 )
-            found[row["example_idx"]] = row
-    return found
+            rows[row["example_idx"]] = row
+    return rows
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

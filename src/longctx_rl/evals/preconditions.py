@@ -85,5 +85,5 @@ def _context(config: EvaluateConfig) -> int | None:
     try:
         context = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
     except (ValueError, AttributeError):
-        return None  # loading it says what is wrong with the file
+        return None  # loading the model reports what is wrong with the file
     return context if isinstance(context, int) else None

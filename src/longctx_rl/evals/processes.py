@@ -31,13 +31,13 @@ def answer_in_processes(config: EvaluateConfig, progress: ProgressCallback) -> d
     children: dict[Connection, tuple[SpawnProcess, Path]] = {}
     try:
         for index in range(config.processes):
-            ours, theirs = context.Pipe(duplex=False)
+            receiver, sender = context.Pipe(duplex=False)
             log = out / f"process-{index}.log"
-            arguments = (config, Share(index, config.processes), theirs, log, os.getpid())
+            arguments = (config, Share(index, config.processes), sender, log, os.getpid())
             child = context.Process(target=_answer_share, args=arguments, daemon=True)
             child.start()
-            theirs.close()
-            children[ours] = child, log
+            sender.close()
+            children[receiver] = child, log
         ids = _receive(children, progress)
     finally:
         for child, _ in children.values():
@@ -62,7 +62,7 @@ def merge(out: Path) -> None:
 
 
 def _receive(children: dict[Connection, tuple[SpawnProcess, Path]], progress: ProgressCallback) -> dict[str, set[str]]:
-    """Forward the progress of the processes until all are done; returns the ids of each suite's items."""
+    """Forward the progress of the processes until all are done, and return the ids of each suite's items."""
     ids: dict[str, set[str]] = {}
     waiting = set(children)
     while waiting:
@@ -122,4 +122,6 @@ def _answer_share(config: EvaluateConfig, share: Share, connection: Connection, 
     except ValueError as error:
         connection.send(("failed", str(error)))
     else:
-        connection.send(("done", {suite: {record.id for record in found} for suite, found in answered.items()}))
+        connection.send(
+            ("done", {suite: {record.id for record in suite_records} for suite, suite_records in answered.items()})
+        )

@@ -111,7 +111,7 @@ def _heldout(plan: Plan, label: str, length: int, family: int, tokenizer: PreTra
 
 
 def _longreason(plan: Plan, label: str, length: int, family: int, tokenizer: PreTrainedTokenizerBase) -> Example:
-    (form,) = (one for one in FORMS if one == label)
+    (form,) = (name for name in FORMS if name == label)
     (example,) = generate_longreason(Request("longreason", family, "test", length, tokenizer, 1), form=form)
     return example
 
@@ -124,7 +124,7 @@ def _ruler(plan: Plan, label: str, length: int, family: int, tokenizer: PreTrain
 
 
 def _code(plan: Plan, label: str, length: int, family: int, tokenizer: PreTrainedTokenizerBase) -> Example:
-    (condition,) = (one for one in CONDITIONS if one == label)
+    (condition,) = (name for name in CONDITIONS if name == label)
     request = Request("code", family, "test", length, tokenizer, 1)
     (example,) = generate_code(request, Setting(condition, plan.suite.mode, plan.suite.level))
     return example

@@ -75,9 +75,9 @@ def pass_rates(records: Sequence[ItemRecord]) -> dict[str, float]:
 
 def metrics(records: Sequence[ItemRecord], suite: str = "heldout") -> dict[str, float]:
     """``eval/<suite>/<task>/<length>`` for each cell, and ``eval/<suite>/mean``, their unweighted mean."""
-    found = cells(records)
-    result = {f"eval/{suite}/{cell.task}/{cell.length}": cell.score.value for cell in found}
-    result[f"eval/{suite}/mean"] = fmean(cell.score.value for cell in found)
+    summaries = cells(records)
+    result = {f"eval/{suite}/{cell.task}/{cell.length}": cell.score.value for cell in summaries}
+    result[f"eval/{suite}/mean"] = fmean(cell.score.value for cell in summaries)
     return result
 
 
@@ -91,19 +91,19 @@ def table(records: Sequence[ItemRecord], *, means: bool = False) -> str:
     Args:
         means: add a row over all tasks of each length.
     """
-    found = cells(records) + (cells(records, pooled=True) if means else [])
-    choice = any(cell.floor is not None for cell in found)
-    passes = sorted({name for cell in found for name in cell.passes}, key=lambda name: int(name.partition("@")[2]))
+    summaries = cells(records) + (cells(records, pooled=True) if means else [])
+    choice = any(cell.floor is not None for cell in summaries)
+    passes = sorted({name for cell in summaries for name in cell.passes}, key=lambda name: int(name.partition("@")[2]))
     head = ("task", "length", "n", "score", *passes, "truncated", "unparsed", *["floor"] * choice)
     rows: list[tuple[str, ...]] = [head]
-    for cell in found:
+    for cell in summaries:
         length = str(cell.length) if cell.length else "-"
         unparsed = "-" if cell.unparsed is None else f"{100 * cell.unparsed:.1f}"
         floor = "-" if cell.floor is None else f"{100 * cell.floor:.1f}"
         more = [f"{100 * cell.passes[name]:.1f}" if name in cell.passes else "-" for name in passes]
         scores = percent(cell.score), *more, f"{100 * cell.truncated:.0f}", unparsed
         rows.append((cell.task, length, str(cell.n), *scores, *[floor] * choice))
-    alone = [f"{cell.task} at {cell.length}" for cell in found if isnan(cell.score.low)]
+    alone = [f"{cell.task} at {cell.length}" for cell in summaries if isnan(cell.score.low)]
     return aligned(rows) + _too_few(alone)
 
 

@@ -122,8 +122,8 @@ def estimate(config: Config, known: Sequence[Measured]) -> Cost | None:
 
 def _comparable(config: Config, known: Sequence[Measured]) -> list[Measured]:
     """Return the comparable runs on this machine or, if there are none, the comparable committed results."""
-    wanted = _comparison_key(config)
-    comparable = [run for run in known if run.comparison_key == wanted]
+    key = _comparison_key(config)
+    comparable = [run for run in known if run.comparison_key == key]
     return [run for run in comparable if run.here] or comparable
 
 

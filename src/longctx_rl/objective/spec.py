@@ -42,8 +42,8 @@ class Divergence:
     direction: Direction = "reverse"
     """``reverse``: KL(student || anchor). ``forward``: KL(anchor || student). ``js``: Jensen-Shannon."""
     estimator: Estimator = "exact"
-    """``exact``: the whole vocabulary. ``topk``: the anchor's K most likely tokens, and one bucket for the rest. ``k1``,
-    ``k2``, ``k3``: the sampled token alone."""
+    """``exact``: the whole vocabulary. ``topk``: the anchor's K most likely tokens, and one bucket for the rest.
+    ``k1``, ``k2``, ``k3``: the sampled token alone."""
     placement: Placement = "loss"
     """``loss``: differentiated directly. ``advantage``: subtracted, detached, from each token's advantage (k1 only)."""
     top_k: int = 64

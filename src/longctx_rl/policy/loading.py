@@ -1,6 +1,5 @@
 """Loading of models and tokenizers, and the checks that a student and a teacher can be compared token by token."""
 
-
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -69,12 +68,12 @@ def stretched(config: PreTrainedConfig, name: str, yarn: YarnConfig) -> PreTrain
         ValueError: the positions are not rotary ones of the default type, or the context is already as long.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    wanted = {
+    parameters = {
         "rope_type": "yarn",
         "factor": yarn.factor,
         "original_max_position_embeddings": yarn.original_context,
     }
-    if all(rope.get(key) == value for key, value in wanted.items()):  # the export of a run with model.yarn
+    if all(rope.get(key) == value for key, value in parameters.items()):  # the export of a run with model.yarn
         return config
     if rope.get("rope_type") != "default":
         raise ValueError(
@@ -86,7 +85,7 @@ def stretched(config: PreTrainedConfig, name: str, yarn: YarnConfig) -> PreTrain
             f"{name} has a context of {config.max_position_embeddings} tokens, which model.yarn would set to "
             f"{yarn.context}: set model.yarn=null"
         )
-    config.rope_parameters = {**rope, **wanted}
+    config.rope_parameters = {**rope, **parameters}
     config.max_position_embeddings = yarn.context
     return config
 
@@ -131,7 +130,7 @@ def check_pair(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int |
     if teacher.get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"{names} have different tokenizers, so their token probabilities cannot be compared: {same}")
     for probe in PROBES:
-        ids = [tuple(one(probe, add_special_tokens=False)["input_ids"]) for one in (tokenizer, teacher)]
+        ids = [tuple(encode(probe, add_special_tokens=False)["input_ids"]) for encode in (tokenizer, teacher)]
         if ids[0] != ids[1]:
             raise ValueError(
                 f"{names} have the same vocabulary but split text differently ({probe!r} into {len(ids[0])} and "

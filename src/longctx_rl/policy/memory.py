@@ -158,9 +158,9 @@ def choose(
     modes = (False, True) if backward == "auto" and load.sampled else (backward == "one_at_a_time",)
     kinds = (True, False) if frozen == "auto" and load.ranks > 1 else (load.replicated,)
     loads = [replace(load, one_at_a_time=mode, replicated=kind) for mode in modes for kind in kinds]
-    found = [(one, estimate(student, teacher, one)) for one in loads]
-    fitting = [pair for pair in found if pair[1].peak * MARGIN <= memory]
-    return fitting[0] if fitting else min(found, key=lambda pair: pair[1].peak)
+    estimates = [(candidate, estimate(student, teacher, candidate)) for candidate in loads]
+    fitting = [pair for pair in estimates if pair[1].peak * MARGIN <= memory]
+    return fitting[0] if fitting else min(estimates, key=lambda pair: pair[1].peak)
 
 
 def _always(student: DecoderSizes, teacher: DecoderSizes | None, load: Workload) -> dict[str, float]:

@@ -92,7 +92,7 @@ def step_flops(
     one forward pass more.
     """
     passes = TRAINING * updates + sampled + (updates > 1)
-    return student.forward(groups, loss_tokens) * passes + sum(one.forward(groups, loss_tokens) for one in frozen)
+    return student.forward(groups, loss_tokens) * passes + sum(model.forward(groups, loss_tokens) for model in frozen)
 
 
 @dataclass(frozen=True, slots=True)

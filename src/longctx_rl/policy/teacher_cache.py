@@ -57,15 +57,15 @@ def group_key(packed: PackedGroups, span: GroupSpan) -> tuple[str, slice]:
     sources = packed.source_index
     inside = ((sources >= span.start) & (sources < span.end)).nonzero().flatten()
     tokens = slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
-    found = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for part in (
         packed.input_ids[span.start : span.end],
         torch.tensor([span.prompt_len, *span.completion_lens]),
         sources[tokens] - span.start,
     ):
-        found.update(part.cpu().contiguous().numpy().tobytes())
-        found.update(b"|")
-    return found.hexdigest(), tokens
+        digest.update(part.cpu().contiguous().numpy().tobytes())
+        digest.update(b"|")
+    return digest.hexdigest(), tokens
 
 
 class TeacherCache:
@@ -139,11 +139,11 @@ class TeacherCache:
         Raises:
             ValueError: no cache has this identity; says how the existing ones differ.
         """
-        wanted, others = asdict(identity), []
+        expected, others = asdict(identity), []
         for file in sorted(root.expanduser().glob("teacher-*/identity.json")):
-            found = json.loads(file.read_text(encoding="utf-8"))["identity"]
+            stored = json.loads(file.read_text(encoding="utf-8"))["identity"]
             ignored = "teacher" if identity.teacher is None else "name"
-            different = [name for name, value in wanted.items() if name != ignored and found.get(name) != value]
+            different = [name for name, value in expected.items() if name != ignored and stored.get(name) != value]
             if not different:
                 return cls(file.parent)
             others.append(f"{file.parent.name} has another {', '.join(different)}")
@@ -225,7 +225,7 @@ class CachedScorer(nn.Module):
             ValueError: the cache does not hold a group.
         """
         del temperature, top_k  # part of the cache's identity
-        found = []
+        entries = []
         for span in packed.spans:
             key, tokens = group_key(packed, span)
             if tokens.start == tokens.stop:
@@ -235,11 +235,11 @@ class CachedScorer(nn.Module):
                     f"{self._cache.folder} ({len(self._cache)} prompts) lacks a prompt of this run: the data, template "
                     f"or answers differ; build it with {self._command}"
                 )
-            found.append(self._cache.read(key))
+            entries.append(self._cache.read(key))
         device = packed.input_ids.device
-        if not found:
-            found.append(tuple(torch.empty(0, width, dtype=dtype) for dtype, width in self._cache._columns()))
-        columns = [torch.cat(column).to(device) for column in zip(*found, strict=True)]
+        if not entries:
+            entries.append(tuple(torch.empty(0, width, dtype=dtype) for dtype, width in self._cache._columns()))
+        columns = [torch.cat(column).to(device) for column in zip(*entries, strict=True)]
         if estimator == "exact":
             assert head is not None
             return HiddenSignal(columns[0], head)

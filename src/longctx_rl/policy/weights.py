@@ -119,7 +119,7 @@ def config_hash(name: str) -> str | None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers loads, or every one where it would find none; empty if a shard lacks."""
+    """The safetensors files that transformers loads, or all of them if it would load none; empty if one is missing."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():

@@ -84,7 +84,7 @@ def of_run(run: Run) -> Result:
     """The result of a run."""
     evals = read_evals(run.path)
     broken = [problem for _, unread in evals.values() for problem in unread]
-    cells = cells_of({suite: found for suite, (found, _) in evals.items()})
+    cells = cells_of({suite: records for suite, (records, _) in evals.items()})
     steps = {step for cell in cells.values() for step in cell.scores}
     problems = [*run.problems, *broken] + ([] if cells else [f"{run.path} contains no evaluation"])
     return Result(
@@ -104,7 +104,7 @@ def of_evaluation(folder: EvaluationFolder) -> Result:
     """The result of fixed weights, named after their folder."""
     evals = read_evals(folder.path)
     problems = tuple(problem.replace(f"{folder.path}/", "") for _, unread in evals.values() for problem in unread)
-    cells = cells_of({suite: found for suite, (found, _) in evals.items()})
+    cells = cells_of({suite: records for suite, (records, _) in evals.items()})
     problems += tuple(unanswered(folder, cells))
     return Result(
         name=folder.name, algo=folder.name, seed=None, origin=folder.described, problems=problems, cells=cells
@@ -113,8 +113,8 @@ def of_evaluation(folder: EvaluationFolder) -> Result:
 
 def unanswered(folder: EvaluationFolder, cells: Mapping[Cell, CellScores]) -> Iterator[str]:
     """Items of an evaluation that have no answer yet, one sentence for each task and length."""
-    for suite, wanted in (folder.described.get("asked") or {}).items():
-        for task, length, count in wanted:
+    for suite, planned in (folder.described.get("asked") or {}).items():
+        for task, length, count in planned:
             cell = cells.get((suite, task, length))
             answered = len(cell.scores.get(0, {})) if cell else 0
             if answered < count:
@@ -145,7 +145,9 @@ def cells_of(evals: dict[str, list[ItemRecord]]) -> dict[Cell, CellScores]:
     return {
         cell: CellScores(
             scores={step: _family_means(answers.values()) for step, answers in steps.items()},
-            cut={step: rounded(fmean(one.truncated for one in answers.values())) for step, answers in steps.items()},
+            cut={
+                step: rounded(fmean(answer.truncated for answer in answers.values())) for step, answers in steps.items()
+            },
         )
         for cell, steps in items.items()
     }
@@ -204,12 +206,12 @@ def weights(run: Run) -> dict[str, str | None]:
     if noted is not None:
         return {role: noted.get(role) for role in ("student", "teacher")}
     taught = run.config.get("algo", {}).get("weights", {}).get("kd")
-    found: dict[str, str | None] = {}
+    hashes: dict[str, str | None] = {}
     for role in ("student", "teacher") if taught else ("student",):
         name = str(run.config.get("model", {}).get(role))
         folder = shipped(name)
-        found[role] = weights_hash(folder or Path(run.environment.get("directory", "."), name))
-    return found
+        hashes[role] = weights_hash(folder or Path(run.environment.get("directory", "."), name))
+    return hashes
 
 
 def shipped(name: str) -> Path | None:
@@ -233,14 +235,14 @@ def _family_means(answers: Iterable[ItemRecord]) -> dict[str, float]:
     return {family: rounded(fmean(scores)) for family, scores in grouped.items()}
 
 
-def _without_base(found: Sequence[Result], folder: Path) -> list[str]:
+def _without_base(collected: Sequence[Result], folder: Path) -> list[str]:
     """The command that evaluates the base model, if it has no result."""
     used = [
         (result.config.get("model.student"), result.config.get("eval.name"), result.config.get("eval.items"))
-        for result in found
+        for result in collected
         if result.trained and result.cells
     ]
-    if base_of(found) or not used:
+    if base_of(collected) or not used:
         return []
     (student, suites, items), _ = Counter(used).most_common(1)[0]
     return [f"the base has no result, so there are no gains: {evaluate_command(student, folder / BASE, suites, items)}"]
@@ -256,7 +258,7 @@ def _has_runs(folder: Path) -> bool:
     return any(run_directories(folder))
 
 
-def _same_names(found: Sequence[Result]) -> list[str]:
-    names = [result.name for result in found]
+def _same_names(collected: Sequence[Result]) -> list[str]:
+    names = [result.name for result in collected]
     twice = sorted({name for name in names if names.count(name) > 1})
     return [f"two run directories are named {name}: move one of them elsewhere" for name in twice]

@@ -86,21 +86,21 @@ def summary(methods: Groups, base: Result, axes: Sequence[str]) -> Table:
     """The main gains in one table: long reasoning, also at each equal cost, and the transfer to code."""
     readings = {"": final} | {f", equal {WORDS[axis]}": equal_cost(methods, axis)[2] for axis in axes}
     everyone = all_of(methods)
-    found = [
+    values = [
         with_holm({row: difference(runs, [base], LONG_REASONING, reading, among) for row, runs in methods.items()})
         for reading, among in ((reading, everyone if words else ()) for words, reading in readings.items())
     ]
     carried, long, short, primary = _carried_over(methods, base)
-    found += [carried, long, short, primary]
+    values += [carried, long, short, primary]
     headings = [f"{LONG_REASONING.title}{words}" for words in readings]
     headings += ["LongReason", "code long", "code short", "code, long minus short"]
     rows: list[tuple[str, tuple[Entry, ...]]] = [
-        (row, (count(runs), *(column[row] for column in found))) for row, runs in methods.items()
+        (row, (count(runs), *(column[row] for column in values))) for row, runs in methods.items()
     ]
-    rows.append((DETECTABLE, ("", *map(_detectable, found))))
+    rows.append((DETECTABLE, ("", *map(_detectable, values))))
     fewer = [
         f"{row}, {heading} ({value.runs})"
-        for heading, column in zip(headings, found, strict=True)
+        for heading, column in zip(headings, values, strict=True)
         for row, value in column.items()
         if value and value.runs != len(methods[row])
     ]
@@ -129,14 +129,14 @@ def differences(
         caption: what ``others`` are, for the footer.
         among: runs that restrict the families of all rows to those that they answered, too.
     """
-    found = [
+    values = [
         with_holm({row: difference(runs, others, column, reading, among) for row, runs in groups.items()})
         for column in columns
     ]
     rows: list[tuple[str, tuple[Entry, ...]]] = [
-        (row, (count(runs, reading), *(column[row] for column in found))) for row, runs in groups.items()
+        (row, (count(runs, reading), *(column[row] for column in values))) for row, runs in groups.items()
     ]
-    rows.append((DETECTABLE, ("", *map(_detectable, found))))
+    rows.append((DETECTABLE, ("", *map(_detectable, values))))
     note = f"Percentage points over {caption}. {STAR} {DETECTABLE_NOTE}"
     return Table(name, note, ("", "runs", *(column.title for column in columns)), tuple(rows), signed=True)
 
@@ -165,11 +165,11 @@ def transfers(methods: Groups, base: Result) -> Table:
     """Gains in reasoning and code, and by how much the gain on long prompts exceeds that on short ones."""
     lengths = (LONG_REASONING, SHORT_REASONING)
     grown = with_holm({row: transfer(runs, [base], columns=lengths) for row, runs in methods.items()})
-    found = [grown, *_carried_over(methods, base)]
+    values = [grown, *_carried_over(methods, base)]
     rows: list[tuple[str, tuple[Entry, ...]]] = [
-        (row, (count(runs), *(column[row] for column in found))) for row, runs in methods.items()
+        (row, (count(runs), *(column[row] for column in values))) for row, runs in methods.items()
     ]
-    rows.append((DETECTABLE, ("", *map(_detectable, found))))
+    rows.append((DETECTABLE, ("", *map(_detectable, values))))
     caption = (
         f"Percentage points over {base.name}. Long minus short is the difference of differences. For code it is the "
         f"primary quantity, and {PRIMARY}. {STAR}"
@@ -201,17 +201,17 @@ def _carried_over(methods: Groups, base: Result) -> list[dict[str, Value | None]
 def pairs(name: str, methods: Groups, columns: Sequence[Column], where: str, reading: Reading = final) -> Table:
     """Differences of all pairs of methods, and differences of differences of long and short prompts."""
     named = {f"{late} {MINUS} {early}": (methods[late], methods[early]) for early, late in combinations(methods, 2)}
-    found = [
+    values = [
         with_holm({row: difference(runs, others, column, reading) for row, (runs, others) in named.items()})
         for column in columns
     ]
     headings = [column.title for column in columns]
     for title, both in LONG_MINUS_SHORT.items():
         if set(both) <= set(columns):
-            found.append(with_holm({row: transfer(*two, reading, both) for row, two in named.items()}))
+            values.append(with_holm({row: transfer(*two, reading, both) for row, two in named.items()}))
             headings.append(title)
-    rows: list[tuple[str, tuple[Entry, ...]]] = [(row, tuple(column[row] for column in found)) for row in named]
-    rows.append((DETECTABLE, tuple(map(_detectable, found))))
+    rows: list[tuple[str, tuple[Entry, ...]]] = [(row, tuple(column[row] for column in values)) for row in named]
+    rows.append((DETECTABLE, tuple(map(_detectable, values))))
     note = (
         f"Percentage points, {where}, for the runs of the tables above. A star marks p < 5 % after Holm's correction "
         f"over the {len(named)} pairs of a column; columns are not corrected for each other. Long minus short is the "
@@ -228,10 +228,10 @@ def _met_by_all(methods: Groups, axis: str) -> bool:
 
 def _detectable(values: Mapping[str, Value | None]) -> str | None:
     """The largest minimum detectable difference of a column's rows, in points; None if no row has one."""
-    found = [value.detectable for value in values.values() if value and value.detectable is not None]
-    if not found:
+    detectable = [value.detectable for value in values.values() if value and value.detectable is not None]
+    if not detectable:
         return None
-    return percent(max(found)) if max(found) <= 1.0 else "over 100"
+    return percent(max(detectable)) if max(detectable) <= 1.0 else "over 100"
 
 
 def _base_note(base: Result | None) -> str:

@@ -56,7 +56,7 @@ def dynamics(methods: Groups, name: str = "dynamics") -> Table | None:
             if not ends:
                 entries.append(NOTHING)
                 continue
-            first, last = ([one[place] for one in ends] for place in (0, 1))
+            first, last = ([pair[place] for pair in ends] for place in (0, 1))
             spread = f" \N{PLUS-MINUS SIGN} {stdev(last):.2g}" if len(last) > 1 else ""
             entries.append(f"{fmean(first):.3g} \N{RIGHTWARDS ARROW} {fmean(last):.3g}{spread}")
         rows.append((row, tuple(entries)))
@@ -101,8 +101,8 @@ def slopes(methods: Groups, base: Result) -> Table | None:
     for row, runs in methods.items():
         entries = []
         for column in (CODE_LONG, CODE_SHORT):
-            found = [slope for run in runs if (slope := _slope(transfer_points([run], base, column))) is not None]
-            entries.append(_with_interval(found))
+            run_slopes = [slope for run in runs if (slope := _slope(transfer_points([run], base, column))) is not None]
+            entries.append(_with_interval(run_slopes))
         rows.append((row, (count(runs), *entries)))
     note = (
         "Points gained in code per point gained on LongReason: the slope of a line through the origin over the "
@@ -148,14 +148,14 @@ def costs(groups: Groups) -> Table:
         spent = [run.costs[step] for run in runs if (step := last_step(run)) in run.costs]
         if not spent:
             continue
-        prompts = sum(one["prompts"] for one in spent)
+        prompts = sum(total["prompts"] for total in spent)
         entries = [
             str(len(spent)),
-            *(f"{fmean(one[name] for one in spent):,.0f}" for name in ("trained_tokens", "sampled_tokens")),
-            f"{fmean(one['flops'] for one in spent):.3g}",
-            f"{fmean(one['wall_seconds'] for one in spent):,.0f}",
-            f"{sum(one['flops'] for one in spent) / prompts:.3g}" if prompts else NOTHING,
-            f"{sum(one['wall_seconds'] for one in spent) / prompts:.3g}" if prompts else NOTHING,
+            *(f"{fmean(total[name] for total in spent):,.0f}" for name in ("trained_tokens", "sampled_tokens")),
+            f"{fmean(total['flops'] for total in spent):.3g}",
+            f"{fmean(total['wall_seconds'] for total in spent):,.0f}",
+            f"{sum(total['flops'] for total in spent) / prompts:.3g}" if prompts else NOTHING,
+            f"{sum(total['wall_seconds'] for total in spent) / prompts:.3g}" if prompts else NOTHING,
             ", ".join(sorted({_lengths(run) for run in runs})),
         ]
         rows.append((row, tuple(entries)))

@@ -37,8 +37,12 @@ class Experiment:
 
     def level(self, axis: str, level: str, results: Sequence[Result]) -> list[Result]:
         """The runs at a level of an axis, with every other varied key at its default."""
-        wanted = self.defaults | self.axes[axis][level]
-        return [one for one in results if one.trained and all(settings(one).get(k) == v for k, v in wanted.items())]
+        expected = self.defaults | self.axes[axis][level]
+        return [
+            result
+            for result in results
+            if result.trained and all(settings(result).get(k) == v for k, v in expected.items())
+        ]
 
     def default_level(self, axis: str) -> str | None:
         """The level of an axis whose values are all defaults; None if there is none."""
@@ -59,8 +63,8 @@ def open_experiment(folder: Path) -> Experiment:
     if not path.is_file():
         return Experiment(folder)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        defaults, axes = dict(found["default"]), found["axes"]
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        defaults, axes = dict(content["default"]), content["axes"]
         levels = {
             axis: {str(level): dict(values or {}) for level, values in given.items()} for axis, given in axes.items()
         }

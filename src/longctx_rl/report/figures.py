@@ -195,7 +195,7 @@ def evaluated_lengths(groups: Groups) -> dict[tuple[str, str], list[int]]:
     lengths: dict[tuple[str, str], list[int]] = {}
     for suite, task, length in sorted({cell for runs in groups.values() for run in runs for cell in run.cells}):
         lengths.setdefault((suite, task), []).append(length)
-    return {place: found for place, found in lengths.items() if len(found) > 1}
+    return {place: evaluated for place, evaluated in lengths.items() if len(evaluated) > 1}
 
 
 def length_figure(groups: Groups, fixed: Groups) -> Figure:
@@ -206,12 +206,16 @@ def length_figure(groups: Groups, fixed: Groups) -> Figure:
     for panel, ((suite, task), lengths) in zip(panels, several.items(), strict=False):
         for row, runs in {**groups, **fixed}.items():
             values = [level(runs, Column("", "", suite, (task,), length)) for length in lengths]
-            known = [(length, one.estimate) for length, one in zip(lengths, values, strict=True) if one is not None]
+            known = [
+                (length, value.estimate) for length, value in zip(lengths, values, strict=True) if value is not None
+            ]
             color, marker = looks[row]
             style = FIXED[row][1] if row in FIXED else "-"
             where = [length for length, _ in known]
-            panel.plot(where, [one.value for _, one in known], marker=marker, color=color, linestyle=style, label=row)
-            bounds = [one.low for _, one in known], [one.high for _, one in known]
+            panel.plot(
+                where, [estimate.value for _, estimate in known], marker=marker, color=color, linestyle=style, label=row
+            )
+            bounds = [estimate.low for _, estimate in known], [estimate.high for _, estimate in known]
             panel.fill_between(where, *bounds, color=color, alpha=0.12, linewidth=0)
         panel.set_title(f"{suite} / {task}" if suite != task else task)
         panel.set_xscale("log", base=2)

@@ -59,7 +59,7 @@ def cost_at(run: Result, length: float) -> PromptCost | None:
 def costs_at(runs: Sequence[Result], length: float) -> PromptCost | None:
     """Mean costs over runs; None if they are known for none of them."""
     known = [cost for run in runs if (cost := cost_at(run, length))]
-    return PromptCost(fmean(one.prompt for one in known), fmean(one.token for one in known)) if known else None
+    return PromptCost(fmean(cost.prompt for cost in known), fmean(cost.token for cost in known)) if known else None
 
 
 def lengths_of(groups: Groups) -> list[int]:
@@ -78,11 +78,11 @@ def table(groups: Groups) -> Table | None:
         if not known:
             continue
         compared = _recorded_over_computed(runs)
-        rows["prompt"].append((f"{row}, per prompt", (*(f"{one.prompt:.3g}" for one in known), compared)))
-        rows["token"].append((f"{row}, per trained token", (*(f"{one.token:.3g}" for one in known), "")))
+        rows["prompt"].append((f"{row}, per prompt", (*(f"{cost.prompt:.3g}" for cost in known), compared)))
+        rows["token"].append((f"{row}, per trained token", (*(f"{cost.token:.3g}" for cost in known), "")))
     headings = ("", *map(str, lengths), "recorded / computed")
-    found = (*rows["prompt"], *rows["token"])
-    return Table("scaling_costs", CAPTION, headings, found) if found else None
+    ordered = (*rows["prompt"], *rows["token"])
+    return Table("scaling_costs", CAPTION, headings, ordered) if ordered else None
 
 
 def _trained_on(run: Result) -> dict[int, float]:

@@ -95,24 +95,24 @@ def _figures(
     """Name of each figure to the function that draws it."""
     base = base_of(committed)
     fixed = descriptions.fixed_of(committed, base)
-    wanted: dict[str, Callable[[], Figure]] = {}
+    drawings: dict[str, Callable[[], Figure]] = {}
     if experiment.axes:
         for axis in experiment.axes:
             groups = ablation.groups_of(experiment, axis, committed)
             if groups and columns:
-                wanted[axis] = partial(figures.axis_figure, axis, groups, fixed, columns)
-                wanted |= _dynamics(f"{axis}_dynamics", groups, figures.level_dynamics_figure)
-        return wanted
+                drawings[axis] = partial(figures.axis_figure, axis, groups, fixed, columns)
+                drawings |= _dynamics(f"{axis}_dynamics", groups, figures.level_dynamics_figure)
+        return drawings
     methods = methods_of(committed)
     if methods and columns:
-        wanted["levels"] = partial(figures.level_figure, methods, fixed, columns)
+        drawings["levels"] = partial(figures.level_figure, methods, fixed, columns)
     if figures.evaluated_lengths(methods):
-        wanted["scaling"] = partial(figures.length_figure, methods, fixed)
+        drawings["scaling"] = partial(figures.length_figure, methods, fixed)
     if length_costs.table(methods) is not None:
-        wanted["scaling_costs"] = partial(figures.length_cost_figure, methods)
+        drawings["scaling_costs"] = partial(figures.length_cost_figure, methods)
     if base is not None and {LONGREASON, CODE_LONG, CODE_SHORT} <= set(columns):
-        wanted["transfer"] = partial(figures.transfer_figure, methods, base)
-    return wanted | _dynamics("dynamics", methods, figures.dynamics_figure)
+        drawings["transfer"] = partial(figures.transfer_figure, methods, base)
+    return drawings | _dynamics("dynamics", methods, figures.dynamics_figure)
 
 
 def _dynamics(name: str, groups: Groups, draw: Callable[[Groups], Figure]) -> dict[str, Callable[[], Figure]]:

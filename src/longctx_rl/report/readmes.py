@@ -86,8 +86,8 @@ def unfounded(checkout: Path) -> list[str]:
 
 def _quotes(text: str) -> list[tuple[str, Quote]]:
     return [
-        (" ".join(found[0].split()), (_number(found[1]), _number(found[2]), _number(found[3])))
-        for found in QUOTED.finditer(text)
+        (" ".join(match[0].split()), (_number(match[1]), _number(match[2]), _number(match[3])))
+        for match in QUOTED.finditer(text)
     ]
 
 

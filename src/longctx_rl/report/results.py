@@ -85,10 +85,10 @@ def read_all(folder: Path) -> list[Result]:
     Raises:
         ValueError: there are none, or a file is not a valid result.
     """
-    found = [read(path) for path in files(folder)]
-    if not found:
+    results = [read(path) for path in files(folder)]
+    if not results:
         raise ValueError(missing(folder))
-    return found
+    return results
 
 
 def configuration(result: Result) -> Config:
@@ -107,7 +107,7 @@ def settings(result: Result) -> dict[str, Any]:
 
 def measured(experiments: Path) -> list[Measured]:
     """Measured costs of committed runs, for plans; invalid files and configurations of other versions are skipped."""
-    found = []
+    measurements = []
     for path in sorted(experiments.glob("*/results/*.jsonl")):
         try:
             result = read(path)
@@ -120,8 +120,8 @@ def measured(experiments: Path) -> list[Measured]:
             continue
         if not progress.get("progress/trained_tokens"):
             continue
-        found.append(Measured(config, progress, seconds, here=False))
-    return found
+        measurements.append(Measured(config, progress, seconds, here=False))
+    return measurements
 
 
 def files(folder: Path) -> list[Path]:

@@ -80,15 +80,15 @@ class EvaluationFolder:
 
 def find_evaluations(root: Path) -> list[EvaluationFolder]:
     """All evaluation folders under ``root``, sorted by path. Raises ValueError if one cannot be read."""
-    found = []
+    evaluations = []
     for file in sorted(root.rglob("evaluation.json")):
         try:
-            found.append(EvaluationFolder(file.parent, dict(json.loads(file.read_text(encoding="utf-8")))))
+            evaluations.append(EvaluationFolder(file.parent, dict(json.loads(file.read_text(encoding="utf-8")))))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(
                 f"{file} cannot be read ({error}): remove this folder and evaluate its checkpoint again"
             ) from error
-    return found
+    return evaluations
 
 
 def find_runs(root: Path) -> list[Run]:
@@ -97,10 +97,10 @@ def find_runs(root: Path) -> list[Run]:
     Raises:
         ValueError: there are none.
     """
-    found = [read_run(path) for path in sorted(run_directories(root))]
-    if not found:
+    runs = [read_run(path) for path in sorted(run_directories(root))]
+    if not runs:
         raise ValueError(f"no runs under {root}: give a folder that contains run directories, such as runs/table1")
-    return found
+    return runs
 
 
 def read_run(path: Path) -> Run:
@@ -126,7 +126,7 @@ def read_run(path: Path) -> Run:
 
 def read_evals(folder: Path) -> dict[str, tuple[list[ItemRecord], list[str]]]:
     """Each suite's records, and problems of its file, from ``evals/`` of a run directory or an evaluation folder."""
-    found: dict[str, tuple[list[ItemRecord], list[str]]] = {}
+    evals: dict[str, tuple[list[ItemRecord], list[str]]] = {}
     for file in sorted((folder / "evals").glob("*.jsonl")):
         lines, problems = _json_objects(file)
         kept: list[ItemRecord] = []
@@ -137,8 +137,8 @@ def read_evals(folder: Path) -> dict[str, tuple[list[ItemRecord], list[str]]]:
                 continue
         if len(kept) < len(lines):
             problems.append(f"{file} has {len(lines) - len(kept)} records of another version, which were dropped")
-        found[file.stem] = (kept, problems)
-    return found
+        evals[file.stem] = (kept, problems)
+    return evals
 
 
 def run_directories(root: Path) -> Iterator[Path]:
@@ -178,16 +178,16 @@ def _environment(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _json_objects(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The objects of a JSON Lines file, and its problems."""
-    found: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
     problems: list[str] = []
     broken = 0
     for line in json_lines(path):
         if line.cut:
             problems.append(f"{path} ends in the middle of a line, which was dropped")
         elif isinstance(line.value, dict):
-            found.append(line.value)
+            objects.append(line.value)
         else:
             broken += 1
     if broken:
         problems.append(f"{path} has {broken} lines that are not JSON objects, which were dropped")
-    return found, problems
+    return objects, problems

@@ -79,7 +79,9 @@ def columns_of(results: Sequence[Result]) -> list[Column]:
 
 def methods_of(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Trained runs by method, in the order of the tables; methods outside ``METHODS`` come last."""
-    names = sorted({one.algo for one in results if one.trained}, key=lambda n: (n not in METHODS, _place(n), n))
+    names = sorted(
+        {result.algo for result in results if result.trained}, key=lambda n: (n not in METHODS, _place(n), n)
+    )
     return {name: sorted((r for r in results if r.trained and r.algo == name), key=_by_seed) for name in names}
 
 
@@ -101,10 +103,10 @@ def level(runs: Sequence[Result], column: Column, reading: Reading = final) -> V
     scores = arms([runs], column, reading)
     if scores is None:
         return None
-    found = contrast(scores)
-    clipped = replace(found.estimate, low=max(found.estimate.low, 0.0), high=min(found.estimate.high, 1.0))
+    inference = contrast(scores)
+    clipped = replace(inference.estimate, low=max(inference.estimate.low, 0.0), high=min(inference.estimate.high, 1.0))
     alone = runs[0].trained and len(scores[0]) < 2
-    return _value(replace(found, estimate=clipped), scores[0], alone=alone, tested=False)
+    return _value(replace(inference, estimate=clipped), scores[0], alone=alone, tested=False)
 
 
 def difference(
@@ -119,8 +121,8 @@ def difference(
     if scores is None:
         return None
     after, before = scores[:2]
-    found = contrast([after, -before])
-    return _value(found, after, alone=len(after) < 2 or (others[0].trained and len(before) < 2))
+    inference = contrast([after, -before])
+    return _value(inference, after, alone=len(after) < 2 or (others[0].trained and len(before) < 2))
 
 
 def transfer(
@@ -197,7 +199,7 @@ def arms(groups: Sequence[Sequence[Result]], column: Column, reading: Reading) -
     if column.given is None:
         return [_table(group, column, reading, families) for group in groups]
     passed = [_table(group, columns[1], reading, families) for group in groups]
-    if any(float(one.mean()) == 0.0 for one in passed):
+    if any(float(scores.mean()) == 0.0 for scores in passed):
         return None
     both = [_table(group, columns[0], reading, families, times=columns[1]) for group in groups]
     kept = [np.divide(b, p, out=np.zeros_like(b), where=p > 0) for b, p in zip(both, passed, strict=True)]
@@ -219,17 +221,20 @@ def _weighted(
     result: Result, column: Column, read: tuple[tuple[int, float], ...], times: Column | None
 ) -> dict[str, float]:
     columns = [column, *([times] if times else [])]
-    steps = [(weight, [_at_step(result, one, step) for one in columns]) for step, weight in read]
-    families = set.intersection(*(set(scores) for _, found in steps for scores in found))
-    return {family: sum(weight * prod(one[family] for one in found) for weight, found in steps) for family in families}
+    steps = [(weight, [_at_step(result, factor, step) for factor in columns]) for step, weight in read]
+    families = set.intersection(*(set(scores) for _, factors in steps for scores in factors))
+    return {
+        family: sum(weight * prod(scores[family] for scores in factors) for weight, factors in steps)
+        for family in families
+    }
 
 
 def _at_step(result: Result, column: Column, step: int) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
+    by_family: dict[str, list[float]] = {}
     for cell in _cells(result, column):
         for family, score in result.cells[cell].scores.get(step, {}).items():
-            found.setdefault(family, []).append(score)
-    return {family: sum(scores) / len(scores) for family, scores in found.items()}
+            by_family.setdefault(family, []).append(score)
+    return {family: sum(scores) / len(scores) for family, scores in by_family.items()}
 
 
 def _cells(result: Result, column: Column) -> list[Cell]:
@@ -286,7 +291,7 @@ def _table(
     return np.array([[row[family] for family in families] for row in rows])
 
 
-def _value(found: Contrast, scores: Scores, *, alone: bool, tested: bool = True) -> Value:
+def _value(inference: Contrast, scores: Scores, *, alone: bool, tested: bool = True) -> Value:
     """A contrast as a value of a table.
 
     Args:
@@ -295,9 +300,9 @@ def _value(found: Contrast, scores: Scores, *, alone: bool, tested: bool = True)
     """
     runs, families = scores.shape
     if alone:
-        return Value(Estimate(found.estimate.value, float("nan"), float("nan")), runs, families)
-    p_value, detectable = (found.p_value, found.minimum_detectable) if tested else (None, None)
-    return Value(found.estimate, runs, families, p_value, detectable)
+        return Value(Estimate(inference.estimate.value, float("nan"), float("nan")), runs, families)
+    p_value, detectable = (inference.p_value, inference.minimum_detectable) if tested else (None, None)
+    return Value(inference.estimate, runs, families, p_value, detectable)
 
 
 def _by_seed(result: Result) -> tuple[int, str]:

@@ -51,10 +51,10 @@ def save(experiment: Experiment) -> str:
             "set WANDB_API_KEY to a key from https://wandb.ai/authorize, and logging.entity or WANDB_ENTITY to a team "
             "or user; offline runs are uploaded first with: wandb sync runs/*/*/wandb/offline-run-*"
         )
-    found = results.read_all(experiment.results)
-    place = place_of(found)
+    committed = results.read_all(experiment.results)
+    place = place_of(committed)
     try:
-        workspace, report = build_workspace(experiment, found, place), build_report(experiment, found, place)
+        workspace, report = build_workspace(experiment, committed, place), build_report(experiment, committed, place)
         import wandb
     except ImportError as error:
         raise ValueError("the dashboard needs wandb-workspaces: pip install 'longctx-rl[dashboard]'") from error
@@ -213,10 +213,10 @@ def varied(experiment: Experiment, axis: str) -> list[str]:
 
 def runs_of(experiment: Experiment, axis: str) -> str:
     """A filter for the runs at the levels of an axis, the base and the teacher."""
-    wanted = [experiment.defaults | values for values in experiment.axes[axis].values()]
-    wanted += [{METHOD: name} for name in (BASE, TEACHER)]
+    levels = [experiment.defaults | values for values in experiment.axes[axis].values()]
+    levels += [{METHOD: name} for name in (BASE, TEACHER)]
     return " or ".join(
-        f"({' and '.join(f'Config({key!r}) = {value!r}' for key, value in settings.items())})" for settings in wanted
+        f"({' and '.join(f'Config({key!r}) = {value!r}' for key, value in settings.items())})" for settings in levels
     )
 
 
@@ -230,8 +230,8 @@ def accuracies(found: Sequence[Result]) -> list[str]:
     return [*means(found), *map(_metric, _cells(found))]
 
 
-def _cells(found: Sequence[Result]) -> list[Cell]:
-    return sorted({cell for result in found if result.trained for cell in result.cells})
+def _cells(committed: Sequence[Result]) -> list[Cell]:
+    return sorted({cell for result in committed if result.trained for cell in result.cells})
 
 
 def _metric(cell: Cell) -> str:

@@ -24,7 +24,7 @@ RULER_KINDS = (
 )
 """The forms of RULER's answers: numbers, UUIDs, variables, names, coded words."""
 RULER_WORDS, RULER_WORDS_EACH = 64, 8
-"""Longest text that counts as a choice: so many words, and so many more for each reference answer."""
+"""Maximum length in words of a text that counts as a choice: a constant, plus an allowance per reference answer."""
 
 Grader = Callable[[str, Example], Reward]
 
@@ -91,18 +91,18 @@ def grade_continuation(text: str, example: Example) -> Reward:
 
 def grade_ruler(text: str, example: Example) -> Reward:
     """Score right minus wrong answers, so that copying the document earns nothing; ``recall`` is RULER's own score."""
-    wanted = example.answer.split("; ")
-    score = ruler_strict(text, wanted, example.question)
-    return _reward(score, text or None, text, example, recall=ruler_recall(text, wanted))
+    references = example.answer.split("; ")
+    score = ruler_strict(text, references, example.question)
+    return _reward(score, text or None, text, example, recall=ruler_recall(text, references))
 
 
 def grade_question(text: str, example: Example) -> Reward:
     """Score 1 if the text after the last ``Answer:``, or the whole text if there is none, matches one of the answers
     (``text.match``), else 0; ``recall`` is RULER's own score."""
-    wanted = example.answer.split("\n")
+    references = example.answer.split("\n")
     said = text.rpartition("</think>")[2].rpartition(ANSWER_MARK)[2]
-    score = max(match(said, answer) for answer in wanted)
-    return _reward(score, text or None, text, example, recall=ruler_recall(text, wanted, any_answer=True))
+    score = max(match(said, answer) for answer in references)
+    return _reward(score, text or None, text, example, recall=ruler_recall(text, references, any_answer=True))
 
 
 GRADERS: dict[str, Grader] = {
@@ -128,8 +128,8 @@ def ruler_recall(text: str, answers: Sequence[str], *, any_answer: bool = False)
         any_answer: ``string_match_part``, which is 1 if any answer occurs in the text; False: ``string_match_all``, the
             share of the answers that occur. Other content of the text does not matter in either.
     """
-    found = [answer.lower() in text.lower() for answer in answers]
-    return float(any(found)) if any_answer else sum(found) / len(found)
+    hits = [answer.lower() in text.lower() for answer in answers]
+    return float(any(hits)) if any_answer else sum(hits) / len(hits)
 
 
 def ruler_strict(text: str, answers: Sequence[str], question: str = "") -> float:
@@ -143,7 +143,7 @@ def ruler_strict(text: str, answers: Sequence[str], question: str = "") -> float
     strings of the reference answers' form count, and none that the question itself contains, so a sentence around the
     answers costs nothing.
     """
-    kind = next((one for one in RULER_KINDS if all(re.fullmatch(one, answer) for answer in answers)), None)
+    kind = next((pattern for pattern in RULER_KINDS if all(re.fullmatch(pattern, answer) for answer in answers)), None)
     said = text.rpartition("</think>")[2].rpartition(ANSWER_MARK)[2]
     if len(said.split()) > RULER_WORDS + RULER_WORDS_EACH * len(answers):
         return 0.0
@@ -179,8 +179,8 @@ def _statements(text: str) -> list[str]:
 
 
 def _reward(answer: float, predicted: str | None, text: str, example: Example, **parts: float) -> Reward:
-    found = float(predicted is not None)
-    return Reward(answer, {"answer": answer, "format": found, "evidence": evidence_score(text, example), **parts})
+    has_answer = float(predicted is not None)
+    return Reward(answer, {"answer": answer, "format": has_answer, "evidence": evidence_score(text, example), **parts})
 
 
 def _clean(answer: str) -> str:

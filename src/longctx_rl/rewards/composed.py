@@ -84,22 +84,22 @@ class Rewarder:
         Raises:
             GraderUnavailable: the judge gives no scores, or code can no longer be run.
         """
-        rewards = [self._by_rule(one) for one in answered]
-        waiting = [index for index, one in enumerate(answered) if self._grader(one.example) == JUDGE]
+        rewards = [self._by_rule(completion) for completion in answered]
+        waiting = [index for index, completion in enumerate(answered) if self._grader(completion.example) == JUDGE]
         if waiting:
             assert self._judge is not None
-            asked = [
-                JudgeQuestion(one.example.question, one.example.answer, long_answer(one.text))
-                for one in (answered[index] for index in waiting)
+            questions = [
+                JudgeQuestion(completion.example.question, completion.example.answer, long_answer(completion.text))
+                for completion in (answered[index] for index in waiting)
             ]
-            for index, score in zip(waiting, self._judge.scores(asked), strict=True):
+            for index, score in zip(waiting, self._judge.scores(questions), strict=True):
                 unclear = {"unclear": float(score is None)}
                 rewards[index] = {**rewards[index], **unclear, "answer": score or 0.0}
-        running = [index for index, one in enumerate(answered) if self._grader(one.example) == EXECUTION]
+        running = [index for index, completion in enumerate(answered) if self._grader(completion.example) == EXECUTION]
         if running:
             assert self._code is not None
-            found = self._code([(answered[index].text, answered[index].example) for index in running])
-            for index, reward in zip(running, found, strict=True):
+            code_rewards = self._code([(answered[index].text, answered[index].example) for index in running])
+            for index, reward in zip(running, code_rewards, strict=True):
                 rewards[index] = {**rewards[index], **reward.parts}
         return [self._weighed(parts) for parts in rewards]
 
@@ -107,22 +107,22 @@ class Rewarder:
         graders = self._config.graders
         return graders[example.task] if example.task in graders else graders["other"]
 
-    def _by_rule(self, one: Answered) -> dict[str, float]:
-        name, example = self._grader(one.example), one.example
-        final = final_answer(one.text)
+    def _by_rule(self, completion: Answered) -> dict[str, float]:
+        name, example = self._grader(completion.example), completion.example
+        final = final_answer(completion.text)
         parts = {"answer": 0.0, "format": float(final is not None)}
         if name in WHOLE:
-            parts |= WHOLE[name](one.text, example).parts
+            parts |= WHOLE[name](completion.text, example).parts
         elif name in FINAL:
             parts["answer"] = FINAL[name](final or "", example.answer)
         elif name in LONG:
-            parts["answer"] = LONG[name](long_answer(one.text), example.answer)
-        parts["evidence"] = evidence_score(one.text, example, self._config.evidence_beta)
+            parts["answer"] = LONG[name](long_answer(completion.text), example.answer)
+        parts["evidence"] = evidence_score(completion.text, example, self._config.evidence_beta)
         weights = self._config.weights
         if weights.get("overlong"):
-            parts["overlong"] = overlong(one.tokens, self._max_tokens, self._config.overlong_tokens)
+            parts["overlong"] = overlong(completion.tokens, self._max_tokens, self._config.overlong_tokens)
         if weights.get("repetition"):
-            parts["repetition"] = repetition(one.text)
+            parts["repetition"] = repetition(completion.text)
         return parts
 
     def _weighed(self, parts: dict[str, float]) -> Reward:

@@ -90,8 +90,8 @@ class Endpoint:
         extra = {"chat_template_kwargs": {"enable_thinking": False}} if self._config.no_thinking else None
         # The key omits the base URL: the same model may later be served elsewhere.
         name = hashlib.blake2b(json.dumps([request, extra]).encode(), digest_size=16).hexdigest()
-        if (found := self._kept(name)) is not None:
-            return Reply(**found, cached=True)
+        if (stored := self._kept(name)) is not None:
+            return Reply(**stored, cached=True)
         try:
             answer = self._client.chat.completions.create(**request, extra_body=extra)
         except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
@@ -117,10 +117,10 @@ class Endpoint:
     def _kept(self, name: str) -> dict[str, Any] | None:
         try:
             with self._lock:
-                found = self._replies.execute("SELECT reply FROM replies WHERE key = ?", (name,)).fetchone()
+                row = self._replies.execute("SELECT reply FROM replies WHERE key = ?", (name,)).fetchone()
         except sqlite3.Error as error:
             raise EndpointFailed(f"{self._config.cache} cannot be read ({error}): set {self._key}.cache") from error
-        return json.loads(found[0]) if found else None
+        return json.loads(row[0]) if row else None
 
     def _keep(self, name: str, facts: dict[str, Any]) -> None:
         try:

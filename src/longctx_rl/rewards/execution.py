@@ -32,7 +32,7 @@ DRAWS: dict[str, Callable[[Random], Any]] = {
 EDGES: dict[str, tuple[Any, ...]] = {"x": (0, 1, -1), "y": (0, -1, 1), "values": ([], [7], [-3, -3])}
 """Edge cases that are always among the inputs, by the parameter's name."""
 REFERENCE_SECONDS = 20
-"""CPU limit of a task's own solution: one that takes longer is broken, however busy the machine."""
+"""CPU limit of a task's own solution: a solution that takes longer is broken, however busy the machine is."""
 
 
 class CodeGrader:
@@ -62,30 +62,36 @@ class CodeGrader:
             GraderUnavailable: workers can no longer be started, or a task's own solution does not run.
         """
         tasks = {example.id: _task(example) for _, example in answered}
-        said = {name: "\0".join(text for text, one in answered if one.id == name) for name in tasks}
+        said = {name: "\0".join(text for text, example in answered if example.id == name) for name in tasks}
         inputs = {name: draw_inputs(task, f"{name} {_digest(said[name])}") for name, task in tasks.items()}
         try:
             expected = self._expected(tasks, inputs)
-            codes = [extract_code(text, tasks[one.id].entry) for text, one in answered]
+            codes = [extract_code(text, tasks[example.id].entry) for text, example in answered]
             submissions = [
-                Submission(code, tasks[one.id].entry, inputs[one.id], expected[one.id], dict(tasks[one.id].modules))
-                for code, (_, one) in zip(codes, answered, strict=True)
+                Submission(
+                    code,
+                    tasks[example.id].entry,
+                    inputs[example.id],
+                    expected[example.id],
+                    dict(tasks[example.id].modules),
+                )
+                for code, (_, example) in zip(codes, answered, strict=True)
             ]
             grades = grade(self.sandbox, submissions)
         except SandboxFailed as error:
             raise GraderUnavailable(str(error)) from error
         return [
             Reward(
-                float(found.right),
+                float(result.right),
                 {
-                    "answer": float(found.right),
-                    "passed": found.passed / found.total,
-                    "suspicious": float(bool(found.suspicious)),
+                    "answer": float(result.right),
+                    "passed": result.passed / result.total,
+                    "suspicious": float(bool(result.suspicious)),
                     "evidence": 0.0,
                 }
                 | used_names(code, tasks[example.id]),
             )
-            for found, code, (_, example) in zip(grades, codes, answered, strict=True)
+            for result, code, (_, example) in zip(grades, codes, answered, strict=True)
         ]
 
     def _expected(self, tasks: dict[str, CodeTask], inputs: dict[str, list[list[Any]]]) -> dict[str, list[Any]]:
@@ -94,14 +100,14 @@ class CodeGrader:
             Call(task.reference, task.entry, inputs[name], cpu_seconds=REFERENCE_SECONDS)
             for name, task in tasks.items()
         ]
-        found = {}
+        expected = {}
         for name, outcome in zip(tasks, self.sandbox.run(calls), strict=True):
             errors = [result.error for result in outcome.results if result.error]
             if outcome.status != "returned" or errors:
                 why = errors[0] if errors else outcome.status
                 raise GraderUnavailable(f"the solution of {name} does not run ({why}): drop the item")
-            found[name] = [result.value for result in outcome.results]
-        return found
+            expected[name] = [result.value for result in outcome.results]
+        return expected
 
     def close(self) -> None:
         """Stop the sandbox's workers."""
@@ -130,14 +136,14 @@ def draw_inputs(task: CodeTask, seed: str) -> list[list[Any]]:
     """Return [n] distinct argument lists for a task's function; n is ``INPUTS``, or less if too many draws repeat."""
     draw = Random(seed)
     edges = [EDGES[name] for name in task.parameters]
-    found: list[list[Any]] = [list(arguments) for arguments in zip(*edges, strict=True)]
+    inputs: list[list[Any]] = [list(arguments) for arguments in zip(*edges, strict=True)]
     for _ in range(20 * INPUTS):
         arguments = [DRAWS[name](draw) for name in task.parameters]
-        if arguments not in found:
-            found.append(arguments)
-        if len(found) == INPUTS:
+        if arguments not in inputs:
+            inputs.append(arguments)
+        if len(inputs) == INPUTS:
             break
-    return found
+    return inputs
 
 
 def used_names(code: str, task: CodeTask) -> dict[str, float]:
@@ -189,7 +195,9 @@ def used_names(code: str, task: CodeTask) -> dict[str, float]:
 
 
 def _read(tree: ast.AST, name: str) -> bool:
-    return any(isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load) and one.id == name for one in ast.walk(tree))
+    return any(
+        isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id == name for node in ast.walk(tree)
+    )
 
 
 def _digest(text: str) -> str:
@@ -203,18 +211,18 @@ def _exported(source: str) -> frozenset[str]:
 
 def _defined(tree: ast.AST) -> set[str]:
     """Return the names that the code binds, at any depth."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                found.add(name)
+                names.add(name)
             case ast.arg(arg=name):
-                found.add(name)
+                names.add(name)
             case ast.Name(id=name, ctx=ast.Store()):
-                found.add(name)
+                names.add(name)
             case ast.alias(name=name, asname=other):
-                found.add(other or name.split(".")[0])
-    return found
+                names.add(other or name.split(".")[0])
+    return names
 
 
 def _task(example: Example) -> CodeTask:

@@ -53,10 +53,10 @@ class Judge:
         Raises:
             GraderUnavailable: the endpoint fails after all retries, or too many verdicts are unclear.
         """
-        decided = [by_rule(one) for one in questions]
-        open_ones = [index for index, score in enumerate(decided) if score is None]
+        decided = [by_rule(question) for question in questions]
+        undecided = [index for index, score in enumerate(decided) if score is None]
         try:
-            verdicts = self._endpoint.each(self._verdict, [questions[index] for index in open_ones])
+            verdicts = self._endpoint.each(self._verdict, [questions[index] for index in undecided])
         except EndpointFailed as error:
             raise GraderUnavailable(f"the judge {error}") from error
         unclear = sum(verdict is None for verdict in verdicts)
@@ -65,13 +65,13 @@ class Judge:
                 f"the judge {self._config.model} answered neither yes nor no to {unclear} of {len(verdicts)} "
                 "questions: choose another reward.judge.model, or fix reward.judge.prompt"
             )
-        for index, verdict in zip(open_ones, verdicts, strict=True):
+        for index, verdict in zip(undecided, verdicts, strict=True):
             decided[index] = None if verdict is None else float(verdict)
         return decided
 
-    def _verdict(self, one: JudgeQuestion) -> bool | None:
+    def _verdict(self, question: JudgeQuestion) -> bool | None:
         """Whether the judge says yes; None if it says neither yes nor no, or the endpoint rejects this request."""
-        texts = {name: MARKS.sub("", text) for name, text in asdict(one).items()}
+        texts = {name: MARKS.sub("", text) for name, text in asdict(question).items()}
         prompt = self._config.prompt.format(**texts)
         for temperature in (0.0, 1.0):
             try:
@@ -85,12 +85,12 @@ class Judge:
 
 def by_rule(one: JudgeQuestion) -> float | None:
     """Return the score that a rule gives, or None if the judge has to decide."""
-    found = words(one.answer)
-    if not found:
+    tokens = words(one.answer)
+    if not tokens:
         return 0.0
     if same(one.answer, one.reference):
         return 1.0
-    return 0.0 if tuple(found) in MASTER_KEYS else None
+    return 0.0 if tuple(tokens) in MASTER_KEYS else None
 
 
 def parse_verdict(reply: str) -> bool | None:

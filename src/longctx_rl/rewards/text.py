@@ -62,15 +62,17 @@ def words(text: str) -> list[str]:
 
 def contains(text: str, part: str) -> bool:
     """Whether the tokens of ``part`` occur in ``text``, contiguous and in order."""
-    found, wanted = words(text), words(part)
-    windows = (found[start : start + len(wanted)] for start in range(len(found) - len(wanted) + 1))
-    return bool(wanted) and any(window == wanted for window in windows)
+    text_tokens, part_tokens = words(text), words(part)
+    windows = (
+        text_tokens[start : start + len(part_tokens)] for start in range(len(text_tokens) - len(part_tokens) + 1)
+    )
+    return bool(part_tokens) and any(window == part_tokens for window in windows)
 
 
 def same(predicted: str, reference: str) -> bool:
     """Whether both have the same tokens, or the same text where the reference has no tokens, such as ``**``."""
-    found, wanted = words(predicted), words(reference)
-    return found == wanted if wanted else predicted.strip() == reference.strip() != ""
+    predicted_tokens, reference_tokens = words(predicted), words(reference)
+    return predicted_tokens == reference_tokens if reference_tokens else predicted.strip() == reference.strip() != ""
 
 
 def match(predicted: str, reference: str) -> float:
@@ -82,14 +84,17 @@ def match(predicted: str, reference: str) -> float:
     """
     if same(predicted, reference):
         return 1.0
-    found, wanted = words(predicted), words(reference)
-    if not contains(predicted, reference) or len(found) > MATCH_FACTOR * len(wanted) + MATCH_SURPLUS:
+    predicted_tokens, reference_tokens = words(predicted), words(reference)
+    if (
+        not contains(predicted, reference)
+        or len(predicted_tokens) > MATCH_FACTOR * len(reference_tokens) + MATCH_SURPLUS
+    ):
         return 0.0
-    if _alternatives(predicted, found) > _alternatives(reference, wanted):
+    if _alternatives(predicted, predicted_tokens) > _alternatives(reference, reference_tokens):
         return 0.0
-    surplus = Counter(found) - Counter(wanted)
+    surplus = Counter(predicted_tokens) - Counter(reference_tokens)
     content = sum(count for token, count in surplus.items() if token not in FUNCTION_WORDS)
-    numbers = any(token[-1].isdigit() for token in surplus) and any(token[-1].isdigit() for token in wanted)
+    numbers = any(token[-1].isdigit() for token in surplus) and any(token[-1].isdigit() for token in reference_tokens)
     return float(content <= CONTENT_SURPLUS and not numbers and not (YES_NO | NEGATIONS) & set(surplus))
 
 
@@ -100,40 +105,42 @@ def _alternatives(text: str, tokens: Sequence[str]) -> int:
 
 def token_f1(predicted: str, reference: str) -> float:
     """Return the F1 of the tokens with multiplicity (SQuAD). If one side is yes or no, the other must be the same."""
-    found, wanted = words(predicted), words(reference)
-    if found != wanted and any(len(side) == 1 and side[0] in YES_NO for side in (found, wanted)):
+    predicted_tokens, reference_tokens = words(predicted), words(reference)
+    if predicted_tokens != reference_tokens and any(
+        len(side) == 1 and side[0] in YES_NO for side in (predicted_tokens, reference_tokens)
+    ):
         return 0.0
-    common = (Counter(found) & Counter(wanted)).total()
-    return 2 * common / (len(found) + len(wanted)) if common else 0.0
+    common = (Counter(predicted_tokens) & Counter(reference_tokens)).total()
+    return 2 * common / (len(predicted_tokens) + len(reference_tokens)) if common else 0.0
 
 
 def set_f1(predicted: str, reference: str) -> float:
     """Return the F1 of items separated by semicolons, commas or line breaks, in any order. Repeats lower the score."""
-    found, wanted = (
+    predicted_items, reference_items = (
         [tuple(words(item)) for item in regex.split(r"[;,\u3001\uff0c\n]", text) if words(item)]
         for text in (predicted, reference)
     )
-    common = len(set(found) & set(wanted))
-    return 2 * common / (len(found) + len(set(wanted))) if common else 0.0
+    common = len(set(predicted_items) & set(reference_items))
+    return 2 * common / (len(predicted_items) + len(set(reference_items))) if common else 0.0
 
 
 def letter(text: str) -> str | None:
     """Return the option that an answer names: ``B``, ``(B)``, ``B.``, ``option B``; None if it says anything else."""
-    found = regex.fullmatch(r"(?:option\s+)?\(?([A-Za-z])\)?[.:]?", text.strip(), regex.IGNORECASE)
-    return found[1].upper() if found else None
+    option = regex.fullmatch(r"(?:option\s+)?\(?([A-Za-z])\)?[.:]?", text.strip(), regex.IGNORECASE)
+    return option[1].upper() if option else None
 
 
 def choice(predicted: str, reference: str) -> float:
     """Return 1 if the answer is the reference's letter and nothing else, else 0."""
-    wanted = regex.match(r"\(?([A-Za-z])\b", reference.strip())
-    return float(wanted is not None and letter(predicted) == wanted[1].upper())
+    option = regex.match(r"\(?([A-Za-z])\b", reference.strip())
+    return float(option is not None and letter(predicted) == option[1].upper())
 
 
 def rouge_l(predicted: str, reference: str) -> float:
     """Return the F1 of the longest common subsequence of tokens (Lin, 2004). Incoherent text can score high."""
-    found, wanted = words(predicted), words(reference)
-    common = longest_common_subsequence(found, wanted)
-    return 2 * common / (len(found) + len(wanted)) if common else 0.0
+    predicted_tokens, reference_tokens = words(predicted), words(reference)
+    common = longest_common_subsequence(predicted_tokens, reference_tokens)
+    return 2 * common / (len(predicted_tokens) + len(reference_tokens)) if common else 0.0
 
 
 def longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
@@ -170,6 +177,8 @@ def mathematical(predicted: str, reference: str) -> float:
         raise ValueError("the grader math needs math-verify: pip install 'longctx-rl[rewards]'") from error
     # The time limits of math-verify are alarms, which only the main thread may set.
     limit = MATH_SECONDS if threading.current_thread() is threading.main_thread() else None
-    wanted = parse(f"${reference}$", parsing_timeout=limit) or parse(reference, parsing_timeout=limit)
-    found = parse(f"${predicted}$", parsing_timeout=limit) or parse(predicted, parsing_timeout=limit)
-    return float(bool(wanted and found) and verify(wanted, found, timeout_seconds=limit))
+    reference_value = parse(f"${reference}$", parsing_timeout=limit) or parse(reference, parsing_timeout=limit)
+    predicted_value = parse(f"${predicted}$", parsing_timeout=limit) or parse(predicted, parsing_timeout=limit)
+    return float(
+        bool(reference_value and predicted_value) and verify(reference_value, predicted_value, timeout_seconds=limit)
+    )

@@ -164,8 +164,8 @@ def _fill(path: Path, config: Config) -> None:
 
 def record_finished(config: Config, step: int, reason: str, seconds: float) -> None:
     """Record that the run is finished: after which step, why, and the seconds that its steps took."""
-    found = {"step": step, "reason": reason, "seconds": seconds, "budget": convert.plain(config.budget)}
-    write_text(Path(config.run_dir, FINISHED), json.dumps(found, indent=2) + "\n")
+    content = {"step": step, "reason": reason, "seconds": seconds, "budget": convert.plain(config.budget)}
+    write_text(Path(config.run_dir, FINISHED), json.dumps(content, indent=2) + "\n")
 
 
 def finished(config: Config) -> dict[str, Any] | None:
@@ -173,8 +173,8 @@ def finished(config: Config) -> dict[str, Any] | None:
     record = Path(config.run_dir, FINISHED)
     if not record.is_file():
         return None
-    found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-    return found if found["budget"] == convert.plain(config.budget) else None
+    content: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    return content if content["budget"] == convert.plain(config.budget) else None
 
 
 def record_parts(path: Path, data: dict[str, Any], models: dict[str, Any], weights: dict[str, str | None]) -> None:
@@ -192,9 +192,9 @@ def record_parts(path: Path, data: dict[str, Any], models: dict[str, Any], weigh
             f"{data['content_hash']}): restore them, or choose another experiment_name"
         )
     weights_before = environment.get("weights", {})
-    known = {role: its for role, its in weights_before.items() if its is not None}
-    for role, its in known.items():
-        if its != weights.get(role, its):
+    known = {role: digest for role, digest in weights_before.items() if digest is not None}
+    for role, digest in known.items():
+        if digest != weights.get(role, digest):
             raise ValueError(
                 f"the {role} of {path} has different weights than when the run began: restore them, or choose another "
                 "experiment_name"

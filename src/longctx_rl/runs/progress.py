@@ -91,13 +91,13 @@ def share_spent(budget: BudgetConfig, metrics: Mapping[str, float]) -> float:
 
 def limits(budget: BudgetConfig) -> dict[str, float]:
     """Return the configured budgets, by the metric that counts against them."""
-    found = {
+    budgets = {
         "progress/step": budget.steps,
         "progress/trained_tokens": budget.trained_tokens,
         "progress/flops": budget.flops,
         "progress/wall_seconds": budget.seconds,
     }
-    return {name: limit for name, limit in found.items() if limit}
+    return {name: limit for name, limit in budgets.items() if limit}
 
 
 def _number(value: float | None) -> str:

@@ -25,7 +25,7 @@ from longctx_rl.sandbox.pool import Call, Outcome, Sandbox
 from longctx_rl.sandbox.submissions import Grade, suspicious
 
 REFERENCE_SECONDS = 20
-"""CPU limit of a reference solution or a test: one that takes longer is broken."""
+"""CPU limit of a reference solution or a test: code that takes longer is broken."""
 PLUS_TOLERANCE = 1e-6
 """Absolute tolerance of floats where a row has no ``atol``."""
 COLLECT = """
@@ -157,10 +157,10 @@ def read_mbpp(path: Path) -> list[FunctionProblem]:
     Raises:
         ValueError: the file cannot be read, a row lacks a column, or its code defines no function that its tests call.
     """
-    found = []
+    problems = []
     for row in _rows(path, ("task_id",), ("code", "base_input")):
         if "base_input" in row:
-            found.append(_mbpp_plus(path, row))
+            problems.append(_mbpp_plus(path, row))
             continue
         if "test_list" not in row:
             raise ValueError(f"{path}: row {row['task_id']} has no column test_list")
@@ -180,7 +180,7 @@ def read_mbpp(path: Path) -> list[FunctionProblem]:
         checks = "\n".join(f"    {line}" for test in row["test_list"] for line in test.splitlines())
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
         parameters = ast.unparse(entry.args)
-        found.append(
+        problems.append(
             FunctionProblem(
                 id=str(row["task_id"]),
                 prompt=f"{text}\nWrite the function {entry.name}({parameters}).",
@@ -189,7 +189,7 @@ def read_mbpp(path: Path) -> list[FunctionProblem]:
                 test=f"{setup}\n\ndef _test({entry.name}):\n{checks}\n",
             )
         )
-    return found
+    return problems
 
 
 def _mbpp_plus(path: Path, row: Mapping[str, Any]) -> FunctionProblem:
@@ -247,12 +247,12 @@ def usable(sandbox: Sandbox, problems: Sequence[FunctionProblem]) -> tuple[dict[
     unusable: dict[str, str] = {}
     calls = [Call(problem.checking(), "_collect", [()], cpu_seconds=REFERENCE_SECONDS) for problem in problems]
     for problem, outcome in zip(problems, sandbox.run(calls), strict=True):
-        found = _value(outcome)
-        if isinstance(found, list) and found:
-            inputs[problem.id] = found
+        recorded = _value(outcome)
+        if isinstance(recorded, list) and recorded:
+            inputs[problem.id] = recorded
         else:
             why = outcome.results[0].error if outcome.results else outcome.error
-            unusable[problem.id] = why or ("its test never calls the function" if found == [] else outcome.status)
+            unusable[problem.id] = why or ("its test never calls the function" if recorded == [] else outcome.status)
     return inputs, unusable
 
 
@@ -272,7 +272,7 @@ def grade_functions(
         Call(
             problem.checking(),
             "_replay",
-            [(inputs[problem.id], [[not one.error, one.error or one.value] for one in outcome.results])],
+            [(inputs[problem.id], [[not result.error, result.error or result.value] for result in outcome.results])],
             cpu_seconds=REFERENCE_SECONDS,
         )
         for (_, problem), outcome in zip(answers, ran, strict=True)

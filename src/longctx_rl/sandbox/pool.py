@@ -67,7 +67,7 @@ class Outcome:
 
     status: Status
     results: tuple[Returned, ...] = ()
-    """[n] One for each input if the status is ``returned``, else empty."""
+    """[n] The result of each input if the status is ``returned``, else empty."""
     error: str = ""
 
 
@@ -107,15 +107,15 @@ class Sandbox:
 
     def _outcome(self, call: Call) -> Outcome:
         frame = request(call)
-        one = self._idle.get()
+        chosen_worker = self._idle.get()
         try:
             for _ in range(2):
-                reply = one.ask(frame, WALL_FACTOR * call.cpu_seconds + GRACE)
+                reply = chosen_worker.ask(frame, WALL_FACTOR * call.cpu_seconds + GRACE)
                 if reply is not None:
                     return read(reply, len(call.inputs))
             return Outcome("died", error="its worker was lost twice")
         finally:
-            self._idle.put(one)
+            self._idle.put(chosen_worker)
 
     def close(self) -> None:
         """Stop the workers, after the candidates that are running."""
@@ -137,7 +137,7 @@ def request(call: Call) -> bytes:
     parts = {
         "code": call.code,
         "entry": call.entry,
-        "inputs": [[values.encode(one) for one in arguments] for arguments in call.inputs],
+        "inputs": [[values.encode(argument) for argument in arguments] for arguments in call.inputs],
         "modules": dict(call.modules),
         "cpu_seconds": call.cpu_seconds,
         "wall_seconds": WALL_FACTOR * call.cpu_seconds,
@@ -165,7 +165,7 @@ def read(reply: bytes, expected: int) -> Outcome:
         outputs = data.get("outputs")
         if not isinstance(outputs, list) or len(outputs) != expected:
             raise values.NotPlain("not one result per input")
-        return Outcome("returned", tuple(_returned(one) for one in outputs))
+        return Outcome("returned", tuple(_returned(output) for output in outputs))
     except values.NotPlain as error:
         return Outcome("not plain", error=str(error))
 

@@ -58,8 +58,8 @@ class Grade:
 
 def grade(sandbox: Sandbox, submissions: Sequence[Submission]) -> list[Grade]:
     """Run submissions and return their grades, in order. Raises SandboxFailed if workers can no longer be started."""
-    outcomes = sandbox.run([one.call() for one in submissions])
-    return [compare(one, outcome) for one, outcome in zip(submissions, outcomes, strict=True)]
+    outcomes = sandbox.run([submission.call() for submission in submissions])
+    return [compare(submission, outcome) for submission, outcome in zip(submissions, outcomes, strict=True)]
 
 
 def compare(submission: Submission, outcome: Outcome) -> Grade:
@@ -80,17 +80,17 @@ def extract_code(text: str, entry: str = "") -> str:
     answer = text.rpartition("</think>")[2].replace("\r\n", "\n")
     blocks = [str(block) for block in FENCE.findall(answer)]
     defining = [block for block in blocks if re.search(rf"^\s*def {re.escape(entry)}\b", block, re.MULTILINE)]
-    found = (defining or blocks or [answer.strip("\n")])[-1]
-    return textwrap.dedent(found)
+    code = (defining or blocks or [answer.strip("\n")])[-1]
+    return textwrap.dedent(code)
 
 
 def suspicious(code: str) -> tuple[str, ...]:
     """Return the names and texts in the code that suggest an attack, sorted. See SUSPICIOUS_NAMES."""
-    found = {text for text in SUSPICIOUS_TEXTS if text in code}
+    signs = {text for text in SUSPICIOUS_TEXTS if text in code}
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return tuple(sorted(found))
+        return tuple(sorted(signs))
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name) | ast.Attribute(attr=name) | ast.FunctionDef(name=name):
@@ -103,7 +103,7 @@ def suspicious(code: str) -> tuple[str, ...]:
                 names = [text]
             case _:
                 continue
-        found |= SUSPICIOUS_NAMES.intersection(names)
+        signs |= SUSPICIOUS_NAMES.intersection(names)
         if isinstance(node, ast.Attribute) and node.attr == "exit" and isinstance(node.value, ast.Name):
-            found.add(f"{node.value.id}.exit")
-    return tuple(sorted(found))
+            signs.add(f"{node.value.id}.exit")
+    return tuple(sorted(signs))

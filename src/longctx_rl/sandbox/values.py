@@ -22,13 +22,13 @@ class NotPlain(Exception):
 def encode(value: Any) -> Any:
     """Return a value as JSON data, in which containers other than lists are tagged. See ``worker.plain``."""
     if isinstance(value, list):
-        return [encode(one) for one in value]
+        return [encode(item) for item in value]
     if isinstance(value, tuple):
-        return {"tuple": [encode(one) for one in value]}
+        return {"tuple": [encode(item) for item in value]}
     if isinstance(value, set | frozenset):
-        return {"set": [encode(one) for one in value]}
+        return {"set": [encode(item) for item in value]}
     if isinstance(value, dict):
-        return {"dict": [[encode(key), encode(one)] for key, one in value.items()]}
+        return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
     assert value is None or isinstance(value, bool | int | float | str), type(value)
     return value
 
@@ -46,7 +46,7 @@ def decode(data: Any, depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         raise NotPlain("nested too deeply")
     if isinstance(data, list):
-        return [decode(one, depth + 1) for one in data]
+        return [decode(item, depth + 1) for item in data]
     if not isinstance(data, dict):
         return data
     if len(data) != 1:
@@ -57,11 +57,11 @@ def decode(data: Any, depth: int = 0) -> Any:
     try:
         match name:
             case "tuple":
-                return tuple(decode(one, depth + 1) for one in items)
+                return tuple(decode(item, depth + 1) for item in items)
             case "set":
-                return frozenset(decode(one, depth + 1) for one in items)
+                return frozenset(decode(item, depth + 1) for item in items)
             case "dict":
-                return {decode(key, depth + 1): decode(one, depth + 1) for key, one in items}
+                return {decode(key, depth + 1): decode(item, depth + 1) for key, item in items}
     except (TypeError, ValueError) as error:  # not hashable, not pairs
         raise NotPlain(str(error)[:80]) from error
     raise NotPlain("not a tagged container")

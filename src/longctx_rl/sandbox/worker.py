@@ -95,7 +95,7 @@ def drop_rights() -> None:
 
 
 def handle(requests: int, replies: int) -> int:
-    """Read one request, run its candidate and send the reply. Returns 0, or 1 if no request came."""
+    """Read one request, run its candidate and send the reply. Return 0, or 1 if no request arrived."""
     frame = receive(requests)
     if frame is None:
         return 1
@@ -124,7 +124,7 @@ def receive(fd: int) -> bytes | None:
 
 
 def read_exactly(fd: int, count: int) -> bytes | None:
-    """Return ``count`` bytes, or None if the stream ends before."""
+    """Return ``count`` bytes, or None if the stream ends first."""
     parts = []
     while count:
         part = os.read(fd, min(count, 1 << 20))
@@ -167,15 +167,15 @@ def collect(pid: int, reading: int, woken: int, seconds: float, most: int) -> by
             return TIMEOUT
         if not ended:
             select.select([woken] if closed else [reading, woken], [], [], left)
-            found, status = os.waitpid(pid, os.WNOHANG)
-            ended = found != 0
+            ended_pid, status = os.waitpid(pid, os.WNOHANG)
+            ended = ended_pid != 0
             with contextlib.suppress(BlockingIOError):
                 os.read(woken, 64)
         try:
             part = b"" if closed else os.read(reading, 1 << 16)
             closed = closed or not part
         except BlockingIOError:
-            part, closed = b"", ended  # other processes may hold the pipe open; all that the first wrote is read
+            part, closed = b"", ended  # other processes may hold the pipe open; the output of the first is complete
         parts.append(part)
         size += len(part)
         if size > most:
@@ -194,10 +194,10 @@ def clear(alone: bool) -> None:
             while True:
                 os.waitpid(-1, 0)
         return
-    while found := descendants(os.getpid()):
-        for each in found:
+    while leftovers := descendants(os.getpid()):
+        for pid in leftovers:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(each, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -214,14 +214,14 @@ def descendants(root: int) -> set[int]:
             except OSError:
                 continue
             parents[int(name)] = int(text.rpartition(")")[2].split()[1])
-    found = set()
-    for one in parents:
-        above = one
+    pids = set()
+    for pid in parents:
+        above = pid
         while above in parents and above != root:
             above = parents[above]
-        if above == root and one != root:
-            found.add(one)
-    return found
+        if above == root and pid != root:
+            pids.add(pid)
+    return pids
 
 
 def candidate(request: dict[str, Any], writing: int) -> None:
@@ -236,10 +236,10 @@ def candidate(request: dict[str, Any], writing: int) -> None:
         file.write("1000")
     limit_resources(request["cpu_seconds"], request["memory_bytes"])
     try:
-        found = execute(request["code"], request["modules"], request["entry"], request["inputs"])
+        result = execute(request["code"], request["modules"], request["entry"], request["inputs"])
     except BaseException as error:
-        found = {"error": named(error)}
-    write_all(3, json.dumps(found).encode())
+        result = {"error": named(error)}
+    write_all(3, json.dumps(result).encode())
     os._exit(0)
 
 
@@ -284,7 +284,7 @@ def execute(code: str, modules: dict[str, str], entry: str, inputs: list[list[An
     outputs = []
     for arguments in inputs:
         try:
-            outputs.append({"value": plain(function(*[restored(one) for one in arguments]), 0)})
+            outputs.append({"value": plain(function(*[restored(argument) for argument in arguments]), 0)})
         except BaseException as error:
             outputs.append({"error": named(error)})
     return {"outputs": outputs}
@@ -300,14 +300,14 @@ def plain(value: Any, depth: int) -> Any:
 
     Raises:
         TypeError: any other type.
-        ValueError: too deep a nesting, or too long an integer.
+        ValueError: the value is nested too deeply, or an integer is too long.
     """
     if depth > MAX_DEPTH:
         raise ValueError("nested too deeply")
     if value is None or value is True or value is False:
         return value
     kind = type(value)
-    base = kind if kind in BASES else next((one for one in BASES if issubclass(kind, one)), None)
+    base = kind if kind in BASES else next((builtin for builtin in BASES if issubclass(kind, builtin)), None)
     if base is int:
         value = int.__index__(value)
         if value.bit_length() > MAX_BITS:
@@ -320,22 +320,22 @@ def plain(value: Any, depth: int) -> Any:
     if base is dict:
         return {"dict": [[plain(a, depth + 1), plain(b, depth + 1)] for a, b in dict.items(value)]}
     if base is list:
-        return [plain(one, depth + 1) for one in list.__iter__(value)]
+        return [plain(item, depth + 1) for item in list.__iter__(value)]
     if base in (tuple, set, frozenset):
         name = "tuple" if base is tuple else "set"
-        return {name: [plain(one, depth + 1) for one in base.__iter__(value)]}
+        return {name: [plain(item, depth + 1) for item in base.__iter__(value)]}
     raise TypeError("not plain data")
 
 
 def restored(value: Any) -> Any:
     """Invert ``plain``."""
     if type(value) is list:
-        return [restored(one) for one in value]
+        return [restored(item) for item in value]
     if type(value) is dict:
         ((name, items),) = value.items()
         if name == "dict":
-            return {restored(key): restored(one) for key, one in items}
-        return (tuple if name == "tuple" else set)(restored(one) for one in items)
+            return {restored(key): restored(item) for key, item in items}
+        return (tuple if name == "tuple" else set)(restored(item) for item in items)
     return value
 
 

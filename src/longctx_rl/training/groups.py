@@ -49,7 +49,9 @@ def sampled_groups(parts: Parts, indices: Sequence[int], step: int, watch: Stopw
     with watch("rollout"), parts.engine.full_weights() as policy:
         completions = parts.sampler.sample(policy.model, requests)  # type: ignore[arg-type]
     groups = [
-        RolloutGroup(example, request.prompt_ids, tuple(replace(one, policy_version=step) for one in group))
+        RolloutGroup(
+            example, request.prompt_ids, tuple(replace(completion, policy_version=step) for completion in group)
+        )
         for example, request, group in zip(examples, requests, completions, strict=True)
     ]
     with watch("reward"):
@@ -62,7 +64,11 @@ def graded(config: Config, rewarder: Rewarder, groups: Sequence[RolloutGroup]) -
     Raises:
         GraderUnavailable: a rank cannot get a score; raised on every rank.
     """
-    answered = [Answered(one.text, len(one.token_ids), group.example) for group in groups for one in group.completions]
+    answered = [
+        Answered(completion.text, len(completion.token_ids), group.example)
+        for group in groups
+        for completion in group.completions
+    ]
     rewards: list[Reward] = distributed.together(lambda: rewarder(answered), GraderUnavailable)
     remaining = iter(rewards)
     scored = [replace(group, rewards=tuple(next(remaining) for _ in group.completions)) for group in groups]
@@ -87,11 +93,11 @@ def with_advantages(config: Config, groups: Sequence[RolloutGroup]) -> list[Roll
 
 def task_spread(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Return the unbiased standard deviation of each task's scores over all ranks."""
-    mine: dict[str, list[float]] = {}
+    local_scores: dict[str, list[float]] = {}
     for group in groups:
-        mine.setdefault(group.example.task, []).extend(reward.score for reward in group.rewards)
+        local_scores.setdefault(group.example.task, []).extend(reward.score for reward in group.rewards)
     scores: dict[str, list[float]] = {}
-    for task, values in distributed.gather(list(mine.items())):
+    for task, values in distributed.gather(list(local_scores.items())):
         scores.setdefault(task, []).extend(values)
     return {task: statistics.stdev(values) for task, values in scores.items()}
 
@@ -119,13 +125,16 @@ def with_teacher_gaps(groups: Sequence[RolloutGroup], gaps: Tensor, first: int) 
         groups: all sampled groups of this rank and step.
         gaps: log p(student) - log p(teacher) of all their tokens in order, [T].
     """
-    assert len(gaps) == sum(len(one.token_ids) for group in groups for one in group.completions)
-    known = iter(gaps[: sum(len(one.token_ids) for group in groups[:first] for one in group.completions)].tolist())
+    assert len(gaps) == sum(len(completion.token_ids) for group in groups for completion in group.completions)
+    known = iter(
+        gaps[: sum(len(completion.token_ids) for group in groups[:first] for completion in group.completions)].tolist()
+    )
     return [
         replace(
             group,
             completions=tuple(
-                replace(one, teacher_gap=tuple(next(known) for _ in one.token_ids)) for one in group.completions
+                replace(completion, teacher_gap=tuple(next(known) for _ in completion.token_ids))
+                for completion in group.completions
             ),
         )
         for group in groups[:first]

@@ -172,12 +172,12 @@ def train_step(parts: Parts, state: TrainState, recorder: Recorder) -> None:
     config = parts.config
     start, watch = time.perf_counter(), Stopwatch()
     indices = list(range(state.prompts, state.prompts + config.batch.prompts_per_step))
-    mine = indices[distributed.rank() :: distributed.world_size()]
+    rank_indices = indices[distributed.rank() :: distributed.world_size()]
     sampled = config.algo.source == "policy"
     if sampled:
-        groups = sampled_groups(parts, mine, state.step, watch)
+        groups = sampled_groups(parts, rank_indices, state.step, watch)
     else:
-        groups = recorded_groups(parts.source, parts.tokenizer, mine)
+        groups = recorded_groups(parts.source, parts.tokenizer, rank_indices)
     denominators = global_count(groups)
     rows = prepare(parts, groups, watch)
     every = config.optim.pg_kd_cosine_every

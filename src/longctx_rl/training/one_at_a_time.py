@@ -29,7 +29,7 @@ def split(packed: PackedGroups, anchors: dict[str, Anchor], count: int, score_pi
     """
     if not packed.num_sequences:
         nothing = replace(empty_row(packed.input_ids.device), score_pieces=score_pieces)
-        none = {name: Anchor(one.divergence, part_of(one.signal, slice(0))) for name, one in anchors.items()}
+        none = {name: Anchor(anchor.divergence, part_of(anchor.signal, slice(0))) for name, anchor in anchors.items()}
         return (Piece(nothing, none),) * count
     (span,) = packed.spans
     assert len(span.completion_lens) == count and span.prompt_len
@@ -59,7 +59,7 @@ def split(packed: PackedGroups, anchors: dict[str, Anchor], count: int, score_pi
             old_logprobs=of(packed.old_logprobs),
             score_pieces=score_pieces,
         )
-        signals = {name: Anchor(one.divergence, part_of(one.signal, tokens)) for name, one in anchors.items()}
+        signals = {name: Anchor(anchor.divergence, part_of(anchor.signal, tokens)) for name, anchor in anchors.items()}
         pieces.append(Piece(piece, signals))
     return tuple(pieces)
 

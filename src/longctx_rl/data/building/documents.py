@@ -170,8 +170,10 @@ def split(text: str, characters: int) -> list[tuple[int, str]]:
         end = min(len(text), start + characters)
         if end < len(text):
             window = text[start + characters // 2 : end]
-            cut = max((found.end() for found in re.finditer(r"\n\s*\n|\n", window)), default=0)
-            cut = cut or max((found.end() for found in re.finditer(r"[.!?]\s|[\u3002\uff01\uff1f]", window)), default=0)
+            cut = max((boundary.end() for boundary in re.finditer(r"\n\s*\n|\n", window)), default=0)
+            cut = cut or max(
+                (boundary.end() for boundary in re.finditer(r"[.!?]\s|[\u3002\uff01\uff1f]", window)), default=0
+            )
             cut = cut or window.rfind(" ") + 1
             end = start + characters // 2 + cut if cut else end
         if text[start:end].strip():

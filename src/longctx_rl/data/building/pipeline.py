@@ -102,14 +102,14 @@ class Builder:
     def _passages(self, task: QuestionKind, attempt: int) -> list[str]:
         config = self.config
         draw = random.Random(f"{config.seed} {task.document.name} {task.task} {task.number} {attempt}")
-        found = choose_passages(
+        passages = choose_passages(
             task.document.text,
             count=config.passages,
             characters=config.passage_characters,
             minimum_distance=config.minimum_distance,
             draw=draw,
         )
-        return [passage for _, passage in found]
+        return [passage for _, passage in passages]
 
     def _writing(self, task: QuestionKind, passages: list[str]) -> str:
         language = "the language of the passages" if self.config.language == "auto" else self.config.language
@@ -171,10 +171,10 @@ def rows_of(builder: Builder) -> Iterator[BuiltRow]:
 
 def without_repeats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows without questions that repeat an earlier one about the same document."""
-    asked: dict[str, list[tuple[str, str]]] = {}
+    questions: dict[str, list[tuple[str, str]]] = {}
     kept = []
     for row in rows:
-        others = asked.setdefault(row["family_id"], [])
+        others = questions.setdefault(row["family_id"], [])
         if not is_repeated(row["question"], row["answer"], others):
             others.append((row["question"], row["answer"]))
             kept.append(row)

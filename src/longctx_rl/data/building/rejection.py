@@ -30,12 +30,12 @@ def parse(reply: str) -> Written:
     """Parse the JSON object of a reply. Raises Rejected if there is none, or it lacks the expected fields."""
     start, end = reply.find("{"), reply.rfind("}")
     try:
-        found = json.loads(reply[start : end + 1]) if 0 <= start < end else None
+        parsed = json.loads(reply[start : end + 1]) if 0 <= start < end else None
     except json.JSONDecodeError as error:
         raise Rejected("the reply is not JSON") from error
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise Rejected("the reply holds no JSON object")
-    question, answer, evidence = (found.get(name) for name in ("question", "answer", "evidence"))
+    question, answer, evidence = (parsed.get(name) for name in ("question", "answer", "evidence"))
     if not isinstance(question, str) or not isinstance(answer, str) or not isinstance(evidence, list):
         raise Rejected("question, answer or evidence is missing")
     if not words(question) or not words(answer):
@@ -43,7 +43,7 @@ def parse(reply: str) -> Written:
     quotes = tuple(quote for quote in evidence if isinstance(quote, str) and words(quote))
     if not quotes:
         raise Rejected("there is no evidence")
-    language = found.get("language")
+    language = parsed.get("language")
     code = language.lower() if isinstance(language, str) and re.fullmatch(r"[A-Za-z]{2,3}", language) else ""
     return Written(question.strip(), answer.strip(), quotes, code)
 
@@ -84,4 +84,6 @@ def check_closed_book(written: Written, guess: str, task: str) -> None:
 
 def is_repeated(question: str, answer: str, others: list[tuple[str, str]]) -> bool:
     """Whether another question about the same document has nearly the same words and the same answer."""
-    return any(same(answer, other) and token_f1(question, asked) >= SAME_QUESTION for asked, other in others)
+    return any(
+        same(answer, other) and token_f1(question, other_question) >= SAME_QUESTION for other_question, other in others
+    )

@@ -62,17 +62,19 @@ def build(config: BuildConfig) -> str:
         "left_out": builder.left_out,
         "asked_for": total,
         "stages": {stage: stages[stage] for stage in STAGES},
-        "rejected": dict(Counter(one["reason"] for one in rejected).most_common()),
+        "rejected": dict(Counter(record["reason"] for record in rejected).most_common()),
         "spent": dict(spent),
         "dollars": round(
             (spent["prompt_tokens"] * config.price_in + spent["completion_tokens"] * config.price_out) / MILLION, 4
         ),
         "rows": dict(Counter(row["task"] for row in rows)),
     }
-    write_text(out / "rejected.ndjson", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rejected))
+    write_text(out / "rejected.ndjson", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in rejected))
     write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if not rows:
-        reasons = ", ".join(f"{count} {why}" for why, count in Counter(one["reason"] for one in rejected).most_common())
+        reasons = ", ".join(
+            f"{count} {why}" for why, count in Counter(record["reason"] for record in rejected).most_common()
+        )
         raise ValueError(f"no question passed the checks ({reasons}): see {out / 'rejected.ndjson'}")
     _write_rows(out / "data.parquet", rows)
     write_text(out / "README.md", card(config, report, rows))

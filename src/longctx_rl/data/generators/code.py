@@ -77,7 +77,7 @@ def generate_code(request: Request, setting: Setting | None = None) -> tuple[Exa
     tasks = [task, *_more_tasks(request, setting, others)]
     decoys = islice(Author(request.rng("decoys"), cast, request.split, setting.level).modules(), DECOYS)
     modules = sorted([*fixed, *resembling, *others, *decoys], key=lambda module: module.name)
-    return tuple(_example(request, setting, one, document, modules, index) for index, one in enumerate(tasks))
+    return tuple(_example(request, setting, task, document, modules, index) for index, task in enumerate(tasks))
 
 
 def _document(
@@ -101,14 +101,14 @@ def _document(
         else:
             author = Author(request.rng("distractors"), cast, request.split, setting.level)
             most = MOST_TOKENS[setting.level]
-            chosen = fit_units(author.modules(), budget, lambda one: count(one.text), most=most, lookahead=CHOICE)
+            chosen = fit_units(author.modules(), budget, lambda module: count(module.text), most=most, lookahead=CHOICE)
             others = list(chosen)
             placed += [(places.random(), module.text) for module in others]
             left = budget - sum(count(module.text) for module in others)
             if left > LENGTH_TOLERANCE * request.length:  # modules are too large to fill the rest
                 remarks = (f"# {text}\n" for text in essay(request.rng("remarks"), request.split))
                 placed += [(1.0, text) for text in fit_units(remarks, left, count)]
-    placed.sort(key=lambda one: one[0])
+    placed.sort(key=lambda pair: pair[0])
     return "".join(text for _, text in placed).rstrip("\n"), others
 
 
@@ -121,11 +121,14 @@ def _more_tasks(request: Request, setting: Setting, modules: Sequence[Module]) -
         kind: Kind = rng.choice(KINDS[setting.level])
         chosen = []
         for parameters in kind.helpers:
-            found = next((one for one in free if one.parameters == parameters and one not in chosen), None)
-            if found is None:
+            helper = next(
+                (candidate for candidate in free if candidate.parameters == parameters and candidate not in chosen),
+                None,
+            )
+            if helper is None:
                 return
-            chosen.append(found)
-        free = [one for one in free if one not in chosen]
+            chosen.append(helper)
+        free = [candidate for candidate in free if candidate not in chosen]
         yield kind.about(chosen)
 
 

@@ -50,7 +50,7 @@ class Task:
         A small model copies what follows a topic once it has generated the topic itself. Without the comment, hundreds
         of training steps taught it the form of a solution but not which helper to import.
         """
-        helpers = [f"# {one.topic}\nfrom {one.module} import {one.name}" for one in self.helpers]
+        helpers = [f"# {helper.topic}\nfrom {helper.module} import {helper.name}" for helper in self.helpers]
         imports = "\n".join([*self.imports, *helpers])
         return f"{imports}\n\n{self.definition()}"
 

@@ -1,7 +1,7 @@
 """Nonce helper functions: their names, their documented topics, and their unguessable behaviour.
 
-A helper is found by its topic ("the KesDal of x"), which its docstring states before the import; its name carries no
-information. Its body uses random constants, so code that neither calls nor copies it is wrong on nearly every input.
+A helper is identified by its topic ("the KesDal of x"), which its docstring states before the import; its name carries
+no information. Its body uses random constants, so code that neither calls nor copies it is wrong on nearly every input.
 """
 
 from collections.abc import Iterator
@@ -138,12 +138,12 @@ class Author:
     def resembling(self, helper: Helper) -> list[Module]:
         """Return look-alikes of ``helper``: its name in another module, its topic deprecated, a similar topic."""
         rng, cast = self.rng, self.cast
-        found = [
+        lookalikes = [
             self.helper(name=helper.name, parameters=helper.parameters),
             self.helper(topic=helper.topic, parameters=helper.parameters, note=f" Deprecated: use {helper.name}."),
             self.helper(topic=cast.near(rng, helper.topic), parameters=helper.parameters),
         ]
-        return [Module(one.module, (one,)) for one in found]
+        return [Module(lookalike.module, (lookalike,)) for lookalike in lookalikes]
 
     def _line(self) -> tuple[str, ...]:
         a, b, m = self._constants()

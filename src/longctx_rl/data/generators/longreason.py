@@ -90,7 +90,7 @@ def _arithmetic(teller: Teller) -> MultipleChoiceItem:
     facts = [teller.fact("has", people[0], str(amount))]
     sums: list[str] = []
     for before, person in pairwise(people):
-        total = rng.choice([one for one in range(1, MOST + 1) if one != amount])
+        total = rng.choice([other for other in range(1, MOST + 1) if other != amount])
         kind = "less" if total < amount else "more"
         facts.append(teller.fact(kind, person, str(abs(total - amount)), before))
         sums.append(f"{addition(amount, total)} {total}")
@@ -98,7 +98,7 @@ def _arithmetic(teller: Teller) -> MultipleChoiceItem:
     steps = (*(fact.canonical for fact in reversed(facts)), *sums)
     highest = MOST + 1 - len(LETTERS)
     lowest = rng.randint(max(amount + 1 - len(LETTERS), 0), min(amount, highest))  # the answer may have any rank
-    wrong = [one for one in consecutive(rng, lowest) if one != str(amount)]
+    wrong = [option for option in consecutive(rng, lowest) if option != str(amount)]
     question = f"how many tables belong to {people[-1]}?"
     return _item(rng, "arithmetic", facts, question, str(amount), wrong, steps)
 
@@ -118,7 +118,7 @@ DRAWN: dict[Reasoning, Callable[[Teller], MultipleChoiceItem]] = {
 
 def consecutive(rng: Random, lowest: int) -> list[str]:
     """Return as many consecutive numbers as there are letters, in random order."""
-    return [str(lowest + one) for one in rng.sample(range(len(LETTERS)), len(LETTERS))]
+    return [str(lowest + offset) for offset in rng.sample(range(len(LETTERS)), len(LETTERS))]
 
 
 def list_options(options: Sequence[str]) -> str:
@@ -159,8 +159,8 @@ def generate_longreason(request: Request, *, form: Form = "context") -> tuple[Ex
     teller = Teller(request.rng("item"), cast, request.split)
     count = min(request.questions, MAX_ITEMS)
     kinds = [REASONING[(request.family + index) % len(REASONING)] for index in range(count)]
-    told = [DRAWN[kind](teller) for kind in kinds]
-    kept = told
+    items = [DRAWN[kind](teller) for kind in kinds]
+    kept = items
     while True:
         document = _document(request, form, teller, kept)
         if document is not None:
@@ -186,7 +186,7 @@ def _document(request: Request, form: Form, teller: Teller, items: Sequence[Mult
         others = Teller(request.rng("others"), teller.cast, request.split).others()
         filler = fit_units(others, request.length - used, count, most=MOST_TOKENS)
         placed += [(places.random(), text) for text in filler]
-    placed.sort(key=lambda one: one[0])
+    placed.sort(key=lambda pair: pair[0])
     return f"{HEADER}\n" + "".join(text for _, text in placed).rstrip("\n")
 
 

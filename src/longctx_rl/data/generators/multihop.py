@@ -15,8 +15,8 @@ def core(narrator: Narrator) -> Core:
     rng, cast = narrator.rng, narrator.cast
     hops = rng.randint(1, MAX_HOPS)
     chain = [cast.protagonist(rng) for _ in range(hops + 1)]
-    asked = rng.sample(RELATIONS, hops)
-    steps = [narrator.fact(chain[i], asked[i], chain[i + 1]) for i in range(hops)]
+    relations = rng.sample(RELATIONS, hops)
+    steps = [narrator.fact(chain[i], relations[i], chain[i + 1]) for i in range(hops)]
     units = [(step,) for step in steps]
     for step in steps:
         units.append((narrator.other_fact(step.subject, {step.key}),))

@@ -98,27 +98,27 @@ def generate_lookup(request: Request) -> tuple[Example, ...]:
 
 
 def generate_pairs(request: Request) -> tuple[Example, ...]:
-    """Return the same over few relations, so that only the subject identifies the fact; queried in both directions.
+    """Return such a list over few relations, so that only the subject identifies a fact; both directions are queried.
 
     Questions for the subject make a model associate a value with its subject. Without them this takes thousands of
     steps, because only the value has to be found.
     """
     rng = request.rng("relations")
-    told = rng.sample(RELATIONS, rng.randint(1, MAX_RELATIONS))
-    return _generate_list(request, told, ask_pairs)
+    relations = rng.sample(RELATIONS, rng.randint(1, MAX_RELATIONS))
+    return _generate_list(request, relations, ask_pairs)
 
 
 def _generate_list(
-    request: Request, told: Sequence[str], ask: Callable[[Random, Split, Ledger], Query | None]
+    request: Request, relations: Sequence[str], ask: Callable[[Random, Split, Ledger], Query | None]
 ) -> tuple[Example, ...]:
-    """Return facts in the relations ``told``; the first question is for a value, ``ask`` draws the others."""
+    """Return facts in ``relations``; the first question is for a value, ``ask`` draws the others."""
     rng = request.rng(request.task)
     cast = Cast(request.split)
     narrator = ListNarrator(rng, cast, request.split)
-    first = narrator.fact(cast.new(rng), rng.choice(told))
+    first = narrator.fact(cast.new(rng), rng.choice(relations))
     query = value_query(first)
     others = ListNarrator(request.rng("filler"), cast, request.split)
-    stream = filler(others, told=told, updates=False, journeys=False)
+    stream = filler(others, told=relations, updates=False, journeys=False)
     facts = tell(request, [(first,)], stream, query.question, chat=False)
     queries = [query, *more_queries(request, ask, Ledger(facts), {query.topic})]
     return render(request, facts, queries, chat=False)
@@ -160,7 +160,7 @@ def generate_drill(request: Request) -> tuple[Example, ...]:
     The target is only that token.
     """
     rng = request.rng(request.task)
-    document, asked = (_names, _numbers, _amounts, _sums)[request.family % 4](rng, request.split)
+    document, pairs = (_names, _numbers, _amounts, _sums)[request.family % 4](rng, request.split)
     return tuple(
         Example(
             id=request.example_id(index),
@@ -173,7 +173,7 @@ def generate_drill(request: Request) -> tuple[Example, ...]:
             length=request.length,
             chat=False,
         )
-        for index, (start, end) in enumerate(rng.sample(asked, min(request.questions, len(asked))))
+        for index, (start, end) in enumerate(rng.sample(pairs, min(request.questions, len(pairs))))
     )
 
 

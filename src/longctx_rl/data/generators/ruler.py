@@ -43,8 +43,8 @@ def generate_ruler(request: Request, *, shape: str, sources: Sources = GENERATED
         ValueError: the length is too short for the needles, or a file of ``sources`` cannot be used.
     """
     shapes, make = haystack_of(shape, sources)
-    document, asked = _document(request, shapes, make, sources)
-    return (_example(request, shapes, shape, document, asked[shape]),)
+    document, queries = _document(request, shapes, make, sources)
+    return (_example(request, shapes, shape, document, queries[shape]),)
 
 
 @lru_cache(maxsize=KEPT)
@@ -61,7 +61,7 @@ def _document(
         spots.sort()
     placed = [*zip(spots, (f"{needle}\n" for needle in made.needles), strict=True)]
     placed += [((index + 0.5) / len(hay), unit) for index, unit in enumerate(hay)]
-    placed.sort(key=lambda one: one[0])
+    placed.sort(key=lambda pair: pair[0])
     return instruction + "".join(text for _, text in placed).rstrip("\n"), dict(made.asked)
 
 
@@ -80,16 +80,16 @@ def _hay(request: Request, shapes: tuple[str, ...], made: Haystack, instruction:
     return [*hay, *fit_units((f"{sentence}\n" for sentence in cycle(NOISE)), max(missing, 0), count)]
 
 
-def _example(request: Request, shapes: tuple[str, ...], shape: str, document: str, asked: HaystackQuery) -> Example:
+def _example(request: Request, shapes: tuple[str, ...], shape: str, document: str, query: HaystackQuery) -> Example:
     return Example(
         id=f"{request.family_id}-{shape}-L{request.length}",
         document=document,
-        question=asked.question,
-        answer=("\n" if asked.read else SEPARATOR).join(asked.answers),
-        task=QUESTION if asked.read else request.task,
+        question=query.question,
+        answer=("\n" if query.read else SEPARATOR).join(query.answers),
+        task=QUESTION if query.read else request.task,
         source=SOURCE,
         evidence=tuple(
-            Evidence(needle, needle, max(document.find(needle), 0) / len(document)) for needle in asked.needles
+            Evidence(needle, needle, max(document.find(needle), 0) / len(document)) for needle in query.needles
         ),
         family_id=f"{request.family_id}-{shapes[0]}",
         length=request.length,

@@ -71,10 +71,10 @@ def needle(key: str, kind: str, value: str) -> str:
 def ask(kind: str, values: Mapping[str, Sequence[str]]) -> HaystackQuery:
     """Return the question for all values of some keys."""
     answers = tuple(value for of_key in values.values() for value in of_key)
-    one = len(answers) == 1
-    what = f"the special magic {kind.removesuffix('s') if one else kind} for {', '.join(values)}"
+    single = len(answers) == 1
+    what = f"the special magic {kind.removesuffix('s') if single else kind} for {', '.join(values)}"
     return HaystackQuery(
-        f"What {'is' if one else 'are all'} {what} mentioned in the provided text?",
+        f"What {'is' if single else 'are all'} {what} mentioned in the provided text?",
         answers,
         tuple(needle(key, kind, value) for key, of_key in values.items() for value in of_key),
     )
@@ -87,24 +87,24 @@ def noise(rng: Random, request: Request, sources: Sources) -> Haystack:
     names: set[str] = set()
     chains = [[variable_name(rng, request.split, names) for _ in range(HOPS + 1)] for _ in range(CHAINS)]
     values = rng.sample(range(10_000, 100_000), CHAINS)
-    told = [
+    assignments = [
         [f"VAR {chain[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(chain))]
         for value, chain in zip(values, chains, strict=True)
     ]
-    order = [index for index, lines in enumerate(told) for _ in lines]
+    order = [index for index, lines in enumerate(assignments) for _ in lines]
     rng.shuffle(order)
-    streams = [iter(lines) for lines in told]
+    streams = [iter(lines) for lines in assignments]
     needles = [next(streams[index]) for index in order]
     needles[(place := rng.randrange(len(needles) + 1)) : place] = single.needles
     variables = HaystackQuery(
         f"Find all variables that are assigned the value {values[0]} in the text above, directly or through other "
         "variables.",
         tuple(chains[0]),
-        tuple(told[0]),
+        tuple(assignments[0]),
     )
     hay = (" ".join(NOISE) for _ in iter(int, 1))
-    asked = {"niah_single_1": single, "vt": variables}
-    return Haystack("the special magic numbers and variables", tuple(needles), hay, asked, ordered=True)
+    queries = {"niah_single_1": single, "vt": variables}
+    return Haystack("the special magic numbers and variables", tuple(needles), hay, queries, ordered=True)
 
 
 def singles(rng: Random, request: Request, sources: Sources) -> Haystack:
@@ -124,7 +124,7 @@ def several(rng: Random, request: Request, sources: Sources) -> Haystack:
     draw = Draw(rng, request.split)
     values = {draw.new("words"): (draw.new("numbers"),) for _ in range(KEYS)}
     many = {draw.new("words"): tuple(draw.new("numbers") for _ in range(KEYS))}
-    asked = rng.choice(list(values))
+    single_key = rng.choice(list(values))
     query = rng.sample(list(values), KEYS)
     every = ask("numbers", {key: values[key] for key in query})
     several_values = ask("numbers", many)
@@ -133,7 +133,7 @@ def several(rng: Random, request: Request, sources: Sources) -> Haystack:
         every.needles + several_values.needles,
         _essays(rng, request, sources),
         {
-            "niah_multikey_1": ask("numbers", {asked: values[asked]}),
+            "niah_multikey_1": ask("numbers", {single_key: values[single_key]}),
             "niah_multivalue": several_values,
             "niah_multiquery": every,
         },
@@ -145,21 +145,21 @@ def among_needles(shape: str, keys: str, kind: str) -> Maker:
 
     def make(rng: Random, request: Request, sources: Sources) -> Haystack:
         draw = Draw(rng, request.split)
-        one = ask(kind, {draw.new(keys): (draw.new(kind),)})
+        query = ask(kind, {draw.new(keys): (draw.new(kind),)})
         hay = (needle(draw.new(keys), kind, draw.new(kind)) for _ in iter(int, 1))
-        return Haystack(f"the special magic {kind}", one.needles, hay, {shape: one})
+        return Haystack(f"the special magic {kind}", query.needles, hay, {shape: query})
 
     return make
 
 
 def common_words(rng: Random, request: Request, sources: Sources) -> Haystack:
     """Return ten common words among words that occur three times."""
-    wanted = nonce_words(rng, request.split, COMMON, set())
+    common = nonce_words(rng, request.split, COMMON, set())
     count = max(SELDOM + 2, min(OFTEN, (request.length or 2048) // 128))
-    listed = [word for word in wanted for _ in range(count)]
+    listed = [word for word in common for _ in range(count)]
 
     def hay() -> Iterator[str]:
-        known = set(wanted)
+        known = set(common)
         while True:
             block = nonce_words(rng, request.split, 40, known) * SELDOM
             rng.shuffle(block)
@@ -171,7 +171,7 @@ def common_words(rng: Random, request: Request, sources: Sources) -> Haystack:
         "the words that come more often than others",
         tuple(listed),
         hay(),
-        {"cwe": HaystackQuery(question, tuple(sorted(wanted)))},
+        {"cwe": HaystackQuery(question, tuple(sorted(common)))},
     )
 
 
@@ -198,19 +198,22 @@ def paragraphs(rng: Random, request: Request, sources: Sources) -> Haystack:
     """Return the evidence for a one-fact and a multi-fact question, among paragraphs about other people."""
     narrator = Narrator(rng, Cast(request.split), request.split)
     cores = {"qa_1": _answerable(narrator, grounding.core), "qa_2": _answerable(narrator, multihop.core)}
-    asked_about = [step.subject for core in cores.values() for step in core.query.steps]
-    stream = essay(rng, request.split, asked_about)
-    texts = {shape: [" ".join(one.sentence for one in unit) for unit in core.units] for shape, core in cores.items()}
-    asked = {}
+    subjects = [step.subject for core in cores.values() for step in core.query.steps]
+    stream = essay(rng, request.split, subjects)
+    texts = {
+        shape: [" ".join(statement.sentence for statement in unit) for unit in core.units]
+        for shape, core in cores.items()
+    }
+    queries = {}
     for shape, core in cores.items():
         steps = [step.sentence for step in core.query.steps]
         holding = tuple(text for text in texts[shape] if any(step in text for step in steps))
-        asked[shape] = HaystackQuery(core.query.question, (core.query.answer,), holding)
+        queries[shape] = HaystackQuery(core.query.question, (core.query.answer,), holding)
     return Haystack(
         "the paragraphs",
         tuple(text for of_shape in texts.values() for text in of_shape),
         (f"{first} {next(stream)}" for first in stream),
-        asked,
+        queries,
     )
 
 
@@ -220,11 +223,11 @@ def read_paragraphs(shape: str) -> Maker:
     def make(rng: Random, request: Request, sources: Sources) -> Haystack:
         path = sources.squad if shape == "qa_1" else sources.hotpot
         assert path is not None
-        found = squad(path) if shape == "qa_1" else hotpot(path)
-        one = found.of(request.family)
-        asked = HaystackQuery(one.question, one.answers, one.evidence, read=True)
-        hay = found.others(rng, one)
-        return Haystack("the paragraphs", one.paragraphs, hay, {shape: asked}, unit_tokens=PARAGRAPH_TOKENS)
+        questions = squad(path) if shape == "qa_1" else hotpot(path)
+        question = questions.of(request.family)
+        query = HaystackQuery(question.question, question.answers, question.evidence, read=True)
+        hay = questions.others(rng, question)
+        return Haystack("the paragraphs", question.paragraphs, hay, {shape: query}, unit_tokens=PARAGRAPH_TOKENS)
 
     return make
 
@@ -234,9 +237,9 @@ def _essays(rng: Random, request: Request, sources: Sources) -> Iterator[str]:
 
 
 def _answerable(narrator: Narrator, core: Callable[[Narrator], Core]) -> Core:
-    while (found := core(narrator)).query.answer == UNANSWERABLE:
+    while (candidate := core(narrator)).query.answer == UNANSWERABLE:
         pass
-    return found
+    return candidate
 
 
 HAYSTACKS: dict[tuple[str, ...], Maker] = {

@@ -52,7 +52,7 @@ class Questions:
 
     def others(self, rng: Random, question: ReadingQuestion) -> Iterator[str]:
         """Yield paragraphs of other questions endlessly."""
-        others = [one for one in self.paragraphs if one not in question.paragraphs]
+        others = [paragraph for paragraph in self.paragraphs if paragraph not in question.paragraphs]
         while True:
             yield from rng.sample(others, len(others))
 
@@ -71,17 +71,20 @@ def _lines(path: str) -> tuple[str, ...]:
     try:
         texts = [file.read_text(encoding="utf-8") for file in files]
         texts = [
-            json.loads(one)["text"] if file.suffix == ".json" else one for file, one in zip(files, texts, strict=True)
+            json.loads(text)["text"] if file.suffix == ".json" else text
+            for file, text in zip(files, texts, strict=True)
         ]
         words = [sentence.split() for text in texts for sentence in re.split(r"(?<=[.!?])\s+", text)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(
             "essays", path, error, "a .txt file, a folder of them, or a .json file with a text"
         ) from error
-    found = tuple(" ".join(one[start : start + WORDS]) for one in words for start in range(0, len(one), WORDS))
-    if not found:
+    lines = tuple(
+        " ".join(sentence[start : start + WORDS]) for sentence in words for start in range(0, len(sentence), WORDS)
+    )
+    if not lines:
         raise ValueError(f"eval.suites.ruler.essays={path} holds no text: give a .txt file, or a folder of them")
-    return found
+    return lines
 
 
 @lru_cache(maxsize=4)
@@ -92,22 +95,22 @@ def squad(path: str) -> Questions:
         ValueError: the file cannot be read, or is not SQuAD 2.0.
     """
     try:
-        paragraphs = [one for article in _json(path)["data"] for one in article["paragraphs"]]
-        found = [
+        paragraphs = [paragraph for article in _json(path)["data"] for paragraph in article["paragraphs"]]
+        questions = [
             ReadingQuestion(
-                one["question"],
-                tuple(dict.fromkeys(answer["text"] for answer in one["answers"])),
+                qa["question"],
+                tuple(dict.fromkeys(answer["text"] for answer in qa["answers"])),
                 (_line(paragraph["context"]),),
                 (_line(paragraph["context"]),),
             )
             for paragraph in paragraphs
-            for one in paragraph["qas"]
-            if not one.get("is_impossible", False)
+            for qa in paragraph["qas"]
+            if not qa.get("is_impossible", False)
         ]
-        texts = [_line(one["context"]) for one in paragraphs]
+        texts = [_line(paragraph["context"]) for paragraph in paragraphs]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable("squad", path, error, "SQuAD 2.0's dev-v2.0.json") from error
-    return _questions("squad", path, found, texts)
+    return _questions("squad", path, questions, texts)
 
 
 @lru_cache(maxsize=4)
@@ -118,23 +121,23 @@ def hotpot(path: str) -> Questions:
         ValueError: the file cannot be read, or is not HotpotQA.
     """
     try:
-        found = []
-        for one in _json(path):
-            told = {title: _line(f"{title}: {''.join(sentences)}") for title, sentences in one["context"]}
-            titles = dict.fromkeys(title for title, _ in one["supporting_facts"])
-            evidence = tuple(told[title] for title in titles if title in told)
-            found.append(ReadingQuestion(one["question"], (one["answer"],), tuple(told.values()), evidence))
+        questions = []
+        for row in _json(path):
+            paragraphs = {title: _line(f"{title}: {''.join(sentences)}") for title, sentences in row["context"]}
+            titles = dict.fromkeys(title for title, _ in row["supporting_facts"])
+            evidence = tuple(paragraphs[title] for title in titles if title in paragraphs)
+            questions.append(ReadingQuestion(row["question"], (row["answer"],), tuple(paragraphs.values()), evidence))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unreadable("hotpot", path, error, "HotpotQA's hotpot_dev_distractor_v1.json") from error
-    return _questions("hotpot", path, found, [text for one in found for text in one.paragraphs])
+    return _questions("hotpot", path, questions, [text for question in questions for text in question.paragraphs])
 
 
-def _questions(name: str, path: str, found: list[ReadingQuestion], texts: list[str]) -> Questions:
+def _questions(name: str, path: str, questions: list[ReadingQuestion], texts: list[str]) -> Questions:
     paragraphs = tuple(dict.fromkeys(texts))
-    if not found or all(len(one.paragraphs) == len(paragraphs) for one in found):
+    if not questions or all(len(question.paragraphs) == len(paragraphs) for question in questions):
         raise ValueError(f"eval.suites.ruler.{name}={path} has too few questions or paragraphs: give the whole set")
-    Random(name).shuffle(found)
-    return Questions(tuple(found), paragraphs)
+    Random(name).shuffle(questions)
+    return Questions(tuple(questions), paragraphs)
 
 
 def _json(path: str) -> Any:
@@ -145,6 +148,6 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _unreadable(name: str, path: str, error: Exception, wanted: str) -> ValueError:
+def _unreadable(name: str, path: str, error: Exception, expected: str) -> ValueError:
     cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ValueError(f"eval.suites.ruler.{name}={path} cannot be read ({cause}): give {wanted}")
+    return ValueError(f"eval.suites.ruler.{name}={path} cannot be read ({cause}): give {expected}")

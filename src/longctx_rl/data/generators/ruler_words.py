@@ -30,12 +30,12 @@ class Draw:
         attempts = 0
         while True:
             attempts += 1
-            one = makers[kind]()
+            value = makers[kind]()
             if attempts > MAX_DRAWS:  # most word pairs are taken
-                one += f"-{self.rng.randrange(10**6)}"
-            if one not in self._used and (kind == "numbers" or split_of(one) == self.split):
-                self._used.add(one)
-                return one
+                value += f"-{self.rng.randrange(10**6)}"
+            if value not in self._used and (kind == "numbers" or split_of(value) == self.split):
+                self._used.add(value)
+                return value
 
     def _word(self) -> str:
         return f"{self.rng.choice(FIRST_WORDS)}-{self.rng.choice(SECOND_WORDS)}"
@@ -51,18 +51,18 @@ class Draw:
 def variable_name(rng: Random, split: Split, known: set[str]) -> str:
     """Return a new name of five capital letters, and add it to ``known``."""
     while True:
-        one = "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=5))
-        if one not in known and split_of(one) == split:
-            known.add(one)
-            return one
+        name = "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=5))
+        if name not in known and split_of(name) == split:
+            known.add(name)
+            return name
 
 
 def nonce_words(rng: Random, split: Split, count: int, known: set[str]) -> list[str]:
     """Return new lower-case words of two or three syllables, and add them to ``known``."""
-    found: list[str] = []
-    while len(found) < count:
+    words: list[str] = []
+    while len(words) < count:
         word = "".join(rng.choices(SYLLABLES, k=rng.choice((2, 3))))
         if split_of(word) == split and word.lower() not in known:
-            found.append(word.lower())
+            words.append(word.lower())
             known.add(word.lower())
-    return found
+    return words

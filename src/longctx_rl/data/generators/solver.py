@@ -62,19 +62,21 @@ class Chronicle:
 
     def relation(self, relation: str, subject: str) -> str:
         """Return the current value of a subject's relation; "unknown" if the document does not state it."""
-        told = self.facts.get((relation, subject), [])
-        match [now for now, _ in told]:
+        statements = self.facts.get((relation, subject), [])
+        match [now for now, _ in statements]:
             case []:
                 if subject not in self.subjects:
                     raise AmbiguousError(f"the document says nothing about {subject}")
                 return UNANSWERABLE
             case [False] | [False, True]:
-                return told[-1][1]
-        raise AmbiguousError(f"the {relation} of {subject} is ambiguous: {told}")
+                return statements[-1][1]
+        raise AmbiguousError(f"the {relation} of {subject} is ambiguous: {statements}")
 
     def subject(self, relation: str, value: str) -> str:
         """Return the only subject whose relation has this value."""
-        subjects = [who for (key, who), told in self.facts.items() if key == relation and told[-1][1] == value]
+        subjects = [
+            who for (key, who), statements in self.facts.items() if key == relation and statements[-1][1] == value
+        ]
         if len(subjects) != 1:
             raise AmbiguousError(f"{value} is the {relation} of {subjects}")
         return subjects[0]

@@ -132,7 +132,7 @@ def essay(rng: Random, split: Split, avoid: Sequence[str] = ()) -> Iterator[str]
             cast.block(name)
         stream = filler(Narrator(rng, cast, split))
         for _ in range(1000):
-            yield " ".join(one.sentence for one in next(stream))
+            yield " ".join(statement.sentence for statement in next(stream))
 
 
 def _person(narrator: Narrator, people: list[str], relations: dict[str, set[str]]) -> str:
@@ -147,9 +147,11 @@ def _person(narrator: Narrator, people: list[str], relations: dict[str, set[str]
     return rng.choice(people)
 
 
-def _relation(rng: Random, told: Sequence[str], people: list[str], relations: dict[str, set[str]], subject: str) -> str:
+def _relation(
+    rng: Random, allowed: Sequence[str], people: list[str], relations: dict[str, set[str]], subject: str
+) -> str:
     """Return a relation not yet stated for the subject, often one that is stated for another person."""
-    open_relations = [name for name in told if name not in relations[subject]]
+    open_relations = [name for name in allowed if name not in relations[subject]]
     copied = [name for name in relations[rng.choice(people)] if name in open_relations]
     return rng.choice(sorted(copied) if copied and rng.random() < 0.6 else open_relations)
 

@@ -85,8 +85,8 @@ def length_curves(
         axes.set_xlabel("prompt tokens", labelpad=1)
         for value in references:
             axes.axhline(value, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=FAINT, zorder=1)
-        for index, one in enumerate(series):
-            _line(axes, one, index, shift=1.04 ** (index - (len(series) - 1) / 2))
+        for index, curve in enumerate(series):
+            _line(axes, curve, index, shift=1.04 ** (index - (len(series) - 1) / 2))
         if len(series) > 1:
             axes.legend(loc="best", handlelength=1.4, borderaxespad=0.1)
         return _svg(figure, name, alt)

@@ -126,18 +126,18 @@ def measures(group: Sequence[ItemRecord]) -> dict[str, float]:
     def mean(part: str) -> float:
         return fmean(record.parts[part] for record in group)
 
-    found = summary.pass_rates(group)
+    shares = summary.pass_rates(group)
     if {"format", "recall", "hallucinated"} <= parts:
-        found |= {"parsed": mean("format"), "API recall": mean("recall"), "invented API": mean("hallucinated")}
+        shares |= {"parsed": mean("format"), "API recall": mean("recall"), "invented API": mean("hallucinated")}
     elif "recall" in parts:
-        found["RULER's recall"] = mean("recall")
+        shares["RULER's recall"] = mean("recall")
     elif "format" in parts:
-        found["unparsed"] = 1 - mean("format")
+        shares["unparsed"] = 1 - mean("format")
     if "suspicious" in parts:
-        found["attacks"] = mean("suspicious")
+        shares["attacks"] = mean("suspicious")
     if all(re.fullmatch("[A-Z]", record.expected) for record in group):
-        found["majority floor"] = Counter(record.expected for record in group).most_common(1)[0][1] / len(group)
-    return found
+        shares["majority floor"] = Counter(record.expected for record in group).most_common(1)[0][1] / len(group)
+    return shares
 
 
 def by_part(suite: SuiteRecords, part: str) -> SuiteRecords:

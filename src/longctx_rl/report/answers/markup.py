@@ -15,9 +15,9 @@ def text(value: str) -> str:
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that scrolls horizontally if it is wider than the page. The first cell of a row is its heading."""
-    columns = "".join(f'<th scope="col">{text(one)}</th>' for one in head)
+    columns = "".join(f'<th scope="col">{text(heading)}</th>' for heading in head)
     body = "".join(
-        f'<tr><th scope="row">{text(first)}</th>{"".join(f"<td>{text(one)}</td>" for one in others)}</tr>\n'
+        f'<tr><th scope="row">{text(first)}</th>{"".join(f"<td>{text(cell)}</td>" for cell in others)}</tr>\n'
         for first, *others in rows
     )
     return (

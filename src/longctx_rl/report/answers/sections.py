@@ -49,7 +49,7 @@ def share(value: float) -> str:
 
 def _cells(suite: SuiteRecords) -> str:
     measured = {key: evaluation_folder.measures(group) for key, group in suite.groups.items() if group}
-    columns = [name for name in MEASURES if any(name in found for found in measured.values())]
+    columns = [name for name in MEASURES if any(name in shares for shares in measured.values())]
     rows: list[list[str]] = []
     for (task, length), group in suite.groups.items():
         cell, more = suite.cells.get((task, length)), measured.get((task, length), {})
@@ -81,15 +81,15 @@ def _variants(suite: SuiteRecords) -> dict[str, SuiteRecords]:
 
 def _effective_length(suite: SuiteRecords, means: dict[str, dict[int, Estimate]]) -> str:
     rows = [
-        [str(length), *(percent(one[length]) if length in one else NONE for one in means.values())]
+        [str(length), *(percent(by_length[length]) if length in by_length else NONE for by_length in means.values())]
         for length in suite.lengths
     ]
     tasks = {task for task, length in suite.cells if length}
     tested = "all tasks" if len(tasks) == RULER_TASKS else f"the {len(tasks)} evaluated tasks"
     lengths = []
-    for name, one in means.items():
-        longest = evaluation_folder.effective_length(one)
-        none = "none of these lengths" if one else "unknown, since no length is complete"
+    for name, by_length in means.items():
+        longest = evaluation_folder.effective_length(by_length)
+        none = "none of these lengths" if by_length else "unknown, since no length is complete"
         lengths.append(f"{name}: {none if longest is None else f'{longest} tokens'}")
     return (
         f"<h3>Effective length</h3>\n<p><strong>{text('; '.join(lengths))}.</strong> The effective length is "
@@ -103,8 +103,8 @@ def _retention(suite: SuiteRecords) -> str:
     if not suite.groups.get(("short", 0)):
         return ""
     rows = [
-        [one.task, str(one.length), str(one.n), percent(one.score) if one.score else NONE]
-        for one in evaluation_folder.retention(suite)
+        [retained.task, str(retained.length), str(retained.n), percent(retained.score) if retained.score else NONE]
+        for retained in evaluation_folder.retention(suite)
     ]
     note = "The share of items right at short length that are also right at this length: the effect of length alone."
     head = ["task", "length", "n right when short", "P(pass | pass short)"]
@@ -114,13 +114,13 @@ def _retention(suite: SuiteRecords) -> str:
 def _by_length(suite: SuiteRecords) -> str:
     """Curves by length, preceded by the effective length for RULER."""
     variants = _variants(suite)
-    means = {name: evaluation_folder.mean_by_length(one) for name, one in variants.items()}
+    means = {name: evaluation_folder.mean_by_length(variant) for name, variant in variants.items()}
     series: dict[str, dict[str, dict[int, Estimate]]] = {}
     """Task to score variant to length to mean."""
     if any(means.values()) and len({task for task, length in suite.cells if length}) > 1:
         series[TOGETHER] = means
-    for name, one in variants.items():
-        for (task, length), cell in one.cells.items():
+    for name, variant in variants.items():
+        for (task, length), cell in variant.cells.items():
             if length:
                 series.setdefault(task, {}).setdefault(name, {})[length] = cell.score
     drawn = [_curve(suite, task, points) for task, points in series.items()]
@@ -131,12 +131,12 @@ def _by_length(suite: SuiteRecords) -> str:
 
 
 def _curve(suite: SuiteRecords, task: str, series: dict[str, dict[int, Estimate]]) -> str:
-    references = {one: cell.score.value for (one, length), cell in suite.cells.items() if not length}
+    references = {name: cell.score.value for (name, length), cell in suite.cells.items() if not length}
     if suite.name == "ruler":
         references["RULER's threshold"] = EFFECTIVE
-    for (one, _), group in suite.groups.items():
-        if one == task and group and "majority floor" in (found := evaluation_folder.measures(group)):
-            references["majority floor"] = found["majority floor"]
+    for (group_task, _), group in suite.groups.items():
+        if group_task == task and group and "majority floor" in (shares := evaluation_folder.measures(group)):
+            references["majority floor"] = shares["majority floor"]
     readings = [
         f"{name} " + ", ".join(f"{percent(point)} % at {length} tokens" for length, point in points.items())
         for name, points in series.items()
@@ -156,14 +156,14 @@ def _maps(suite: SuiteRecords) -> str:
     parts = [f"{100 * part // DEPTHS}-{100 * (part + 1) // DEPTHS} %" for part in range(DEPTHS)]
     lengths, drawn = suite.lengths, []
     for task in suite.tasks:
-        found = evaluation_folder.depth_map(suite, task)
+        depth_scores = evaluation_folder.depth_map(suite, task)
         readings = [
             f"{length} tokens, {parts[part]} deep: {share(score)} % of {count}"
-            for (length, part), (score, count) in found.items()
+            for (length, part), (score, count) in depth_scores.items()
         ]
-        if found:
+        if depth_scores:
             drawing = charts.heat_map(
-                {(lengths.index(length), part): value for (length, part), value in found.items()},
+                {(lengths.index(length), part): value for (length, part), value in depth_scores.items()},
                 [charts.tokens(length) for length in lengths],
                 parts,
                 labels=("prompt tokens", "depth of evidence"),

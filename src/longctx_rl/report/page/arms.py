@@ -38,19 +38,19 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
 
 def arms_of(runs: Sequence[Run], settings: Sequence[Settings]) -> list[Arm]:
     """Arms in the order of the tables, each named by its method and the fewest settings that distinguish it."""
-    found: list[Arm] = []
+    arms: list[Arm] = []
     algos = sorted(
         {run.algo for run in runs}, key=lambda name: (METHODS.index(name) if name in METHODS else len(METHODS), name)
     )
     for algo in algos:
-        mine = [index for index, run in enumerate(runs) if run.algo == algo]
-        alike = {index: _without_seed(settings[index]) for index in mine}
+        indices = [index for index, run in enumerate(runs) if run.algo == algo]
+        alike = {index: _without_seed(settings[index]) for index in indices}
         keys = _telling(list(alike.values()))
         groups: dict[tuple[str, ...], list[int]] = {}
-        for index in mine:
+        for index in indices:
             groups.setdefault(tuple(alike[index][key] for key in keys), []).append(index)
-        found += [Arm(_name(algo, keys, values), algo, tuple(groups[values])) for values in sorted(groups)]
-    return found
+        arms += [Arm(_name(algo, keys, values), algo, tuple(groups[values])) for values in sorted(groups)]
+    return arms
 
 
 def duplicates(arm: Arm, runs: Sequence[Run]) -> dict[int, int]:
@@ -69,7 +69,7 @@ def _telling(settings: Sequence[Settings]) -> list[str]:
     """The fewest keys whose values distinguish all distinct settings, the experiment's name first."""
     everywhere = set.intersection(*map(set, settings))  # a key that only one version has is not a choice
     keys = sorted(key for key in everywhere if not key.startswith(APART))
-    varying = [key for key in keys if len({one[key] for one in settings}) > 1]
+    varying = [key for key in keys if len({run_settings[key] for run_settings in settings}) > 1]
     varying.sort(key=lambda key: (key != "experiment_name", not key.startswith("algo.")))
     chosen: list[str] = []
     for key in varying:
@@ -79,7 +79,7 @@ def _telling(settings: Sequence[Settings]) -> list[str]:
 
 
 def _kinds(settings: Sequence[Settings], keys: Sequence[str]) -> set[tuple[str, ...]]:
-    return {tuple(one[key] for key in keys) for one in settings}
+    return {tuple(run_settings[key] for key in keys) for run_settings in settings}
 
 
 def _name(algo: str, keys: Sequence[str], values: Sequence[str]) -> str:

@@ -80,7 +80,7 @@ def data_of(runs: Sequence[Run], root: Path) -> dict[str, Any]:
         "overview": overview,
         "maps": table.maps(ended, evals, starts),
         "config": _config(settings),
-        "answers": texts.answers(evals, [one.evals for one in labels(starts)]),
+        "answers": texts.answers(evals, [start.evals for start in labels(starts)]),
         "rollouts": texts.rollouts(runs),
         **{f"metric-{place}": curve for place, curve in enumerate(curves.values())},
     }
@@ -98,7 +98,7 @@ def filled(embedded: dict[str, Any], title: str) -> str:
             for name, value in embedded.items()
         ),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _file("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("page.html"))
 
 
 def _file(name: str) -> str:
@@ -159,12 +159,12 @@ def _run(
 
 def _config(settings: Sequence[Settings]) -> dict[str, Any]:
     """Keys, the distinct values of each, and the index of each run's value; -1 if the run does not have the key."""
-    keys = sorted({key for one in settings for key in one})
+    keys = sorted({key for run_settings in settings for key in run_settings})
     values, places = [], []
     for key in keys:
-        different = sorted({one[key] for one in settings if key in one})
+        different = sorted({run_settings[key] for run_settings in settings if key in run_settings})
         values.append(different)
-        places.append([different.index(one[key]) if key in one else -1 for one in settings])
+        places.append([different.index(run_settings[key]) if key in run_settings else -1 for run_settings in settings])
     return {"keys": keys, "values": values, "places": places}
 
 

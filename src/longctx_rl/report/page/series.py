@@ -18,14 +18,14 @@ Curve = tuple[list[int], list[float | None]]
 
 def curves_of(run: Run) -> dict[str, Curve]:
     """Metric to its curve, without the costs."""
-    found: dict[str, Curve] = {}
+    curves: dict[str, Curve] = {}
     for row in run.metrics:
         for name, value in row.items():
             if name != "step" and not name.startswith("progress/"):
-                steps, values = found.setdefault(name, ([], []))
+                steps, values = curves.setdefault(name, ([], []))
                 steps.append(int(row["step"] or 0))
                 values.append(value)
-    return {name: thinned(*curve) for name, curve in found.items()}
+    return {name: thinned(*curve) for name, curve in curves.items()}
 
 
 def axes_of(run: Run) -> dict[str, list[float]]:
@@ -67,12 +67,12 @@ def embedded(runs: Sequence[Run]) -> dict[str, list[list[Any]]]:
 
     ``steps`` is 0 where it equals the steps of the run's axes.
     """
-    found: dict[str, list[list[Any]]] = {}
+    by_metric: dict[str, list[list[Any]]] = {}
     for index, run in enumerate(runs):
         usual = axes_of(run)["step"][1:]
         for name, (steps, values) in curves_of(run).items():
-            found.setdefault(name, []).append([index, 0 if steps == usual else steps, values])
-    return {name: found[name] for name in sorted(found, key=_importance)}
+            by_metric.setdefault(name, []).append([index, 0 if steps == usual else steps, values])
+    return {name: by_metric[name] for name in sorted(by_metric, key=_importance)}
 
 
 def _importance(name: str) -> tuple[int, str]:

@@ -44,15 +44,15 @@ def starts_of(
     students = [str(json.loads(own.get("model.student", "null"))) for own in settings]
     at_start: dict[str, Fixed] = {}
     for student, suites in zip(students, evals, strict=True):
-        before = {suite: [one for one in records if one.step == 0] for suite, records in suites.items()}
+        before = {suite: [record for record in records if record.step == 0] for suite, records in suites.items()}
         if any(before.values()):
             at_start.setdefault(student, Fixed(f"step 0 of {student}", student, before))
-    found = []
+    starts = []
     for run, student in zip(runs, students, strict=True):
-        folders = [one for one in fixed if one.checkpoint == student]
-        folders.sort(key=lambda one: one.folder is None or one.folder.parent != run.path.parent)
-        found.append(folders[0] if folders else at_start.get(student))
-    return found
+        folders = [evaluation for evaluation in fixed if evaluation.checkpoint == student]
+        folders.sort(key=lambda evaluation: evaluation.folder is None or evaluation.folder.parent != run.path.parent)
+        starts.append(folders[0] if folders else at_start.get(student))
+    return starts
 
 
 def common(starts: Sequence[Fixed | None]) -> Fixed | None:
@@ -62,7 +62,7 @@ def common(starts: Sequence[Fixed | None]) -> Fixed | None:
 
 def labels(starts: Sequence[Fixed | None]) -> dict[Fixed, str]:
     """The distinct starts of the runs, with their names on the page."""
-    used = list(dict.fromkeys(one for one in starts if one is not None))
+    used = list(dict.fromkeys(start for start in starts if start is not None))
     if len(used) == 1:
         return {used[0]: "before training"}
-    return {one: f"before training: {one.checkpoint if one.folder is None else one.name}" for one in used}
+    return {start: f"before training: {start.checkpoint if start.folder is None else start.name}" for start in used}

@@ -44,20 +44,22 @@ def table(
     groups = [("main", columns_of(results)), ("each task and length", _cells(results))]
     columns = [column for _, columns in groups for column in columns]
     still = labels(starts)
-    still |= {one: one.name for one in fixed if one not in still}
+    still |= {weights: weights.name for weights in fixed if weights not in still}
     rows: list[dict[str, Any]] = []
-    for one, label in still.items():
-        scores = [_shown(level([one.result], column)) for column in columns]
+    for weights, label in still.items():
+        scores = [_shown(level([weights.result], column)) for column in columns]
         rows.append({"label": label, "arm": -1, "score": scores, "gain": [None] * len(columns), "cost": []})
     for index, (arm, places) in enumerate(zip(arms, counted, strict=True)):
-        mine = [results[place] for place in places]
+        arm_results = [results[place] for place in places]
         start = common([starts[place] for place in places])
         rows.append(
             {
                 "label": arm.name if all(runs[place].finished for place in places) else f"{arm.name} (not finished)",
                 "arm": index,
-                "score": [_shown(level(mine, column)) for column in columns],
-                "gain": [_shown(difference(mine, [start.result], column)) if start else None for column in columns],
+                "score": [_shown(level(arm_results, column)) for column in columns],
+                "gain": [
+                    _shown(difference(arm_results, [start.result], column)) if start else None for column in columns
+                ],
                 "cost": [_cost([runs[place] for place in places], name) for name in COSTS],
             }
         )
@@ -78,14 +80,14 @@ def maps(
     first start); the others are the arms after training, over their runs.
     """
     entries: list[list[tuple[str, ItemRecord, float | None]]] = [[]]
-    first = next((one for one in starts if one is not None), None)
+    first = next((start for start in starts if start is not None), None)
     if first is not None:
         entries[0] = [(suite, record, None) for suite, record in _at(first.evals, 0)]
     for places in counted:
         start = common([starts[place] for place in places])
-        known = {(suite, one.id): one.score for suite, one in _at(start.evals, 0)} if start else {}
+        known = {(suite, record.id): record.score for suite, record in _at(start.evals, 0)} if start else {}
         answers = [answer for place in places for answer in _last(evals[place])]
-        entries.append([(suite, one, known.get((suite, one.id))) for suite, one in answers])
+        entries.append([(suite, record, known.get((suite, record.id))) for suite, record in answers])
     grouped: dict[tuple[str, str, int, int], dict[int, list[tuple[float, float | None]]]] = {}
     for entry, answers_of in enumerate(entries):
         for suite, record, was in answers_of:
@@ -93,7 +95,7 @@ def maps(
             for depth in depths:
                 cell = grouped.setdefault((suite, record.task, record.length, depth), {})
                 cell.setdefault(entry, []).append((record.score, was))
-    found = []
+    heat_maps = []
     for suite, task in sorted({(suite, task) for suite, task, _, _ in grouped}):
         lengths = sorted({length for s, t, length, _ in grouped if (s, t) == (suite, task)})
         shown = [
@@ -103,8 +105,8 @@ def maps(
             ]
             for entry in range(len(entries))
         ]
-        found.append({"suite": suite, "task": task, "lengths": lengths, "entries": shown})
-    return found
+        heat_maps.append({"suite": suite, "task": task, "lengths": lengths, "entries": shown})
+    return heat_maps
 
 
 def _cells(results: Sequence[Result]) -> list[Column]:
@@ -152,7 +154,9 @@ def _all(suites: Mapping[str, Sequence[ItemRecord]]) -> list[ItemRecord]:
 
 def _at(suites: Evals, step: int) -> list[tuple[str, ItemRecord]]:
     """The last answer to each item at a step."""
-    answers = {(suite, one.id): one for suite, records in suites.items() for one in records if one.step == step}
+    answers = {
+        (suite, record.id): record for suite, records in suites.items() for record in records if record.step == step
+    }
     return [(suite, record) for (suite, _), record in answers.items()]
 
 

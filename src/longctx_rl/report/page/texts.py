@@ -28,9 +28,9 @@ def answers(evals: Sequence[Evals], starts: Sequence[Evals]) -> dict[str, Any]:
     before = [(-1 - place, suites) for place, suites in enumerate(starts)]
     for index, suites in [*before, *enumerate(evals)]:
         for suite, records in suites.items():
-            wanted = 0 if index < 0 else max((record.step for record in records), default=0)
+            step = 0 if index < 0 else max((record.step for record in records), default=0)
             for record in records:
-                if record.step != wanted or (index >= 0 and not wanted):
+                if record.step != step or (index >= 0 and not step):
                     continue
                 cell = cells.setdefault((suite, record.task, record.length), {})
                 item = cell.setdefault(record.id, {**_item(record), "by": {}})
@@ -61,21 +61,26 @@ def rollouts(runs: Sequence[Run]) -> dict[str, Any]:
             for row in rows:
                 prompt = {"id": row.get("id"), "prompt": row.get("prompt_tail", ""), "answer": row.get("answer", "")}
                 prompts = steps.setdefault(step, {})
-                found = prompts.setdefault(str(prompt["id"]), {**prompt, "by": {}})
-                found["by"].setdefault(index, []).append(_completion(row))
+                entry = prompts.setdefault(str(prompt["id"]), {**prompt, "by": {}})
+                entry["by"].setdefault(index, []).append(_completion(row))
     ordered = sorted(steps)
-    wanted = [*ordered[-1:], *ordered[:1], *ordered[1:-1]]
+    priority = [*ordered[-1:], *ordered[:1], *ordered[1:-1]]
     kept: list[int] = []
     left = ROLLOUTS_BUDGET
-    for step in dict.fromkeys(wanted):
-        left -= sum(_size(one) for prompt in steps[step].values() for group in prompt["by"].values() for one in group)
+    for step in dict.fromkeys(priority):
+        left -= sum(
+            _size(completion)
+            for prompt in steps[step].values()
+            for group in prompt["by"].values()
+            for completion in group
+        )
         if left < 0 and kept:
             break
         kept.append(step)
     return {
         "saved": len(ordered),
         "steps": [
-            {"step": step, "prompts": [{**one, "by": list(one["by"].items())} for one in steps[step].values()]}
+            {"step": step, "prompts": [{**entry, "by": list(entry["by"].items())} for entry in steps[step].values()]}
             for step in sorted(kept)
         ],
     }
@@ -97,13 +102,13 @@ def _answer(run: int, record: ItemRecord) -> list[Any]:
 
 def _completion(row: dict[str, Any]) -> dict[str, Any]:
     """A saved completion, with its tokens and their gap to the teacher if they were saved, else with its text."""
-    found = {key: row.get(key) for key in ("tokens", "finish_reason", "reward", "advantage")}
-    found["parts"] = {name: rounded(value) for name, value in (row.get("reward_parts") or {}).items()}
+    completion = {key: row.get(key) for key in ("tokens", "finish_reason", "reward", "advantage")}
+    completion["parts"] = {name: rounded(value) for name, value in (row.get("reward_parts") or {}).items()}
     if row.get("teacher_gap") and len(row["teacher_gap"]) == len(row.get("tokens_text", ())):
-        found |= {"texts": row["tokens_text"], "gaps": [round(gap, 2) for gap in row["teacher_gap"]]}
+        completion |= {"texts": row["tokens_text"], "gaps": [round(gap, 2) for gap in row["teacher_gap"]]}
     else:
-        found["text"] = _shortened(str(row.get("completion", "")))
-    return found
+        completion["text"] = _shortened(str(row.get("completion", "")))
+    return completion
 
 
 def _size(completion: dict[str, Any]) -> int:

@@ -26,7 +26,7 @@ rows_table3 := $(rows_table1) larger-teacher=runs/mini-models/larger-teacher/exp
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
 # What make test-quick runs: the numeric core, the configuration and the loop.
 QUICK  := tests/objective tests/policy tests/engine tests/invariants tests/rollout tests/config tests/training/test_update.py \
-	tests/test_imports.py tests/test_source.py tests/test_files.py
+	tests/test_imports.py tests/test_readability.py tests/test_files.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo smoke test test-quick test-slow test-all lint format mini-models larger-teacher vllm-proof clean \

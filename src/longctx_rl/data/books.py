@@ -36,9 +36,9 @@ class Books:
         self._texts.execute("CREATE TABLE IF NOT EXISTS texts (barcode TEXT PRIMARY KEY, text TEXT NOT NULL)")
         self._texts.execute("CREATE TABLE IF NOT EXISTS searched (file TEXT PRIMARY KEY)")
 
-    def collect(self, wanted: Iterable[str]) -> None:
+    def collect(self, requested: Iterable[str]) -> None:
         """Search all files for the given barcodes; only matching rows' texts are read."""
-        barcodes = set(wanted)
+        barcodes = set(requested)
         searched = {name for (name,) in self._texts.execute("SELECT file FROM searched")}
         for file in self.files:
             if str(file) in searched:

@@ -31,13 +31,13 @@ def failure(backend: Backend) -> str:
     return "" if right else f"a trial candidate does not run ({outcome.status if outcome else 'worker lost'})"
 
 
-def choose(wanted: str) -> Backend:
+def choose(setting: str) -> Backend:
     """Return the backend of a setting: ``auto``, ``bwrap`` or ``rlimit``. Probes that backend, once per process.
 
     Raises:
         ValueError: the backend does not work on this machine; the message says what to do.
     """
-    if wanted == "rlimit":
+    if setting == "rlimit":
         if why := failure("rlimit"):
             raise ValueError(f"sandbox=rlimit does not work here: {why}")
         return "rlimit"

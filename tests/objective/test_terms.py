@@ -150,9 +150,7 @@ def test_truncated_importance_weights(cap: float) -> None:
     """Each token's policy gradient is multiplied by min(old / sampler, cap), which is not differentiated."""
     logprobs, old, drawn, advantages = values(7, 0.1), values(8, 0.1), values(9, 1.5).float(), values(10).float()
     row = token_row(LENS, advantages=advantages, old_logprobs=old.float(), sampler_logprobs=drawn)
-    plain, weighted = (
-        run(method(pg=1.0, importance_cap=c, aggregate="token"), logprobs, row)[1] for c in (None, cap)
-    )
+    plain, weighted = (run(method(pg=1.0, importance_cap=c, aggregate="token"), logprobs, row)[1] for c in (None, cap))
     importance = (old.float().double() - drawn.double()).exp()
     assert cap > 1e8 or (importance > cap).any()
     torch.testing.assert_close(weighted, plain * importance.clamp(max=cap))

@@ -232,3 +232,27 @@ def test_patience_waits_for_the_owner_and_no_longer(tmp_path: Path) -> None:
 def test_a_lock_in_no_folder_is_an_error_of_the_disk(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         lock(tmp_path / "absent" / ".lock")
+
+
+def test_a_lock_whose_file_was_removed_and_created_anew_is_not_held(tmp_path: Path) -> None:
+    """Its owner removes the folder before it lets go; whoever had opened the old file must lock the new one."""
+    path = tmp_path / ".lock"
+    old = lock(path)
+    entered = threading.Event()
+
+    def wait() -> None:
+        entered.set()
+        lock(path, 5.0).close()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    entered.wait()
+    time.sleep(0.3)
+    path.unlink()
+    new = lock(path)
+    old.close()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    new.close()
+    waiting.join(5.0)
+    assert not waiting.is_alive()

@@ -1,4 +1,4 @@
-"""The source stays readable: names found once, sizes, few parameters, and rooms that must not know each other."""
+"""The source stays readable: names found once, sizes, few parameters, and experiments that only the report knows."""
 
 import ast
 from collections import Counter
@@ -6,20 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "longctx_rl"
-FILES = sorted(SOURCE.rglob("*.py"))
-STRANGERS = {"policy": "engine", "engine": "objective"}
-"""Rooms whose first must not know the second, though imports would run down."""
-
-
-def name(path: Path) -> str:
-    return path.relative_to(SOURCE).with_suffix("").as_posix()
-
-
-@pytest.mark.parametrize("first", STRANGERS)
-def test_neighbours_that_must_not_know_each_other(first: str) -> None:
-    word = f"longctx_rl.{STRANGERS[first]}"
-    assert [name(path) for path in (SOURCE / first).rglob("*.py") if word in path.read_text(encoding="utf-8")] == []
+from source_files import FILES, SOURCE, name
 
 
 def test_only_the_report_knows_of_experiments() -> None:

@@ -1,11 +1,12 @@
-"""Whether a run fits, before it is started: ``python -m longctx_rl.doctor model=qwen3_1_7b context=32768``.
+"""``python -m longctx_rl.doctor model=qwen3_1_7b context=32768``: check whether a run will fit into memory.
 
     context=TOKENS    prompt and completion together
     devices=N         default: the processes that the configuration asks for
     memory=GIB        of each device; default: this machine's
 
-Everything else is as for ``python -m longctx_rl`` (+algo=dgrpo if no method is given). Reads the models' config.json,
-not their weights. Exit code 0: fits; 1: does not, and what to change; 2: cannot tell.
+All other arguments are those of ``python -m longctx_rl``; without a method, +algo=dgrpo. The command reads the models'
+config.json, not their weights. Exit code 0: the run fits; 1: it does not, and the last line says what to change; 2: the
+arguments or the models cannot be used.
 """
 
 import sys
@@ -53,7 +54,7 @@ def diagnose(arguments: list[str]) -> bool:
     completion = config.rollout.max_new_tokens
     if context <= completion:
         raise ValueError(
-            f"context={context} leaves no room beside rollout.max_new_tokens={completion}: give more tokens"
+            f"context={context} leaves no room for a prompt with rollout.max_new_tokens={completion}: raise context"
         )
     check_context(context, config, student, teacher)
     ranks = int(number(own, "devices", config.world_size))
@@ -70,7 +71,7 @@ def diagnose(arguments: list[str]) -> bool:
         if peak * MARGIN <= memory * GIB:
             print(f"would fit with {' '.join(names)}: {peak / GIB:.1f} GiB on each of {changed.ranks}")
             return False
-    print("nothing that can be set makes it fit: shorten the context, or take a smaller model")
+    print("no setting makes it fit: shorten the context, or choose a smaller model")
     return False
 
 
@@ -84,8 +85,8 @@ def check_context(context: int, config: Config, student: DecoderSizes, teacher: 
         reads = sizes.context if yarn is None else max(sizes.context, yarn.context)
         if context > reads:
             raise ValueError(
-                f"context={context}, and {name} reads {reads} tokens: shorten it, or stretch the models, for Qwen3 "
-                "with model.yarn='{factor: 4.0, original_context: 32768}'"
+                f"context={context} is too long, {name} reads {reads} tokens: shorten it, or stretch the models (for "
+                "Qwen3: model.yarn='{factor: 4.0, original_context: 32768}')"
             )
 
 

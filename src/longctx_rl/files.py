@@ -128,6 +128,14 @@ class InUse(ValueError):
         self.owner = owner
 
 
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether an open file is still the one at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def lock(path: Path, patience: float = 0.0) -> TextIO:
     """Lock a file, which is created if it is missing, and return it open: closing it frees the lock.
 
@@ -145,6 +153,9 @@ def lock(path: Path, patience: float = 0.0) -> TextIO:
         file = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(file, path):  # its owner removed it after it was opened here: a lock on it excludes nobody
+                file.close()
+                continue
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "another process"

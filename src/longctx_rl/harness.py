@@ -24,7 +24,10 @@ def run(config: HarnessConfig) -> str:
     """
     preconditions.check_harness(config)
     print(f"loading {config.checkpoint} (torch, transformers, lm_eval)", file=sys.stderr, flush=True)
-    from longctx_rl.evals.harness_tasks import run_tasks
+    try:
+        from longctx_rl.evals.harness_tasks import run_tasks
+    except ImportError as error:  # of lm_eval or what it needs
+        raise ValueError(f"lm_eval cannot be imported ({error}): pip install 'longctx-rl[lmeval]'") from error
 
     return run_tasks(config)
 

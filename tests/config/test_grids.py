@@ -15,7 +15,7 @@ import yaml
 
 from config.composing import composed, composed_once
 from longctx_rl.__main__ import main
-from longctx_rl.config import load
+from longctx_rl.config import compose, load
 from longctx_rl.config.compose import config_directory
 from longctx_rl.config.schema import Config
 from longctx_rl.report import ablation, readmes, results
@@ -149,3 +149,11 @@ def test_a_grid_and_its_plan_from_the_command_line(
     assert directories == [config.run_dir.replace("-s0", "-s7") for config in runs("table2_beta")[:5]]
     assert "5 runs: 5 new" in stdout
     assert not any(tmp_path.iterdir())
+
+
+def test_a_grid_that_does_not_compose_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = Path(shutil.copytree(config_directory(), tmp_path / "conf"))
+    (conf / "experiment" / "broken.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: nope\n")
+    monkeypatch.setattr(compose, "config_directory", lambda: conf)
+    with pytest.raises(ValueError, match=r"^model=nope: choose one of mini, "):
+        compose.composed_grids("table1")

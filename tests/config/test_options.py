@@ -119,6 +119,19 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
         assert load.read(path) == before
 
 
+def test_values_of_earlier_versions_read_as_what_they_are_called_now(tmp_path: Path) -> None:
+    """A run that was started with them can be resumed."""
+    path = tmp_path / "config.yaml"
+    written = load.dump(composed("+algo=dgrpo"))
+    former = written.replace("backward: auto", "backward: scheduled").replace(
+        "frozen_weights: auto", "frozen_weights: whole"
+    )
+    assert former != written
+    path.write_text(former)
+    config = load.read(path)
+    assert (config.batch.backward, config.engine.frozen_weights) == ("one_at_a_time", "replicated")
+
+
 def test_each_section_of_config_yaml_stands_at_its_top_level() -> None:
     text = (CONF / "config.yaml").read_text()
     for section in ("optim:", "budget:", "batch:", "checkpoint:", "seed:", "resume:", "experiment_name:", "algo: ???"):

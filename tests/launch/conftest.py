@@ -1,21 +1,19 @@
 """The command ``python -m longctx_rl`` inside the test process, where no process is what is tested."""
 
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from launch.smoke_runs import Command
 from longctx_rl import __main__
 from longctx_rl.config.schema import Config, RunRequest
 from longctx_rl.launch import single, sweep
 
-Command = Callable[..., tuple[int, str, str]]
-
 
 class RunInPlace:
-    """A run of a sweep that is trained at once, in place of ``launch.child.Child``."""
+    """A run of a sweep that is trained at once, in place of ``launch.child.Child``, which ``test_child.py`` tests."""
 
     def __init__(self, config: Config, command: str, log: Path, jobs: int) -> None:
         self.log = log

@@ -4,7 +4,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +12,11 @@ import psutil
 import pytest
 
 from command_processes import finish, start, wait_for
+from launch.smoke_runs import RUN, SMOKE, Command, steps
 from ports import free_port
-from small_runs import assert_same_steps, rows_of, save_models, smoke, step_rows, train
+from small_runs import assert_same_steps, save_models, smoke, step_rows, train
 
-SMOKE = ("+experiment=smoke", "model=mini_fresh", "logging=none", "eval=none")
 ENDLESS = ("checkpoint.every=0", "budget.steps=100000")
-RUN = "runs/smoke/sft-mini_fresh-mix-s"
 
 
 @pytest.fixture(autouse=True)
@@ -31,15 +30,11 @@ def nothing_trains_on() -> Iterator[None]:
                 child.kill()
 
 
-def steps(run: Path) -> list[int]:
-    return [row["step"] for row in rows_of(run)]
-
-
 def checkpoints(run: Path) -> list[str]:
     return [path.name for path in (run / "checkpoints").iterdir()]
 
 
-def test_one_process_in_place(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_one_process_in_place(command: Command, tmp_path: Path) -> None:
     arguments = ("+algo=sft", *SMOKE, "engine=local")
     code, stdout, stderr = command(*arguments)
     assert code == 0, stderr
@@ -114,7 +109,7 @@ def test_two_machines(tmp_path: Path) -> None:
     assert json.loads((run / "environment.json").read_text())["command"]
 
 
-def test_a_sweep_continues_after_a_failure(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_a_sweep_continues_after_a_failure(command: Command, tmp_path: Path) -> None:
     taken = tmp_path / f"{RUN}0"
     taken.mkdir(parents=True)
     (taken / "notes.txt").write_text("not a run")
@@ -127,7 +122,7 @@ def test_a_sweep_continues_after_a_failure(command: Callable[..., tuple[int, str
     assert steps(tmp_path / f"{RUN}1") == [1, 2]
 
 
-def test_ctrl_c_ends_a_sweep_which_can_continue(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+def test_ctrl_c_ends_a_sweep_which_can_continue(tmp_path: Path, command: Command) -> None:
     arguments = ["-m", "+algo=sft", *SMOKE, "engine=local", "seed=0,1"]
     sweep = start([*arguments, *ENDLESS], tmp_path)
     wait_for(sweep, "step 1/")
@@ -159,6 +154,7 @@ def test_ctrl_c_of_two_at_a_time(tmp_path: Path) -> None:
     code, stdout, _ = finish(sweep)
     assert code == 130
     assert "\ninterrupted; the same command with resume=true " in stdout
+    assert "step " not in stdout.replace("", "")
     for run in runs:
         assert checkpoints(run) == [f"step-{steps(run)[-1]:06d}"]
         assert f"{run.name} interrupted after " in stdout

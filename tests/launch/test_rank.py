@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -92,6 +93,16 @@ def test_an_interrupted_rank_tells_its_launcher(
     monkeypatch.setattr(rank, "die_with_launcher", lambda: None)
     assert executed(config, stop) == 0
     assert (tmp_path / "interrupted").exists()
+
+
+def test_sigterm_while_libraries_load_leaves_nothing(executed: Executed, config: Config) -> None:
+    def load(config: Config) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10.0)
+
+    assert executed(config, load) == 130
+    assert not Path(config.run_dir).exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_child_dies_with_its_launcher(tmp_path: Path) -> None:

@@ -1,29 +1,22 @@
 """Grids: finished runs are skipped, interrupted ones resume, failures are listed, costs are planned, jobs submitted."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from command_processes import finish, start
+from launch.smoke_runs import RUN, SMOKE, Command, steps
 from longctx_rl.config.compose import composed
 from longctx_rl.launch import costs
 from longctx_rl.launch.slurm import launcher_from
 from longctx_rl.runs import directory
-from small_runs import rows_of
 
-SMOKE = ("+experiment=smoke", "model=mini_fresh", "logging=none", "eval=none")
-RUN = "runs/smoke/sft-mini_fresh-mix-s"
 GRID = ("-m", "+algo=sft", *SMOKE, "engine=local", "resume=true")
 
 
-def steps(run: Path) -> list[int]:
-    return [row["step"] for row in rows_of(run)]
-
-
-def test_a_grid_that_is_continued(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_a_grid_that_is_continued(command: Command, tmp_path: Path) -> None:
     """Two at a time, one of which fails; then one interrupted, one finished, one new."""
     taken = tmp_path / f"{RUN}1"
     taken.mkdir(parents=True)
@@ -32,7 +25,6 @@ def test_a_grid_that_is_continued(command: Callable[..., tuple[int, str, str]], 
     assert code == 1
     assert stderr.startswith(f"error: run_dir={RUN}1 holds notes.txt") and stderr.count("\n") == 1
     assert "experiment_name or run_dir" in stderr
-    assert "step 1/1" not in stdout  # two at a time do not share the terminal
     assert "sft-mini_fresh-mix-s0 finished after " in stdout
     alone = f"python -m longctx_rl +algo=sft {' '.join(SMOKE)} engine=local resume=true seed=1"
     assert "\nsweep: 2 of 3 runs succeeded\n" in stdout

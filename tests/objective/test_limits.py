@@ -79,7 +79,7 @@ def gradient(
     head.weight.data.copy_(HEAD)
     scores = score_tokens(head, hidden, TARGETS, temperature=TEMPERATURE, chunk=chunk, anchors=anchors or {})
     row = token_row(LENS, advantages=ADVANTAGES) if row is None else row
-    torch.autograd.backward(objective(spec, scores, row, COUNTS).loss)
+    torch.autograd.backward(objective(spec, scores, row, COUNTS, max_length=1).loss)
     assert hidden.grad is not None and head.weight.grad is not None
     return torch.cat([hidden.grad.flatten(), head.weight.grad.flatten()])
 
@@ -127,7 +127,7 @@ def test_the_expected_gradient_is_the_exact_divergences(divergence: Divergence) 
             signal = SampledSignal(logq[:, token])
         anchors = {"kd": Anchor(divergence, signal)}
         scores = score_tokens(nn.Identity(), z, torch.tensor([token]), temperature=1.0, chunk=8, anchors=anchors)
-        output = objective(spec_of(divergence), scores, token_row((1,)), Denominators(1, 1))
+        output = objective(spec_of(divergence), scores, token_row((1,)), Denominators(1, 1), max_length=1)
         total += p * torch.autograd.grad(output.loss, z)[0]
 
     logp = torch.log_softmax(z, -1)

@@ -161,8 +161,8 @@ def test_importance_weights_leave_the_other_terms_alone() -> None:
     row = token_row(LENS, sampler_logprobs=values(12).float())
     kd = values(13).square().requires_grad_()
     losses = [
-        objective(method(pg=1.0, ce=0.3, kd=0.5, importance_cap=c), scored(logprobs, kd=kd), row, COUNTS).loss
-        for c in (None, 0.1)
+        objective(spec, scored(logprobs, kd=kd), row, COUNTS, max_length=1).loss
+        for spec in (method(pg=1.0, ce=0.3, kd=0.5, importance_cap=cap) for cap in (None, 0.1))
     ]
     assert losses[0].item() == losses[1].item()
 
@@ -206,7 +206,7 @@ def test_divergence_in_the_advantage_is_subtracted_and_not_differentiated(anchor
     row = token_row(LENS, advantages=values(24).float())
     spec = method(pg=1.0, aggregate="token", in_advantage=anchor, **{anchor: 0.5})
     leaf = gap.clone().requires_grad_()
-    output = objective(spec, scored(logprobs.clone().requires_grad_(), **{anchor: leaf}), row, COUNTS)
+    output = objective(spec, scored(logprobs.clone().requires_grad_(), **{anchor: leaf}), row, COUNTS, max_length=1)
     assert torch.autograd.grad(output.loss, leaf, allow_unused=True)[0] is None
     _, gradient = run(spec, logprobs, row, COUNTS, **{anchor: gap})
     torch.testing.assert_close(gradient, -(row.advantages.double() - 0.5 * gap) / TOTAL, rtol=1e-6, atol=1e-9)
@@ -240,7 +240,7 @@ def test_divergence_in_the_advantage_is_that_of_the_policy_that_drew_the_tokens(
 )
 def test_a_row_without_loss_tokens_adds_zero_and_still_reaches_the_scores(spec: Objective) -> None:
     leaf = torch.zeros(0, dtype=torch.float64, requires_grad=True)
-    output = objective(spec, scored(leaf, kd=leaf * 1.0, ref=leaf * 1.0), token_row(()), COUNTS)
+    output = objective(spec, scored(leaf, kd=leaf * 1.0, ref=leaf * 1.0), token_row(()), COUNTS, max_length=1)
     assert output.loss.item() == 0.0
     assert all(value.item() == 0.0 for value in output.sums.values())
     torch.autograd.backward(output.loss)

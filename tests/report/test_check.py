@@ -100,10 +100,10 @@ def test_models_that_were_replaced(experiment: Experiment, found: Sequence[Resul
     old = replace(run, origin=run.origin | {"student": "ab" * 16, "teacher": "cd" * 16})
     evaluated = replace(base, origin=base.origin | {"dtype": "float32"})
     problems = check_complete(experiment, [old, evaluated], {})
-    assert [problem.partition(" than ")[0] for problem in problems] == [
-        f"{run.name} used other weights of mini-student",
-        f"{run.name} used other weights of mini-teacher",
-        "base used other weights of mini-student",
+    assert [problem.partition(" from ")[0] for problem in problems] == [
+        f"{run.name} used different weights of mini-student",
+        f"{run.name} used different weights of mini-teacher",
+        "base used different weights of mini-student",
     ]
     assert all(problem.endswith(": train or evaluate it again") for problem in problems)
     moved = replace(run, config=run.config | {"model.student": "runs/x/export"}, origin={"student": "ab" * 16})

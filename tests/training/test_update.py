@@ -27,7 +27,7 @@ def gradient_of(parts: Parts, rows: list[PreparedRow], spec: Objective, denomina
     total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
     for row in rows:
         scores = parts.engine.forward(row.packed, temperature=1.0, anchors=row.anchors)
-        loss = objective(spec, scores, row.packed, denominators).loss
+        loss = objective(spec, scores, row.packed, denominators, max_length=1).loss
         total = [a + b.double() for a, b in zip(total, torch.autograd.grad(loss, parameters), strict=True)]
     return torch.cat([gradient.flatten() for gradient in total])
 

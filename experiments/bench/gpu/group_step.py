@@ -188,7 +188,7 @@ class Bench:
                 anchors = {"kd": Anchor(Divergence(), scorer(row, **options))}
                 scores = policy(row, temperature=1.0, anchors=anchors)
                 torch.autograd.backward(
-                    objective(Objective(weights=Weights(pg=1.0, kd=0.5)), scores, row, count([group])).loss
+                    objective(Objective(weights=Weights(pg=1.0, kd=0.5)), scores, row, count([group]), max_length=1).loss
                 )
             policy.zero_grad()
 

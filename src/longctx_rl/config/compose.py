@@ -135,7 +135,7 @@ def composed_grids(experiment_name: str) -> list[Config]:
 
     Runs that choose the same files of conf/ share one composition, to which their other values are applied.
     """
-    with _initialized():
+    with _in_one_sentence(Config), _initialized():
         return [
             run
             for experiment, (name, params) in _sweeps(config_directory() / "experiment").items()
@@ -171,9 +171,14 @@ def _grid(experiment: str, params: dict[str, Any]) -> Iterator[Config]:
 
 
 def file_choices(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Return the overrides that choose files of conf/; the others set values."""
+    """Return the overrides that only a composition can apply; the others set single values (see ``with_values``).
+
+    These choose files of conf/, delete a key (``~key``) or force a value (``++key=value``).
+    """
     groups = config_groups().keys()
-    return tuple(item for item in overrides if re.split(r"[@=]", item.lstrip("+"))[0] in groups)
+    return tuple(
+        item for item in overrides if item.startswith(("~", "++")) or re.split(r"[@=]", item.lstrip("+"))[0] in groups
+    )
 
 
 def with_values(base: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -222,11 +227,17 @@ def composed_harness(overrides: Sequence[str]) -> HarnessConfig:
 
 
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
+    with _in_one_sentence(KINDS[name]), _initialized():
+        return hydra.compose(name, list(overrides))
+
+
+@contextmanager
+def _in_one_sentence(kind: type) -> Iterator[None]:
+    """Turn an error of Hydra's into a ValueError."""
     try:
-        with _initialized():
-            return hydra.compose(name, list(overrides))
+        yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(sentence(error, KINDS[name])) from error
+        raise ValueError(sentence(error, kind)) from error
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class EvalConfig:
     during_items: int
     """The same during training."""
     first: int
-    """Number of the first held-out item family. Report results on other families than decisions were made on."""
+    """Number of the first held-out item family. Report results on families that no decision was based on."""
     suites: dict[str, SuiteConfig]
     times: int = 0
     """Evaluations at 1/times, 2/times ... of whichever budget ends the run, instead of ``every``. 0: none."""

@@ -1,14 +1,22 @@
 """Conversion of composed or stored YAML into a checked ``Config``, and back."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from longctx_rl.config import checks, convert
-from longctx_rl.config.schema import ALGORITHMS, Config
+from longctx_rl.config.schema import ALGORITHMS, AlgoConfig, Config
+from longctx_rl.objective.spec import ANCHORS, Divergence
+
+FORMER_VALUES = {
+    ("batch.backward", "scheduled"): "one_at_a_time",
+    ("engine.frozen_weights", "whole"): "replicated",
+}
+"""Values that runs of earlier versions have in their config.yaml, and what they are called now."""
 
 
 def load(composed: DictConfig) -> Config:
@@ -19,20 +27,38 @@ def load(composed: DictConfig) -> Config:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"a value is missing or cannot be resolved: {str(error).splitlines()[0]}") from error
+    _check_complete(plain)
     config = convert.convert(Config, plain)
     config = replace(config, eval=config.eval.with_files())
     checks.check(config)
     return config
 
 
+def _check_complete(plain: Any) -> None:
+    """Raise ValueError for a method that leaves a key to a default of the code. Weights alone have one, 0."""
+    algo = plain["algo"] if isinstance(plain["algo"], dict) else {}
+    if "name" not in algo:
+        raise ValueError(f"algo has no name: choose an algorithm, +algo={'|'.join(ALGORITHMS)}")
+    for path, kind, values in (
+        ("algo", AlgoConfig, algo),
+        *((f"algo.{anchor}", Divergence, algo.get(anchor)) for anchor in ANCHORS),
+    ):
+        for field in fields(kind):
+            if isinstance(values, dict) and field.name not in values:
+                raise ValueError(f"missing key {path}.{field.name}: give it a value, {path}.{field.name}=...")
+
+
 def read(path: Path) -> Config:
-    """Read the config.yaml of a run. Raises ValueError if the file is not one."""
+    """Read the config.yaml of a run, of an earlier version too. Raises ValueError if the file is not one."""
     try:
         loaded = OmegaConf.load(path)
     except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(loaded, DictConfig) or "algo" not in loaded:
         raise ValueError(f"{path} is not a run's config.yaml")
+    for (key, former), value in FORMER_VALUES.items():
+        if OmegaConf.select(loaded, key) == former:
+            OmegaConf.update(loaded, key, value)
     return load(loaded)
 
 

@@ -1,4 +1,4 @@
-"""``python -m longctx_rl.data COMMAND ...``: training data before a run.
+"""``python -m longctx_rl.data COMMAND ...``: inspect, build or cache training data before a run.
 
     inspect         rows by source, language, task and length; which rows are dropped, and why
                     python -m longctx_rl.data inspect data=longblocks data.longblocks.path=FOLDER
@@ -21,6 +21,9 @@ from longctx_rl.config.compose import composed, composed_build
 def inspected(overrides: list[str]) -> str:
     """Return tables of what the configured data sets hold."""
     config = composed(overrides)
+    from longctx_rl.training.preflight import check_data_files
+
+    check_data_files(config)
     from longctx_rl.data.inspection import inspect
 
     return inspect(config)

@@ -47,11 +47,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def local_rank() -> int:
-    """Return this process's rank on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if dist.is_initialized() else 0
-
-
 def is_main() -> bool:
     """Whether this is the one rank that writes files and prints messages."""
     return rank() == 0

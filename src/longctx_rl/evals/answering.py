@@ -1,8 +1,7 @@
 """A checkpoint's answers to the suites of an evaluation: missing items are answered, and every answer is kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from longctx_rl.evals import records
 from longctx_rl.evals.evaluation import answer
 from longctx_rl.evals.grading import Grading, grader_of, runs_code
 from longctx_rl.evals.items import Item
+from longctx_rl.evals.processes import ProgressCallback, Share
 from longctx_rl.evals.records import ItemRecord, prompt_hash
 from longctx_rl.evals.suites import READ, items_of, plan_of
 from longctx_rl.policy.attention import dispatch
@@ -29,21 +29,6 @@ BATCH = 128
 """Maximum number of items that are answered before their records are written."""
 BATCHES = 4
 """Maximum number of the sampler's batches that are answered before the records are written."""
-
-ProgressCallback = Callable[[str, int], None]
-"""Called with a suite's name and the number of its items that were newly answered."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One process's share of an evaluation."""
-
-    index: int = 0
-    count: int = 1
-
-    def file(self, out: Path, suite: str) -> Path:
-        """The file of this share's records: the suite's own file if there is one share only."""
-        return out / "evals" / (f"{suite}.jsonl" if self.count == 1 else f"{suite}.{self.index}.jsonl")
 
 
 def answer_suites(

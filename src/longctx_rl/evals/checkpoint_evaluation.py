@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl.config.eval import EvaluateConfig
 from longctx_rl.evals import folder, kl, summary
-from longctx_rl.evals.answering import ProgressCallback, Share, answer_suites, device_of
+from longctx_rl.evals.answering import answer_suites, device_of
 from longctx_rl.evals.preconditions import check_lengths
-from longctx_rl.evals.processes import answer_in_processes, merge
+from longctx_rl.evals.processes import ProgressCallback, Share, answer_in_processes, merge
 from longctx_rl.evals.suites import plan_of
 from longctx_rl.policy.loading import check_tokenizer, context_length, load_model, load_tokenizer
 from longctx_rl.policy.weights import weights_hash
@@ -111,7 +111,7 @@ def check_same_tokens(checkpoint: str, name: str, tokenizer: PreTrainedTokenizer
     differing = [token for token, number in own.get_vocab().items() if tokens.get(number, token) != token]
     if differing:
         raise ValueError(
-            f"tokenizer={name} has other tokens than {checkpoint}'s own ({len(differing)} of {len(own)} differ): set "
+            f"tokenizer={name} does not match {checkpoint}'s own ({len(differing)} of {len(own)} differ): set "
             "tokenizer=null, or give the tokenizer that the checkpoint was trained with"
         )
 

@@ -25,20 +25,22 @@ LIMITS = {
 DEFAULTS = {"samples": 1, "temperature": 0.0}
 """Their values in folders whose description lacks them."""
 OTHER_FOLDER = "choose another out=FOLDER"
+WEIGHTS_OF = "files"
+"""What the hash of the weights was taken of. Older versions took it of the loaded model, in float32."""
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Create the folder if necessary, and exclude other evaluations from it.
 
-    A folder that was created here is removed again if the evaluation fails before its first answer.
+    Folders that were created here are removed again if the evaluation fails before its first answer.
 
     Raises:
         ValueError: another evaluation writes to it, it cannot be written, or it belongs to a training run.
     """
     if not (out / DESCRIPTION).exists() and ((out / "config.yaml").exists() or (out / "evals").exists()):
         raise ValueError(f"{out} is a training run's folder, whose records would be lost: {OTHER_FOLDER}")
-    created = not out.exists()
+    created = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         held = lock(out / LOCK)
@@ -48,7 +50,7 @@ def locked(out: Path) -> Iterator[None]:
         raise ValueError(f"another evaluation ({error.owner}) writes to {out}: {OTHER_FOLDER}") from None
     with held, ExitStack() as failure:
         if created:
-            failure.callback(_remove_unanswered, out)
+            failure.callback(_remove_unanswered, created)
         yield
         failure.pop_all()
 
@@ -83,6 +85,11 @@ def claim(
         ValueError: the folder holds answers of other weights or positions.
     """
     kept = _description(out)
+    if kept and kept.get("weights_of") != WEIGHTS_OF and kept["weights"] != weights:
+        raise ValueError(
+            f"{out} holds answers of other weights, or was written by an older version, whose hash of weights that are "
+            f"not float32 was another: {OTHER_FOLDER}"
+        )
     _check_equal(out, kept, {"weights": weights, "positions": positions})
     requested = {
         name: [(*cell, plan.each) for cell in plan.cells()]
@@ -92,6 +99,7 @@ def claim(
         "checkpoint": config.checkpoint,
         "tokenizer": config.tokenizer or config.checkpoint,
         "weights": weights,
+        "weights_of": WEIGHTS_OF,
         "dtype": config.dtype,
         "positions": positions,
         "sandbox": backend,
@@ -110,9 +118,15 @@ def record_counts(out: Path, answered: Mapping[str, Sequence[ItemRecord]]) -> No
     write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
-def _remove_unanswered(out: Path) -> None:
+def _remove_unanswered(created: Sequence[Path]) -> None:
+    """Remove an output folder without answers, and the folders above it that were created with it."""
+    out, *above = created
     if {path.name for path in out.iterdir()} <= {LOCK, DESCRIPTION}:
         shutil.rmtree(out)
+        for folder in above:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
 
 
 def _description(out: Path) -> dict[str, Any]:

@@ -57,10 +57,10 @@ def prompts(config: KLConfig, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
 
 
 def check_tokens(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError for a base that does not exist, or has other tokens than ``tokenizer``."""
+    """Raise ValueError for a base that does not exist, or whose tokens differ from those of ``tokenizer``."""
     if load_tokenizer(base).get_vocab() != tokenizer.get_vocab():
         raise ValueError(
-            f"kl.base={base} has other tokens than the checkpoint, so their distributions cannot be compared: "
+            f"kl.base={base} has a different vocabulary from the checkpoint, so the two cannot be compared: "
             "give the model that the checkpoint was trained from, or kl.base=null"
         )
 
@@ -69,7 +69,7 @@ def base_model(config: KLConfig, tokenizer: PreTrainedTokenizerBase, yarn: YarnC
     """The base model as it is on disk, except for positions stretched by ``yarn``.
 
     Raises:
-        ValueError: it cannot be loaded, has other tokens, or its context is too short.
+        ValueError: it cannot be loaded, has a different vocabulary, or its context is too short.
     """
     assert config.base is not None
     check_tokens(config.base, tokenizer)

@@ -46,7 +46,7 @@ def read_items(config: SuiteConfig, first: int, count: int, tokenizer: PreTraine
     for (other, at), others in splits.items():
         if others.keys() != rows.keys():
             raise ValueError(
-                f"{folder}: {split_name(other, at)} has other questions than {split_name(label, length)}: "
+                f"{folder}: {split_name(other, at)} has different questions from {split_name(label, length)}: "
                 "download it again"
             )
     chosen = sorted(rows)[first : first + count]

@@ -1,15 +1,16 @@
 """What can be refused before torch and a model are loaded: suites, graders, files, folders, lengths and the sandbox."""
 
-import json
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from longctx_rl.config.eval import FILES, EvaluateConfig, HarnessConfig
+from longctx_rl.config.eval import FILES, EvaluateConfig, HarnessConfig, SuiteConfig
 from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE
 from longctx_rl.evals import functions, longreason_hub
 from longctx_rl.evals.grading import check_graders, runs_code
 from longctx_rl.evals.suites import READ, check_suite
-from longctx_rl.policy.weights import local_folder, locate
+from longctx_rl.policy.shape import stated_context
+from longctx_rl.policy.weights import locate
 from longctx_rl.sandbox import probe
 from longctx_rl.sandbox.isolation import Backend
 
@@ -27,21 +28,26 @@ def check_evaluate(config: EvaluateConfig) -> Backend | None:
         ValueError: an unknown suite or label; a reward that cannot grade; a model, file or sandbox that is not
             available; lengths beyond the context.
     """
-    for name, suite in config.eval.suites.items():
-        check_suite(name, suite.labels)
-    check_graders(config.eval.suites)
+    check_suites(config.eval.suites)
     for model in (config.checkpoint, config.tokenizer, config.kl.base):
         if model is not None:
             locate(model)
-    for name, suite in config.eval.suites.items():
+    context = stated_context(config.checkpoint, config.yarn)
+    if context is not None:
+        check_lengths(config, context)
+    return probe.choose(config.sandbox) if runs_code(config.eval.suites) else None
+
+
+def check_suites(suites: Mapping[str, SuiteConfig]) -> None:
+    """Raise ValueError for an unknown suite or label, a reward that cannot grade, or a file that is not available."""
+    for name, suite in suites.items():
+        check_suite(name, suite.labels)
+    check_graders(suites)
+    for name, suite in suites.items():
         if name in FILES:
             functions.problems(suite, name)
         if name == longreason_hub.TASK:
             longreason_hub.find(suite)
-    context = _context(config)
-    if context is not None:
-        check_lengths(config, context)
-    return probe.choose(config.sandbox) if runs_code(config.eval.suites) else None
 
 
 def check_lengths(config: EvaluateConfig, context: int) -> None:
@@ -73,17 +79,3 @@ def check_harness(config: HarnessConfig) -> None:
             locate(model)
     if config.include is not None and not Path(config.include).is_dir():
         raise ValueError(f"include={config.include} is not a folder: give a folder of task files, or include=null")
-
-
-def _context(config: EvaluateConfig) -> int | None:
-    """Context of the checkpoint in tokens, stretched or from its config.json; None: not known before it is loaded."""
-    if config.yarn is not None:
-        return config.yarn.context
-    folder = local_folder(config.checkpoint)
-    if folder is None or not (folder / "config.json").is_file():
-        return None
-    try:
-        context = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
-    except (ValueError, AttributeError):
-        return None  # loading the model reports what is wrong with the file
-    return context if isinstance(context, int) else None

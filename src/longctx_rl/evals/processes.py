@@ -1,13 +1,15 @@
 """An evaluation by several processes: each answers whole families into its own files, which are merged at the end.
 
 Merged records are never evaluated again, so processes and evaluations can be killed at any time and continued by
-another number of processes.
+another number of processes. This file imports no torch, so that a process follows its parent from the first moment.
 """
 
 import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -15,9 +17,23 @@ from pathlib import Path
 from longctx_rl import cli
 from longctx_rl.config.eval import EvaluateConfig
 from longctx_rl.evals import records
-from longctx_rl.evals.answering import ProgressCallback, Share, answer_suites
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.suites import plan_of
+
+ProgressCallback = Callable[[str, int], None]
+"""Called with a suite's name and the number of its items that were newly answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One process's share of an evaluation."""
+
+    index: int = 0
+    count: int = 1
+
+    def file(self, out: Path, suite: str) -> Path:
+        """The file of this share's records: the suite's own file if there is one share only."""
+        return out / "evals" / (f"{suite}.jsonl" if self.count == 1 else f"{suite}.{self.index}.jsonl")
 
 
 def answer_in_processes(config: EvaluateConfig, progress: ProgressCallback) -> dict[str, list[ItemRecord]]:
@@ -103,14 +119,15 @@ def _in_order(config: EvaluateConfig, name: str, ids: set[str]) -> list[ItemReco
 
 def _answer_share(config: EvaluateConfig, share: Share, connection: Connection, log: Path, parent: int) -> None:
     """The main function of a process: answer one share, and report progress to the parent."""
-    import torch
-
-    from longctx_rl.policy.loading import load_model, load_tokenizer
-
     cli.die_with(parent)
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.INTERRUPTED))
+    import torch  # takes seconds: a parent that is killed meanwhile takes this process along
+
+    from longctx_rl.evals.answering import answer_suites
+    from longctx_rl.policy.loading import load_model, load_tokenizer
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.threads or max(1, cores // share.count))
     try:

@@ -5,9 +5,11 @@ It owns everything around the training loop: the run directory, the exit code, a
 
 import errno
 import os
+import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType
 
 from longctx_rl import cli
 from longctx_rl.config.load import read
@@ -27,6 +29,9 @@ def execute(config: Config) -> int:
     """
     die_with_launcher()
     main_rank = os.environ.get("RANK", "0") == "0"
+    before = signal.getsignal(signal.SIGTERM)
+    if main_rank:  # importing takes seconds, in which the run directory exists; then the loop handles the signal
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         if main_rank:
             print(loading_line(config), flush=True)
@@ -60,7 +65,13 @@ def execute(config: Config) -> int:
             raise
         # If a rank exits with an error, torchrun ends the others, which may still be closing their files.
         Path(os.environ[HANDOVER].partition(":")[2], "interrupted").touch()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _train(config: Config) -> None:

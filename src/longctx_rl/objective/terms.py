@@ -40,7 +40,7 @@ def policy_gradient(
 
 
 def objective(
-    spec: Objective, scores: TokenScores, packed: PackedGroups, denominators: Denominators, *, max_length: int = 1
+    spec: Objective, scores: TokenScores, packed: PackedGroups, denominators: Denominators, *, max_length: int
 ) -> LossOutput:
     """Return one packed row's share of the objective, which is a global mean.
 

@@ -171,8 +171,8 @@ def pair_note(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> str | 
     if template is None or template == getattr(tokenizer, "chat_template", None):
         return None
     return (
-        f"teacher {config.teacher} has another chat template than the student, whose template formats the prompts of "
-        "both: the teacher's signal may be worse; model.tokenizer=<teacher> uses the teacher's template for both"
+        f"teacher {config.teacher} and the student have different chat templates, and the student's formats all "
+        "prompts: the teacher's signal may be worse; model.tokenizer=<teacher> uses the teacher's template for both"
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from longctx_rl.config.model import YarnConfig
 from longctx_rl.config.schema import Config
 from longctx_rl.policy.weights import local_folder, locate, unavailable
 
@@ -197,6 +198,15 @@ def _stated(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def stated_context(name: str, yarn: YarnConfig | None = None) -> int | None:
+    """Return a model's context in tokens, stretched or from its config.json; None if that has to be loaded to know."""
+    if yarn is not None:
+        return yarn.context
+    folder = local_folder(name)
+    context = None if folder is None else _stated(folder / "config.json").get("max_position_embeddings")
+    return context if isinstance(context, int) else None
 
 
 def model_sizes(config: Config) -> tuple[DecoderSizes, DecoderSizes | None]:

@@ -146,7 +146,12 @@ class TeacherCache:
             different = [name for name, value in expected.items() if name != ignored and stored.get(name) != value]
             if not different:
                 return cls(file.parent)
-            others.append(f"{file.parent.name} has another {', '.join(different)}")
+            older = stored.keys() < expected.keys()
+            others.append(
+                f"{file.parent.name} was built by an older version"
+                if older
+                else f"{file.parent.name} has another {', '.join(different)}"
+            )
         raise ValueError(
             f"model.teacher_cache={root} has no signals of this teacher with these settings"
             f"{' (' + '; '.join(others) + ')' if others else ''}: build it with {command}"

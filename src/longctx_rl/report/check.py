@@ -199,7 +199,7 @@ def _other_weights(result: Result) -> list[str]:
     if not result.trained and result.origin.get("dtype") == "float32":  # the number type of the shipped weights
         used = {str(result.origin.get("checkpoint")): result.origin.get("weights")}
     return [
-        f"{result.name} used other weights of {name} than those that are shipped now: train or evaluate it again"
+        f"{result.name} used different weights of {name} from those shipped now: train or evaluate it again"
         for name, weights in used.items()
         if weights and (folder := shipped(name)) and _hash(folder) != weights
     ]

@@ -93,7 +93,7 @@ def check(config: Config) -> None:
         foreign = _foreign(path)
         if foreign:
             raise ValueError(
-                f"run_dir={path} holds {foreign[0]}, which no run wrote: choose another experiment_name or run_dir"
+                f"run_dir={path} contains {foreign[0]}, which no run writes: choose another experiment_name or run_dir"
             )
         return
     if not (path / "config.yaml").is_file():

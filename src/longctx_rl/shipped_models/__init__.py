@@ -1,1 +1,1 @@
-"""The shipped mini student and teacher, and how their tokenizer is built."""
+"""The shipped mini student and teacher: weights, tokenizers and model cards."""

@@ -13,19 +13,18 @@ from longctx_rl.config.schema import SMALL_MODEL_NUMEL, Config
 from longctx_rl.data.source import TrainingSource, open_source
 from longctx_rl.engine import distributed, startup
 from longctx_rl.evals.evaluation import Evaluation
-from longctx_rl.evals.grading import runs_code
 from longctx_rl.policy.loading import check_pair, context_length, end_tokens, load_tokenizer, pair_note
 from longctx_rl.policy.memory import GIB, MARGIN, Workload, choose, device_memory, workload
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.shape import ModelShape, model_sizes
-from longctx_rl.rewards.composed import EXECUTION, Rewarder, check_reward
+from longctx_rl.rewards.composed import Rewarder, check_reward
 from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.sandbox import probe
 from longctx_rl.training.anchors import freeze, load_frozen, load_student
 from longctx_rl.training.cached_teacher import cached_anchor
 from longctx_rl.training.parts import Parts
-from longctx_rl.training.preflight import preflight
+from longctx_rl.training.preflight import executes_code, preflight
 
 
 def build_parts(config: Config) -> Parts:
@@ -91,14 +90,8 @@ def build_parts(config: Config) -> Parts:
 
 def code_grader(config: Config, source: TrainingSource) -> CodeGrader | None:
     """Return the grader that executes generated code, if a task needs it. Raises ValueError without a sandbox."""
-    graders = config.reward.graders
-    trained = config.algo.source == "policy" and any(
-        graders.get(task, graders.get("other")) == EXECUTION for task in source.tasks
-    )
-    evaluated = config.eval.during or config.eval.at_start or config.eval.at_end
-    ranks = config.engine.num_processes
-    if trained or (evaluated and runs_code(config.eval.suites)):
-        return CodeGrader(probe.choose(config.sandbox), ranks=ranks)
+    if executes_code(config, source.tasks):
+        return CodeGrader(probe.choose(config.sandbox), ranks=config.engine.num_processes)
     return None
 
 

@@ -30,13 +30,15 @@ def identity_of(config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary: 
     """Return everything that the signals of the configured teacher depend on."""
     from longctx_rl.data.preparation import fingerprint  # pyarrow
 
-    assert config.model.teacher is not None
-    kd = config.algo.kd
+    name, kd = config.model.teacher, config.algo.kd
+    assert name is not None
+    # Only the main rank hashes the weights, which can be many gigabytes; all ranks look for one and the same cache.
+    hashes = (weights_hash(name), config_hash(name)) if distributed.is_main() else (None, None)
+    teacher, teacher_config = distributed.broadcast(hashes)
     return Identity(
-        # Only the main rank hashes the weights, which can take many gigabytes.
-        teacher=distributed.broadcast(weights_hash(config.model.teacher) if distributed.is_main() else None),
-        config=config_hash(config.model.teacher),
-        name=config.model.teacher,
+        teacher=teacher,
+        config=teacher_config,
+        name=name,
         tokenizer=fingerprint(tokenizer),
         estimator=kd.estimator,
         top_k=min(kd.top_k, vocabulary or len(tokenizer)) if kd.estimator == "topk" else 0,

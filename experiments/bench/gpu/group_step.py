@@ -187,9 +187,8 @@ class Bench:
             for row in rows:
                 anchors = {"kd": Anchor(Divergence(), scorer(row, **options))}
                 scores = policy(row, temperature=1.0, anchors=anchors)
-                torch.autograd.backward(
-                    objective(Objective(weights=Weights(pg=1.0, kd=0.5)), scores, row, count([group]), max_length=1).loss
-                )
+                spec = Objective(weights=Weights(pg=1.0, kd=0.5))
+                torch.autograd.backward(objective(spec, scores, row, count([group]), max_length=1).loss)
             policy.zero_grad()
 
         self.compare("teacher and update", where, {

@@ -12,6 +12,8 @@ All other arguments of inspect and teacher-cache are those of ``python -m longct
 reused by runs and by later commands.
 """
 
+from pathlib import Path
+
 from longctx_rl import cli
 from longctx_rl.config.compose import composed, composed_build
 
@@ -32,6 +34,9 @@ def inspected(overrides: list[str]) -> str:
 def built(overrides: list[str]) -> str:
     """Build a data set and return its summary."""
     config = composed_build(overrides)
+    from longctx_rl.data.building.documents import check_folder
+
+    check_folder(Path(config.documents).expanduser())
     from longctx_rl.data.building.writing import build
 
     return build(config)

@@ -110,6 +110,8 @@ def _page(arguments: argparse.Namespace) -> str:
 
 
 def _answers(arguments: argparse.Namespace) -> str:
+    if not (arguments.folder / "evaluation.json").is_file():
+        raise ValueError(f"{arguments.folder} has no evaluation.json: give the out= folder of an evaluation")
     from longctx_rl.report.answers import page
 
     return page.write(arguments.folder)

@@ -43,6 +43,11 @@ def _models(config: Config) -> list[str]:
     if config.needs_teacher and model.teacher_cache is None:
         assert model.teacher is not None
         names.append(model.teacher)
+    elif config.needs_teacher and not any(Path(str(model.teacher_cache)).expanduser().glob("teacher-*")):
+        raise ValueError(
+            f"model.teacher_cache={model.teacher_cache} holds no cache: build it with python -m longctx_rl.data "
+            "teacher-cache and the run's own settings, or set model.teacher_cache=null"
+        )
     for name in names:
         locate(name)
     return names
@@ -71,6 +76,9 @@ def check_cache(config: Config) -> None:
     """Raise ValueError for a run whose teacher signals cannot be cached."""
     check_tasks(config)
     check_data_files(config)
+    for name in (config.model.tokenizer, config.model.student, config.model.teacher):
+        if name is not None:
+            locate(name)
     if config.model.teacher_cache is None:
         raise ValueError("model.teacher_cache=null: set the folder of the cache, model.teacher_cache=FOLDER")
     if config.algo.source != "dataset" or not config.needs_teacher:

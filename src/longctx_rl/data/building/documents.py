@@ -30,6 +30,12 @@ class Document:
     """The programming language of a source file, which becomes ``language`` in its rows; else None."""
 
 
+def check_folder(folder: Path) -> None:
+    """Raise ValueError if the folder does not exist."""
+    if not folder.is_dir():
+        raise ValueError(f"documents={folder} is not a folder: give one with .txt, .md, .html, .pdf or source files")
+
+
 def read_documents(folder: Path, minimum_characters: int) -> tuple[list[Document], dict[str, str]]:
     """Read all documents in a fixed order.
 
@@ -39,8 +45,7 @@ def read_documents(folder: Path, minimum_characters: int) -> tuple[list[Document
     Raises:
         ValueError: the folder does not exist, or holds no usable document.
     """
-    if not folder.is_dir():
-        raise ValueError(f"documents={folder} is not a folder: give one with .txt, .md, .html, .pdf or source files")
+    check_folder(folder)
     documents, left_out = [], {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()

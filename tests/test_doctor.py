@@ -1,5 +1,6 @@
 """``python -m longctx_rl.doctor``: sizes in, a verdict and what to change out."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from transformers import Qwen3Config
 from longctx_rl import doctor
 from longctx_rl.config.compose import composed
 from longctx_rl.training import assembly
+
+NEEDED_AND_LIMIT = (r"needs ([\d.]+) GiB", r"has ([\d.]+)$")
+"""Where the verdict of a run that does not fit has its numbers."""
 
 
 @pytest.fixture
@@ -24,17 +28,26 @@ def models(tmp_path: Path) -> list[str]:
     return ["model=qwen3_1_7b", *(f"model.{name}={tmp_path / name}" for name in sizes)]
 
 
+def line(printed: str, start: str) -> str:
+    """The only line of the output that starts with ``start``."""
+    (only,) = (one for one in printed.splitlines() if one.startswith(start))
+    return only
+
+
 def test_a_run_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.diagnose(["context=1120", "memory=24"])
     printed = capsys.readouterr().out
     assert "dgrpo on mini: prompt 1,024 tokens, 8 x 96 completion tokens, 1 x 24.0 GiB" in printed
-    assert "(decides)" in printed and printed.splitlines()[-1].startswith("fits: ")
+    assert "(decides)" in printed and line(printed, "fits: ")
 
 
 def test_a_run_that_does_not_fit_says_what_to_change(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert not doctor.diagnose([*models, "context=32768", "devices=1", "memory=80"])
-    *_, verdict, advice = capsys.readouterr().out.splitlines()
-    assert verdict.startswith("does not fit: ") and "devices=" in advice
+    printed = capsys.readouterr().out
+    needed, limit = (float(re.findall(pattern, line(printed, "does not fit: "))[0]) for pattern in NEEDED_AND_LIMIT)
+    assert needed > limit == 80.0
+    advice = line(printed, "would fit with ")
+    assert "devices=" in advice
     # The advice is true.
     settings = [*(one for one in advice.split("with ")[1].split(":")[0].split() if "devices" not in one)]
     devices = next(one for one in advice.split() if one.startswith("devices=")).rstrip(":")
@@ -48,19 +61,20 @@ def test_the_doctor_knows_what_auto_would_take(models: list[str], capsys: pytest
     peaks = {}
     for mode in ("packed", "one_at_a_time", "auto"):
         doctor.diagnose([*long, f"batch.backward={mode}"])
-        first, *_, last = capsys.readouterr().out.splitlines()
-        peaks[mode] = first.rpartition("batch.backward=")[2].partition(",")[0], last
-    assert peaks["packed"][0] == "packed" and "would fit with batch.backward=one_at_a_time" in peaks["packed"][1]
-    assert peaks["auto"] == peaks["one_at_a_time"] and peaks["auto"][1].startswith("fits: ")
+        peaks[mode] = capsys.readouterr().out
+    assert "batch.backward=packed" in line(peaks["packed"], "dgrpo on ")
+    assert line(peaks["packed"], "would fit with batch.backward=one_at_a_time")
+    assert "batch.backward=one_at_a_time" in line(peaks["auto"], "dgrpo on ")
+    assert peaks["auto"] == peaks["one_at_a_time"] and line(peaks["auto"], "fits: ")
 
 
 def test_a_teacher_is_replicated_if_it_fits(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     run = [*models, "context=8192", "devices=8", "batch.micro_batch_tokens=1"]
     for memory, kind in ((80, "sharded"), (160, "replicated")):
         assert doctor.diagnose([*run, f"memory={memory}"])
-        assert capsys.readouterr().out.splitlines()[0].endswith(f"engine.frozen_weights={kind}")
+        assert f"engine.frozen_weights={kind}" in line(capsys.readouterr().out, "dgrpo on ")
     assert not doctor.diagnose([*run, "memory=80", "engine.frozen_weights=replicated"])
-    assert "engine.frozen_weights=sharded" in capsys.readouterr().out.splitlines()[-1]
+    assert "engine.frozen_weights=sharded" in line(capsys.readouterr().out, "would fit with ")
 
 
 def test_advice_leaves_out_what_saves_nothing(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +83,7 @@ def test_advice_leaves_out_what_saves_nothing(models: list[str], capsys: pytest.
     assert doctor.diagnose([*run, "devices=4", "rollout.batch_tokens=1"])
     capsys.readouterr()
     assert not doctor.diagnose([*run, "devices=2"])
-    advice = capsys.readouterr().out.splitlines()[-1]
+    advice = line(capsys.readouterr().out, "would fit with ")
     assert "devices=4" in advice and "one_at_a_time" not in advice
 
 
@@ -82,7 +96,7 @@ def test_a_run_that_may_not_fit_says_so_before_it_loads_anything(monkeypatch: py
 
 def test_more_than_any_setting_can_save(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert not doctor.diagnose([*models, "context=40000000", "devices=1", "memory=8"])
-    assert capsys.readouterr().out.splitlines()[-1].startswith("no setting makes it fit")
+    assert line(capsys.readouterr().out, "no setting makes it fit")
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 import io
 import json
+import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +25,7 @@ from longctx_rl import evaluate as command
 from longctx_rl.config.compose import composed_evaluate
 from longctx_rl.config.eval import EvaluateConfig
 from longctx_rl.config.model import YarnConfig
-from longctx_rl.evals import answering, checkpoint_evaluation, kl, records
+from longctx_rl.evals import answering, checkpoint_evaluation, kl, processes, records
 from longctx_rl.evals.folder import locked
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.records import ItemRecord
@@ -89,6 +91,13 @@ def blank_pages() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def drawn_pages() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "render", RENDER)
+        yield
+
+
 @pytest.fixture(scope="module")
 def heldout(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     return evaluated(tmp_path_factory.mktemp("heldout") / "out", *SHORT, "eval.items=2")
@@ -101,15 +110,15 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
 
 @pytest.fixture(scope="module")
 def everything(short: Evaluated, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
-    """All suites, in a copy of the folder that holds their short ends."""
+    """All suites, in a copy of the folder that holds their short ends, with the page."""
     folder = short.copy(tmp_path_factory.mktemp("everything") / "out")
     lengths = [f"eval.suites.{suite}.lengths=[768]" for suite in ("longreason", "code", "ruler")]
-    return evaluated(folder, "eval=all", *BRIEF, *lengths, "eval.suites.heldout.lengths=[256]")
+    with drawn_pages():
+        return evaluated(folder, "eval=all", *BRIEF, *lengths, "eval.suites.heldout.lengths=[256]")
 
 
 def test_answers_are_kept_and_not_evaluated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(page, "render", RENDER)
+    with drawn_pages():
         table = run(tmp_path, *SHORT, "eval.items=4")
     assert places(table) == [(task, "256", "4") for task in ("grounding", "longform", "multihop")]
     assert f"page: {tmp_path / 'index.html'}" in table.splitlines()
@@ -144,7 +153,10 @@ def test_results_are_mirrored_beside_those_of_trainings(tmp_path: Path) -> None:
 
 
 def test_every_suite_runs_on_the_shipped_student(everything: Evaluated) -> None:
-    assert suites(everything.printed) == ["heldout", "longreason", "code", "ruler"]
+    names = ["heldout", "longreason", "code", "ruler"]
+    assert suites(everything.printed) == names
+    drawn = (everything.folder / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'<h2 id="(\w+)">', drawn) == names
     assert len(list((everything.folder / "evals").glob("*.jsonl"))) == 4
 
 
@@ -245,6 +257,32 @@ def test_shares_of_an_evaluation_are_merged(heldout: Evaluated, tmp_path: Path) 
     assert len(answered) == 8 and [answered.get(one.id) for one in found[:8]] == found[:8]
     assert len(found) == len({one.id for one in found}) == 9 and {row["n"] for row in rows(table)} == {"3"}
     assert alone.items() <= {one.id: one.output for one in found}.items()
+
+
+def test_two_processes_answer_what_one_does(
+    heldout: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forked, so that they need not import torch; the tests that interrupt such processes start new interpreters."""
+    files: list[list[str]] = []
+    counts: list[int] = []
+    merge = processes.merge
+
+    def seen(out: Path) -> None:
+        files.append(sorted(path.name for path in (out / "evals").iterdir()))
+        merge(out)
+
+    forked = multiprocessing.get_context("fork")
+    monkeypatch.setattr(processes.multiprocessing, "get_context", lambda method: forked)
+    monkeypatch.setattr(processes, "merge", seen)
+    (tmp_path / "evals").mkdir()
+    config = replace(composed(*SHORT, "eval.items=2", "processes=2", "threads=1"), out=str(tmp_path))
+    found = processes.answer_in_processes(config, lambda suite, count: counts.append(count))
+    alone = records.read(heldout.folder / "evals" / "heldout.jsonl")
+    assert files == [["heldout.0.jsonl", "heldout.1.jsonl"]]
+    assert sum(counts) == len(alone) == 6
+    outputs = {one.id: one.output for one in alone}
+    assert {name: {one.id: one.output for one in of_suite} for name, of_suite in found.items()} == {"heldout": outputs}
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["evals", "heldout.jsonl"]
 
 
 @pytest.mark.slow

@@ -82,9 +82,9 @@ def test_answers_are_the_samplers_cut_at_stops(ours: HarnessModel) -> None:
     assert again == whole.partition("\n")[0]
     with pytest.raises(ValueError, match=r"top_p=0\.9.*drop it from tasks"):
         ours.generate_until(instances("generate_until", (CONTEXT, {"top_p": 0.9})))
-    with pytest.raises(ValueError, match="context of mini-student is 4096: drop the task from tasks, lower lengths"):
+    with pytest.raises(ValueError, match=r"mini-student .*4096: drop the task from tasks, lower lengths"):
         ours.generate_until(instances("generate_until", (CONTEXT * 200, {})))
-    with pytest.raises(ValueError, match="context of mini-student is 4096"):
+    with pytest.raises(ValueError, match=r"mini-student .*4096: drop the task"):
         ours.loglikelihood(instances("loglikelihood", (CONTEXT * 200, "x")), disable_tqdm=True)
 
 

@@ -1,4 +1,4 @@
-"""Measure the time of the README's two commands: python experiments/bench/commands.py [test] [demo]
+"""Measure the time of make's targets: python experiments/bench/commands.py [test test-quick test-slow demo]
 
 Appends one line per command to experiments/bench/results/commands.jsonl. Any Python will do; in a fresh clone the time
 includes the installation.
@@ -33,7 +33,7 @@ def measure(target: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", default=["test", "demo"])
+    parser.add_argument("targets", nargs="*", default=["test", "test-quick", "test-slow", "demo"])
     for target in parser.parse_args().targets:
         row = measure(target)
         with RESULTS.open("a", encoding="utf-8") as file:

@@ -38,7 +38,7 @@ def command(work: Callable[[], str]) -> NoReturn:
     except ValueError as error:
         complain(error)
     except OSError as error:
-        complain(f"{error.filename or 'a file'} cannot be written ({error.strerror}); completed work is kept")
+        complain(f"{error.filename or 'a file'} cannot be read or written ({error.strerror}); completed work is kept")
     except KeyboardInterrupt:
         print("interrupted: the same command continues where it stopped", file=sys.stderr)
         leave(INTERRUPTED)  # without waiting for pending requests

@@ -65,7 +65,8 @@ def diagnose(arguments: list[str]) -> bool:
     if usage.peak * MARGIN <= memory * GIB:
         print(f"fits: {usage.peak / GIB:.1f} GiB of {memory:.1f} on each of {load.ranks}")
         return True
-    print(f"does not fit: {usage.peak / GIB:.1f} GiB, with a margin {MARGIN * usage.peak / GIB:.1f}, of {memory:.1f}")
+    needed = usage.peak / GIB
+    print(f"does not fit: needs {needed:.1f} GiB, {MARGIN * needed:.1f} with a margin, but has {memory:.1f}")
     for names, changed in changes(student, teacher, load):
         peak = estimate(student, teacher, changed).peak
         if peak * MARGIN <= memory * GIB:

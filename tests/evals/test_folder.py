@@ -13,7 +13,7 @@ def test_other_weights_are_refused_and_an_older_hash_is_named(tmp_path: Path) ->
     config = composed_evaluate(["checkpoint=mini-student", f"out={tmp_path}", "eval=heldout"])
     folder.claim(tmp_path, config, weights="a", positions=None, backend=None)
     folder.claim(tmp_path, config, weights="a", positions=None, backend=None)
-    with pytest.raises(ValueError, match=r"other weights \(mini-student, a\): choose another out=FOLDER"):
+    with pytest.raises(ValueError, match=r"weights \(mini-student, a\): choose another out=FOLDER"):
         folder.claim(tmp_path, config, weights="b", positions=None, backend=None)
 
     path = tmp_path / "evaluation.json"

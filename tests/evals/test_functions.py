@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -144,9 +145,21 @@ def test_problems_that_cannot_be_graded_are_excluded_by_name_only(tmp_path: Path
         items_of("humaneval", Plan(replace(config, without=("other",)), 9), TOKENIZER)
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["check", "--help"], 0), (["--help"], 0), (["check"], 2), ([], 2)])
+def test_help(
+    arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["functions", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        functions.main()
+    printed = capsys.readouterr()
+    assert stopped.value.code == code and "check FILE" in printed.out and not printed.err
+
+
 def test_unusable_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read as JSON lines"):
+    with pytest.raises(ValueError) as missing:
         functions.check(tmp_path / "missing.jsonl", BACKEND)
+    assert str(missing.value).count("missing.jsonl") == 1 and ": give a file" in str(missing.value)
     (tmp_path / "broken.jsonl.gz").write_bytes(b"no gzip")
     with pytest.raises(ValueError, match="cannot be read as JSON lines"):
         functions.check(tmp_path / "broken.jsonl.gz", BACKEND)

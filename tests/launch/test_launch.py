@@ -115,10 +115,10 @@ def test_a_sweep_continues_after_a_failure(command: Command, tmp_path: Path) -> 
     (taken / "notes.txt").write_text("not a run")
     code, stdout, stderr = command("-m", "+algo=sft", *SMOKE, "engine=local", "seed=0,1")
     assert code == 1
-    assert stderr.startswith(f"error: run_dir={RUN}0 holds ")
+    assert stderr.startswith(f"error: run_dir={RUN}0 contains ")
     assert "[2/2] python -m longctx_rl +algo=sft " in stdout
     assert "\nsweep: 1 of 2 runs succeeded\n  exit code 2: python -m longctx_rl +algo=sft " in stdout
-    assert f"\n    error: run_dir={RUN}0 holds " in stdout
+    assert f"\n    error: run_dir={RUN}0 contains " in stdout
     assert steps(tmp_path / f"{RUN}1") == [1, 2]
 
 

@@ -10,7 +10,6 @@ from command_processes import finish, start
 from launch.smoke_runs import RUN, SMOKE, Command, steps
 from longctx_rl.config.compose import composed
 from longctx_rl.launch import costs
-from longctx_rl.launch.slurm import launcher_from
 from longctx_rl.runs import directory
 
 GRID = ("-m", "+algo=sft", *SMOKE, "engine=local", "resume=true")
@@ -23,7 +22,7 @@ def test_a_grid_that_is_continued(command: Command, tmp_path: Path) -> None:
     (taken / "notes.txt").write_text("not a run")
     code, stdout, stderr = command(*GRID, "seed=0,1,2", "sweep.jobs=2", "budget.steps=1")
     assert code == 1
-    assert stderr.startswith(f"error: run_dir={RUN}1 holds notes.txt") and stderr.count("\n") == 1
+    assert stderr.startswith(f"error: run_dir={RUN}1 contains notes.txt") and stderr.count("\n") == 1
     assert "experiment_name or run_dir" in stderr
     assert "sft-mini_fresh-mix-s0 finished after " in stdout
     alone = f"python -m longctx_rl +algo=sft {' '.join(SMOKE)} engine=local resume=true seed=1"
@@ -66,15 +65,6 @@ def test_jobs_of_a_cluster(tmp_path: Path) -> None:
     assert stdout.startswith("sweep: 2 of 2 runs succeeded, 2 of them ") and stdout.count("\n") == 1
 
 
-def test_launchers_that_would_run_a_run_twice_are_refused() -> None:
-    settings = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "nodes": 1}
-    with pytest.raises(ValueError, match=r"hydra\.launcher\.tasks_per_node=2: .*set hydra\.launcher\.tasks_per_node=1"):
-        launcher_from("submitit_slurm", settings | {"tasks_per_node": 2})
-    with pytest.raises(ValueError, match=r"hydra/launcher=joblib .*choose basic"):
-        launcher_from("joblib", {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"})
-    assert launcher_from("submitit_slurm", settings | {"tasks_per_node": 1, "partition": "gpu"}).cluster == "slurm"
-
-
 def test_the_latest_values_are_read_from_the_end_of_a_run_that_writes(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert costs.latest(tmp_path) == {}
@@ -115,3 +105,7 @@ def test_costs_are_those_of_finished_runs_alike_scaled_to_the_budget(tmp_path: P
     text = costs.render([replace(base, resume=True), other], 1, known)
     assert "\n2 runs: 1 finished, 1 new\n" in text
     assert text.endswith("cost: 1:47 500 tokens 5e+07 FLOPs; 1:47 with sweep.jobs=1")
+    committed = [replace(run, here=False) for run in known]
+    incomparable = replace(other, batch=replace(base.batch, prompts_per_step=9))
+    text = costs.render([other, incomparable], 1, committed)
+    assert "\n1 run estimated " in text and "\n1 run not included: " in text

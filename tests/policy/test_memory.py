@@ -30,7 +30,7 @@ UPDATES: dict[str, tuple[dict[str, Any], DecoderSizes]] = {
         ("long prompt", {"prompt": 1024}, 128, 4, 4096),
         ("long completions", {"prompt": 256, "completion": 128}, 128, 4, 1024),
         ("large vocabulary", {"prompt": 256, "completion": 32}, 64, 3, 20_000),
-        ("one at a time", {"prompt": 1024, "one_at_a_time": True}, 128, 4, 4096),
+        ("one at a time", {"prompt": 1024, "one_at_a_time": True, "group": 16}, 128, 4, 4096),
     )
 }
 DECODED = {"prompt": 4096, "group": 16}
@@ -65,6 +65,7 @@ def peaks() -> dict[str, float]:
         load = replace(LOAD, **changes)
         shape = options(prompt=load.prompt, completion=load.completion, group=load.group)
         shape += options(layers=sizes.layers, width=sizes.hidden, vocabulary=sizes.vocabulary)
+        # group_cases.py and its committed measurements call one completion at a time "scheduled".
         cases[name] = ["update", "scheduled" if load.one_at_a_time else "packed", *shape]
     command = [sys.executable, "-c", MEASURE, str(BENCH), json.dumps(list(cases.values()))]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}

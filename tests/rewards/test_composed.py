@@ -1,7 +1,5 @@
 """Parts, weights and graders as configured, and a run whose judge goes down."""
 
-import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,16 +115,6 @@ def test_bad_configurations(settings: RewardConfig, sentence: str) -> None:
         check_reward(settings, ["multihop"])
 
 
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    """A run takes over the signals of its process, which get their handlers back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("handlers")
 def test_a_run_whose_judge_goes_down_is_saved_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two steps of 2 prompts with 2 completions each; the judge fails in the second."""
     dead = [False]

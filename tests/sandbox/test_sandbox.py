@@ -99,6 +99,26 @@ def test_no_exploit_passes_and_honest_code_after_it_does(attacks: dict[str, list
     assert all(one.right for one in honest)
 
 
+RANDOM_NUMBERS = st.lists(st.integers().filter(lambda x: abs(x) > 2), min_size=1, max_size=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPLOITS)
+def test_no_exploit_passes_within_the_limits_of_a_run(sandbox: Sandbox, name: str) -> None:
+    @settings(max_examples=1 if name == "stops its worker" else 3)  # a stopped worker is noticed after 11 s
+    @given(values=RANDOM_NUMBERS)
+    def attack(values: list[int]) -> None:
+        arguments, doubles = [[x] for x in values], [2 * x for x in values]
+        exploit, honest = grade(
+            sandbox, [Submission(code, "double", arguments, doubles) for code in (EXPLOITS[name], HONEST)]
+        )
+        assert exploit.passed == 0 and not exploit.right
+        assert honest.right
+
+    attack()
+    assert all(one.right for one in grade(sandbox, [submission(HONEST, seed) for seed in range(4)]))
+
+
 @works("bwrap")
 def test_kill_of_everything_ends_nothing_else() -> None:
     """Only in a separate process namespace: elsewhere it would kill this user's processes."""

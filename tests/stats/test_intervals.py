@@ -75,11 +75,11 @@ def test_items_that_all_agree_are_no_proof() -> None:
 
 
 def test_bootstrap_refuses_what_it_cannot_average() -> None:
-    with pytest.raises(ValueError, match="0 values cannot be averaged: give at least one"):
+    with pytest.raises(ValueError, match=r"0 values .*: give at least one"):
         bootstrap_mean([], seed=0)
     with pytest.raises(ValueError, match="all of them finite"):
         bootstrap_mean([1.0, math.nan], seed=0)
-    with pytest.raises(ValueError, match=r"values from 1.0 to 1.5 .* limits=\(0.0, 1.0\): give their limits"):
+    with pytest.raises(ValueError, match=r"1\.0 to 1\.5 .*limits=\(0\.0, 1\.0\): give"):
         bootstrap_mean([1.0, 1.5], seed=0)
     with pytest.raises(ValueError, match="one family per value"):
         bootstrap_mean([1.0, 0.0], ["a"], seed=0)

@@ -159,6 +159,7 @@ def test_evaluations_come_at_even_shares_of_the_budget(at_shares: WholeRun) -> N
 
 @pytest.mark.parametrize(
     ("which", "target", "before"),
+    # The first share is reached after step 1; with checkpoint.every=2 no checkpoint could be lost there.
     [(1, "answers", True), (2, "answers", True), (1, "answers", False), (2, "answers", False), (2, "checkpoint", True)],
 )
 def test_no_evaluation_at_a_share_is_lost_or_made_twice(

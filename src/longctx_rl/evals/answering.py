@@ -120,7 +120,7 @@ def _kept(path: Path, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase)
     kept = [record for record in records.read(path) if record.id in examples] if path.exists() else []
     for record in kept:
         if record.prompt_hash != prompt_hash(prompt_ids(tokenizer, examples[record.id])):
-            raise ValueError(f"{path} holds answers to other prompts ({record.id}): choose another out=FOLDER")
+            raise ValueError(f"{path} contains answers to other prompts ({record.id}): choose another out=FOLDER")
     return {record.id: record for record in kept}
 
 

@@ -56,19 +56,23 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def check(out: Path, config: EvaluateConfig) -> None:
-    """Raise ValueError if the folder holds answers in another number type or under other limits."""
+    """Raise ValueError if the folder contains answers with a different number type or limits."""
     kept = _description(out)
     if not kept:
         return
     _check_equal(out, kept, {"dtype": config.dtype})
     if "limits" not in kept:
-        raise ValueError(f"{out} was written by an older version, which kept no limits of answers: {OTHER_FOLDER}")
+        raise ValueError(
+            f"{out} was written by an older version, which did not record the limits of answers: {OTHER_FOLDER}"
+        )
     limits = _limits(config)
     for name, of_suite in kept["limits"].items():
         for key, value in {**DEFAULTS, **of_suite}.items():
             if name in limits and limits[name][key] != value:
                 setting = f"eval.suites.{name}.{key}={'null' if value is None else value}"
-                raise ValueError(f"{out} holds answers under another {LIMITS[key]}: set {setting}, or {OTHER_FOLDER}")
+                raise ValueError(
+                    f"{out} contains answers with a different {LIMITS[key]}: set {setting}, or {OTHER_FOLDER}"
+                )
 
 
 def claim(
@@ -82,13 +86,13 @@ def claim(
         backend: sandbox of generated code; None: no suite runs code.
 
     Raises:
-        ValueError: the folder holds answers of other weights or positions.
+        ValueError: the folder contains answers with different weights or positions.
     """
     kept = _description(out)
     if kept and kept.get("weights_of") != WEIGHTS_OF and kept["weights"] != weights:
         raise ValueError(
-            f"{out} holds answers of other weights, or was written by an older version, whose hash of weights that are "
-            f"not float32 was another: {OTHER_FOLDER}"
+            f"{out} contains answers with different weights, or was written by an older version, which hashed weights "
+            f"that are not float32 differently: {OTHER_FOLDER}"
         )
     _check_equal(out, kept, {"weights": weights, "positions": positions})
     requested = {
@@ -143,4 +147,5 @@ def _limits(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
 def _check_equal(out: Path, kept: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     for key, value in expected.items():
         if kept.get(key, value) != value:
-            raise ValueError(f"{out} holds answers of other {key} ({kept['checkpoint']}, {kept[key]}): {OTHER_FOLDER}")
+            checkpoint, found = kept["checkpoint"], kept[key]
+            raise ValueError(f"{out} contains answers with different {key} ({checkpoint}, {found}): {OTHER_FOLDER}")

@@ -53,7 +53,9 @@ def problems(config: SuiteConfig, suite: str) -> dict[str, FunctionProblem]:
 
 @lru_cache(maxsize=4)
 def read_problems(path: Path) -> tuple[FunctionProblem, ...]:
-    """The problems of a file in HumanEval's or MBPP's columns. Raises ValueError if it has neither."""
+    """The problems of a file in HumanEval's or MBPP's columns. Raises ValueError if it has neither or is missing."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: give a file with the columns of HumanEval, MBPP or EvalPlus")
     try:
         return tuple(read_humaneval(path))
     except ValueError as no_humaneval:
@@ -194,9 +196,10 @@ def main() -> None:
     sandboxes = {"auto", *get_args(Backend)}
     chosen = [arg.removeprefix("sandbox=") for arg in arguments if arg.startswith("sandbox=")] or ["auto"]
     files = [arg for arg in arguments if not arg.startswith("sandbox=")]
-    if len(files) != 2 or files[0] != "check" or not set(chosen) <= sandboxes:
+    asks_for_help = bool({"-h", "--help"} & set(arguments))
+    if asks_for_help or len(files) != 2 or files[0] != "check" or not set(chosen) <= sandboxes:
         print(__doc__)
-        sys.exit(0 if {"-h", "--help"} & set(arguments) else cli.UNUSABLE)
+        sys.exit(0 if asks_for_help else cli.UNUSABLE)
     cli.command(lambda: check(Path(files[1]).expanduser(), probe.choose(chosen[0])))
 
 

@@ -57,5 +57,5 @@ def read_items(config: SuiteConfig, first: int, count: int, tokenizer: PreTraine
                 example = replace(example, id=f"{hashes[row]}-L{length}", length=length, response=None)
                 items.append(Item(task, example))
     if not items:
-        raise ValueError(f"{KEY} has no row from eval.first={first} on: lower it")
+        raise ValueError(f"{KEY} has no rows at or after eval.first={first}: lower it")
     return items

@@ -193,16 +193,24 @@ def render(configs: Sequence[Config], jobs: int, known: Sequence[Measured]) -> s
     total = sum(costs, Cost(0.0, 0.0, 0.0))
     time = makespan([cost.seconds for cost in costs], jobs)
     lines += [
-        f"{len(configs)} runs: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count),
+        f"{_runs(len(configs))}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count),
         f"cost: {' '.join(str(total).split())}" + f"; {duration(time)} with sweep.jobs={jobs}"
         if costs
         else "cost: unknown until a comparable run is finished",
     ]
     if elsewhere:
-        lines.append(f"{elsewhere} runs are estimated from committed results, whose seconds may be another machine's")
+        lines.append(
+            f"{_runs(elsewhere)} estimated from committed results, whose seconds may come from another machine"
+        )
     if costs and unknown:
-        lines.append(f"{unknown} runs are not included: no finished run has their method, models, batch and evaluation")
+        lines.append(
+            f"{_runs(unknown)} not included: no finished run has the same method, models, batch and evaluation"
+        )
     return "\n".join(lines)
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
 
 
 def remaining(config: Config, known: Sequence[Measured]) -> Cost | None:

@@ -150,7 +150,7 @@ class TeacherCache:
             others.append(
                 f"{file.parent.name} was built by an older version"
                 if older
-                else f"{file.parent.name} has another {', '.join(different)}"
+                else f"{file.parent.name} differs in {', '.join(different)}"
             )
         raise ValueError(
             f"model.teacher_cache={root} has no signals of this teacher with these settings"

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     collecting = commands.add_parser("collect", help="write the results of finished runs to experiments/NAME/results")
-    collecting.add_argument("experiment", metavar="NAME")
+    collecting.add_argument("experiment", metavar="NAME", help="a folder of experiments/, such as table1")
     collecting.add_argument("setting", nargs="?", default="runs_root=runs", metavar="runs_root=runs")
     collecting.set_defaults(work=_collect)
     tables = commands.add_parser("tables", help="make tables, figures and the blocks in READMEs from the results")
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     answers.add_argument("folder", type=Path, metavar="FOLDER", help="the out= folder of python -m longctx_rl.evaluate")
     answers.set_defaults(work=_answers)
     dashboard = commands.add_parser("dashboard", help="save a wandb workspace and a report that compare the runs")
-    dashboard.add_argument("experiment", metavar="NAME")
+    dashboard.add_argument("experiment", metavar="NAME", help="a folder of experiments/, such as table1")
     dashboard.set_defaults(work=_dashboard)
     return top
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from longctx_rl.report.comparison import differences, pairs
+from longctx_rl.report.comparison import differences, from_base, pairs
 from longctx_rl.report.descriptions import costs, dynamics, fixed_of, levels, listing
 from longctx_rl.report.experiment import Experiment
 from longctx_rl.report.readings import Groups
@@ -25,9 +25,10 @@ def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
         tables.append(levels(axis, _marked(groups, default), fixed_of(results, base), columns))
         changed = {level: runs for level, runs in groups.items() if level != default}
         if default is not None and default in groups and changed:
-            tables.append(differences(f"{axis}_differences", changed, groups[default], columns, f"{axis} {default}"))
+            caption = f"Difference from {axis} {default} in percentage points"
+            tables.append(differences(f"{axis}_differences", changed, groups[default], columns, caption))
         if base is not None:
-            tables.append(differences(f"{axis}_gains", groups, [base], columns, base.name))
+            tables.append(differences(f"{axis}_gains", groups, [base], columns, from_base(base)))
         if len(groups) > 2:
             tables.append(pairs(f"{axis}_pairs", groups, columns, "at the end of training"))
         tables.append(dynamics(groups, f"{axis}_dynamics"))

@@ -64,10 +64,10 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
     tables: list[Table | None] = [levels("levels", methods, fixed_of(results, base), columns, caption=_base_note(base))]
     if base is not None:
         if set(HEADLINE) <= set(columns):
-            tables.append(differences("headline", methods, [base], HEADLINE, base.name))
+            tables.append(differences("headline", methods, [base], HEADLINE, from_base(base)))
         if {LONG_REASONING, LONGREASON, CODE_LONG, CODE_SHORT} <= set(columns):
             tables.append(summary(methods, base, recorded))
-        tables.append(differences("gains", methods, [base], columns, base.name))
+        tables.append(differences("gains", methods, [base], columns, from_base(base)))
         tables += [at_equal_cost(axis, methods, base, columns) for axis in recorded]
     if len(methods) > 1:
         tables.append(pairs("pairs", methods, columns, "at the end of training"))
@@ -106,7 +106,7 @@ def summary(methods: Groups, base: Result, axes: Sequence[str]) -> Table:
     ]
     of_fewer = f" Computed from fewer runs: {', '.join(fewer)}." if fewer else ""
     note = (
-        f"Percentage points over {base.name}, with 95 % intervals over runs and item families, at the end of training "
+        f"{from_base(base)}, with 95 % intervals over runs and item families, at the end of training "
         f"unless a column says otherwise. Long minus short, the difference of differences, is the primary quantity; it "
         f"{PRIMARY}. {STAR} {DETECTABLE_NOTE}{of_fewer}"
     )
@@ -126,7 +126,7 @@ def differences(
 
     Args:
         others: the runs that every row is compared with.
-        caption: what ``others`` are, for the footer.
+        caption: what the differences are taken from, for the footer.
         among: runs that restrict the families of all rows to those that they answered, too.
     """
     values = [
@@ -137,8 +137,13 @@ def differences(
         (row, (count(runs, reading), *(column[row] for column in values))) for row, runs in groups.items()
     ]
     rows.append((DETECTABLE, ("", *map(_detectable, values))))
-    note = f"Percentage points over {caption}. {STAR} {DETECTABLE_NOTE}"
+    note = f"{caption}. {STAR} {DETECTABLE_NOTE}"
     return Table(name, note, ("", "runs", *(column.title for column in columns)), tuple(rows), signed=True)
+
+
+def from_base(base: Result) -> str:
+    """The beginning of a footer: what the differences to the base are."""
+    return f"Difference from {'the base' if base.name == BASE else base.name} in percentage points"
 
 
 def at_equal_cost(axis: str, methods: Groups, base: Result, columns: Sequence[Column]) -> Table:
@@ -153,8 +158,8 @@ def at_equal_cost(axis: str, methods: Groups, base: Result, columns: Sequence[Co
             places.append(f"{row} {cost:.3g} (step {steps:.0f})")
     seconds = " (per trained token, the median over a method's runs)" if axis == "wall_seconds" else ""
     caption = (
-        f"{base.name}, with each run read where it has spent {limit:.3g} {WORDS[axis]}{seconds}, the total of the "
-        "cheapest method: at its end if that is within 5 %, else between two evaluations, whose scores are "
+        f"{from_base(base)}, with each run read where it has spent {limit:.3g} {WORDS[axis]}{seconds}, the total of "
+        "the cheapest method: at its end if that is within 5 %, otherwise between two evaluations, whose scores are "
         f"interpolated. Cost and step at which a method is read, means over runs: {', '.join(places)}. Evaluations "
         "during training have fewer items; all rows use the items that every run answered where it is read"
     )
@@ -171,7 +176,7 @@ def transfers(methods: Groups, base: Result) -> Table:
     ]
     rows.append((DETECTABLE, ("", *map(_detectable, values))))
     caption = (
-        f"Percentage points over {base.name}. Long minus short is the difference of differences. For code it is the "
+        f"{from_base(base)}. Long minus short is the difference of differences. For code it is the "
         f"primary quantity, and {PRIMARY}. {STAR}"
     )
     reasoning, code = LONG_MINUS_SHORT

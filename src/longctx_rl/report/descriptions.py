@@ -61,8 +61,8 @@ def dynamics(methods: Groups, name: str = "dynamics") -> Table | None:
             entries.append(f"{fmean(first):.3g} \N{RIGHTWARDS ARROW} {fmean(last):.3g}{spread}")
         rows.append((row, tuple(entries)))
     note = (
-        "First tenth \N{RIGHTWARDS ARROW} last tenth of the recorded points, of at least three points each where there "
-        "are six; means over runs \N{PLUS-MINUS SIGN} the standard deviation over runs. No tests."
+        "First tenth \N{RIGHTWARDS ARROW} last tenth of the recorded points (at least three points each, if there are "
+        "six); means over runs \N{PLUS-MINUS SIGN} the standard deviation over runs. No tests."
     )
     return Table(name, note, ("", *metrics.values()), tuple(rows)) if metrics else None
 
@@ -187,7 +187,7 @@ def listing(results: Sequence[Result], unplaced: Collection[str] = ()) -> Table:
 
 
 def _tenths(curve: Sequence[float | None]) -> tuple[float, float] | None:
-    """Means of the first and the last tenth of a curve's known points, of at least three each where there are six.
+    """Means of the first and the last tenth of a curve's known points (at least three each, if there are six).
 
     None if there are fewer than two points.
     """

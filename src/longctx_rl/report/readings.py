@@ -52,7 +52,7 @@ def spending(methods: Groups, axis: str) -> dict[str, dict[int, float]]:
 def equal_cost(methods: Groups, axis: str) -> tuple[float, dict[str, dict[int, float]], Reading]:
     """The total of the cheapest method (mean over its runs), the costs of every run, and the reading at that total.
 
-    A run is read at its end if that is within ``SLACK``, else between the two evaluations around the limit.
+    A run is read at its end if that is within ``SLACK``, otherwise between the two evaluations around the limit.
 
     Raises:
         ValueError: no run recorded this cost at its end.

@@ -48,7 +48,7 @@ def test_imports_run_down_and_through_the_doors(path: Path) -> None:
     assert {one for one in heavy if not name(path).startswith(tuple(DOORS[one].split()))} == set()
 
 
-@pytest.mark.parametrize("path", (SOURCE / "objective").glob("*.py"), ids=name)
+@pytest.mark.parametrize("path", sorted((SOURCE / "objective").glob("*.py")), ids=name)
 def test_the_objective_is_pure_tensors(path: Path) -> None:
     standard = {"collections", "dataclasses", "typing", "math"}
     assert libraries(path) <= (standard if path.stem == "spec" else standard | {"torch"})

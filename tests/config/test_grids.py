@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config.composing import composed, composed_once
+from config.composing import composed_once, config_with
 from longctx_rl.__main__ import main
 from longctx_rl.config import compose, load
 from longctx_rl.config.compose import config_directory
@@ -48,7 +48,7 @@ def commanded(grid: str) -> dict[tuple[str, ...], Config]:
     choices[0] = choices[0][:2]
     assert choices[0] == ["seed=0", "seed=1"]  # the outermost loop, so that complete comparisons exist early
     commands = [(f"+experiment={grid}", *chosen) for chosen in product(*choices)]
-    return {overrides: composed(*overrides) for overrides in commands}
+    return {overrides: config_with(*overrides) for overrides in commands}
 
 
 def test_the_grids_of_the_study_are_there() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config.composing import composed, composed_once
+from config.composing import composed_once, config_with
 from longctx_rl.config import convert, load
 from longctx_rl.config.compose import config_directory
 from longctx_rl.config.schema import ALGORITHMS
@@ -52,7 +52,7 @@ def test_each_method_resolves_to_its_row_of_the_table(algo: str) -> None:
     """Every resolved value, whichever file it comes from, so that earlier runs stay comparable."""
     source, group_size, weights = PAPER[algo]
     recorded = source == "dataset"
-    assert convert.plain(composed(f"+algo={algo}").algo) == {
+    assert convert.plain(config_with(f"+algo={algo}").algo) == {
         "name": algo,
         "source": source,
         "group_size": group_size,
@@ -75,7 +75,7 @@ def test_the_shared_file_of_the_methods_lists_every_weight_and_every_part_of_a_d
 def test_each_option_composes(combined: tuple[str | None, ...]) -> None:
     # Randomly initialised models have no teacher, and sft is the method that works with every option.
     options = [option for option in combined if option is not None]
-    loaded = composed("+algo=sft", *options)
+    loaded = config_with("+algo=sft", *options)
     for group, _, name in (option.partition("=") for option in options):
         assert getattr(loaded, group).name == name
 
@@ -103,17 +103,19 @@ def test_each_experiment_composes(name: str, algo: str) -> None:
 def test_a_method_in_a_shared_composition_is_what_hydra_composes() -> None:
     shared = composed_once("+algo=sft", "+experiment=paper").copy()
     shared.algo = composed_once("+algo=opd").algo
-    assert load.load(shared) == composed("+algo=opd", "+experiment=paper")
+    assert load.load(shared) == config_with("+algo=opd", "+experiment=paper")
 
 
 def test_a_run_directory_names_what_was_chosen() -> None:
-    chosen = composed("+algo=kd", "task=copy", "seed=3", "experiment_name=table1")
+    chosen = config_with("+algo=kd", "task=copy", "seed=3", "experiment_name=table1")
     assert chosen.run_dir == "runs/table1/kd-mini-copy-s3"
 
 
 def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     for algo, model in (("dgrpo", "mini"), ("sft", "mini_fresh")):
-        before = composed(f"+algo={algo}", f"model={model}", "budget.until={metric: eval/heldout/mean, at_least: 0.9}")
+        before = config_with(
+            f"+algo={algo}", f"model={model}", "budget.until={metric: eval/heldout/mean, at_least: 0.9}"
+        )
         path = tmp_path / "config.yaml"
         path.write_text(load.dump(before))
         assert load.read(path) == before
@@ -122,7 +124,7 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
 def test_values_of_earlier_versions_read_as_what_they_are_called_now(tmp_path: Path) -> None:
     """A run that was started with them can be resumed."""
     path = tmp_path / "config.yaml"
-    written = load.dump(composed("+algo=dgrpo"))
+    written = load.dump(config_with("+algo=dgrpo"))
     former = written.replace("backward: auto", "backward: scheduled").replace(
         "frozen_weights: auto", "frozen_weights: whole"
     )

@@ -3,9 +3,11 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from longctx_rl.config.compose import composed
@@ -112,10 +114,16 @@ def test_a_first_request_interrupts_a_run(start: Start) -> None:
 
 
 def test_a_second_request_kills_a_run_with_its_processes(start: Start) -> None:
-    child = start("trap '' INT; (while true; do sleep 0.01; done) & echo ready; wait")
+    endless = "while true; do sleep 0.01; done"
+    child = start(f"trap '' INT; ({endless}) & echo $!; {endless}")
     wait_for_output(child)
+    below = psutil.Process(int(child.output()))
     child.stop(1)
     time.sleep(0.05)
     assert child.code() is None
     child.stop(2)
     assert exit_code(child) == 130
+    deadline = time.monotonic() + 60
+    with suppress(psutil.NoSuchProcess):
+        while below.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from config.composing import composed
+from config.composing import config_with
 from longctx_rl.config.schema import ALGORITHMS
 
 ROOT = Path(__file__).parents[2]
@@ -17,8 +17,8 @@ def test_k1_as_a_loss_is_refused_and_the_valid_choice_named(anchor: str) -> None
     with pytest.raises(
         ValueError, match=rf"algo\.{anchor}\.estimator=k1 .*set algo\.{anchor}\.placement=advantage .*estimator=k2"
     ):
-        composed(*overrides)
-    assert composed(*overrides, f"algo.{anchor}.placement=advantage")
+        config_with(*overrides)
+    assert config_with(*overrides, f"algo.{anchor}.placement=advantage")
 
 
 @pytest.mark.parametrize("estimator", ["exact", "topk", "k2", "k3"])
@@ -26,7 +26,7 @@ def test_only_k1_may_enter_the_advantage(estimator: str) -> None:
     with pytest.raises(
         ValueError, match=f"algo.kd.placement=advantage .*{estimator}: set .*placement=loss or .*estimator=k1"
     ):
-        composed("+algo=dgrpo", "algo.kd.placement=advantage", f"algo.kd.estimator={estimator}")
+        config_with("+algo=dgrpo", "algo.kd.placement=advantage", f"algo.kd.estimator={estimator}")
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
@@ -36,10 +36,10 @@ def test_sampled_estimators_need_the_students_own_tokens_and_the_reverse_kl(esti
     with pytest.raises(
         ValueError, match=f"algo.kd.estimator={estimator} .*algo.source=dataset: set algo.kd.estimator=exact or topk"
     ):
-        composed("+algo=kd", "algo.kd.direction=reverse", *chosen)
+        config_with("+algo=kd", "algo.kd.direction=reverse", *chosen)
     with pytest.raises(ValueError, match=f"algo.kd.estimator={estimator} .*set algo.kd.direction=reverse"):
-        composed("+algo=opd", "algo.kd.direction=forward", *chosen)
-    assert composed("+algo=opd", *chosen)
+        config_with("+algo=opd", "algo.kd.direction=forward", *chosen)
+    assert config_with("+algo=opd", *chosen)
 
 
 DOCUMENT = (ROOT / "docs" / "algorithms.md").read_text()
@@ -54,14 +54,14 @@ def test_the_document_shows_all_methods_and_some_settings() -> None:
 
 @pytest.mark.parametrize("arguments", COMMANDS)
 def test_documented_settings_compose(arguments: str) -> None:
-    assert composed(*arguments.split())
+    assert config_with(*arguments.split())
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_documented_coefficients_are_the_presets(name: str) -> None:
     (line,) = re.findall(rf"^\| `{name}` \| (?:dataset|policy) .*$", DOCUMENT, re.MULTILINE)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    algo = composed(f"+algo={name}").algo
+    algo = config_with(f"+algo={name}").algo
     weights = algo.weights
     divergence = f"{algo.kd.direction}, {algo.kd.estimator}" if weights.kd else "–"  # noqa: RUF001
     numbers = [str(value) for value in (weights.ce, weights.pg, weights.kd, weights.ref)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from config.composing import composed
+from config.composing import config_with
 from longctx_rl.policy.loading import check_pair, load_tokenizer, pair_note
 from longctx_rl.policy.weights import SHIPPED
 
@@ -23,7 +23,7 @@ def changed(folder: Path, file: str, change: Callable[[dict[str, Any]], None]) -
 
 
 def checked(teacher: str, *overrides: str) -> int | None:
-    config = composed("+algo=opd", f"model.teacher={teacher}", *overrides)
+    config = config_with("+algo=opd", f"model.teacher={teacher}", *overrides)
     return check_pair(config.model, load_tokenizer(config.model.student))
 
 
@@ -70,7 +70,7 @@ def test_padded_vocabularies(tmp_path: Path) -> None:
 def test_another_chat_template_is_said(tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
     shutil.copytree(SHIPPED / "mini-teacher", teacher)
-    config = composed("+algo=opd", f"model.teacher={teacher}").model
+    config = config_with("+algo=opd", f"model.teacher={teacher}").model
     tokenizer = load_tokenizer(config.student)
     assert pair_note(config, tokenizer) is None
     template = teacher / "chat_template.jinja"

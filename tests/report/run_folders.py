@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import longctx_rl
-from config.composing import composed
+from config.composing import config_with
 from longctx_rl.config import load as configuration
 from longctx_rl.config.schema import Config
 from longctx_rl.evals import records
@@ -52,7 +52,7 @@ def write_run(
     name: str | None = None,
 ) -> Path:
     """A run directory of ``python -m longctx_rl <overrides>`` under ``root/<experiment_name>``."""
-    config = composed(*overrides)
+    config = config_with(*overrides)
     path = root / config.experiment_name / (name or Path(config.run_dir).name)
     write_config(path, config, overrides)
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

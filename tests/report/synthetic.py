@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import longctx_rl
-from config.composing import composed
+from config.composing import config_with
 from longctx_rl.config import load as configuration
 
 METHODS = ("sft", "kd", "grpo", "opd", "dgrpo")
@@ -19,7 +19,7 @@ def write_runs(root: Path, seeds: int, *, steps: int = 100, items: int = 6, metr
     """``seeds`` runs of each method under ``root``: curves, answers before and after training, rollouts."""
     written = []
     for place, algo in enumerate(METHODS):
-        text = configuration.dump(composed(f"+algo={algo}", f"runs_root={root}", "experiment_name=many"))
+        text = configuration.dump(config_with(f"+algo={algo}", f"runs_root={root}", "experiment_name=many"))
         for seed in range(seeds):
             path = root / f"{algo}-mini-mix-s{seed}"
             (path / "rollouts").mkdir(parents=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from config.composing import composed
+from config.composing import config_with
 from longctx_rl.config.load import read
 from longctx_rl.config.schema import Config
 from longctx_rl.runs import directory
@@ -22,7 +22,7 @@ def config(tmp_path: Path) -> Config:
     return replace(BASE, run_dir=str(tmp_path / "runs" / "default" / "one"), runs_root=str(tmp_path / "runs"))
 
 
-BASE = composed("+algo=dgrpo")
+BASE = config_with("+algo=dgrpo")
 
 
 def test_a_resumed_run_needs_its_original_weights(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from config.composing import composed
+from config.composing import config_with
 from longctx_rl.config.schema import Config
 from longctx_rl.runs import recorder as recording
 from longctx_rl.runs.metrics import read_metrics
@@ -35,12 +35,12 @@ def spelled(token_ids: Sequence[int]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def quiet() -> Config:
-    return composed("+algo=dgrpo", "logging=none")
+    return config_with("+algo=dgrpo", "logging=none")
 
 
 @pytest.fixture(scope="module")
 def offline() -> Config:
-    return composed("+algo=dgrpo")
+    return config_with("+algo=dgrpo")
 
 
 def record(config: Config, run_dir: Path, steps: range, resume_step: int | None = None) -> None:

@@ -105,7 +105,7 @@ RANDOM_NUMBERS = st.lists(st.integers().filter(lambda x: abs(x) > 2), min_size=1
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPLOITS)
 def test_no_exploit_passes_within_the_limits_of_a_run(sandbox: Sandbox, name: str) -> None:
-    @settings(max_examples=1 if name == "stops its worker" else 3)  # a stopped worker is noticed after 11 s
+    @settings(max_examples=1 if name == "stops its worker" else 3)  # which stops two workers for 11 s each
     @given(values=RANDOM_NUMBERS)
     def attack(values: list[int]) -> None:
         arguments, doubles = [[x] for x in values], [2 * x for x in values]

@@ -100,9 +100,10 @@ def test_sigterm_while_libraries_load_leaves_nothing(executed: Executed, config:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10.0)
 
+    before = signal.getsignal(signal.SIGTERM)
     assert executed(config, load) == 130
     assert not Path(config.run_dir).exists()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_child_dies_with_its_launcher(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from command_processes import finish, start, wait_for
 from launch.smoke_runs import RUN, SMOKE, Command, steps
+from longctx_rl.policy.weights import SHIPPED
 from ports import free_port
 from small_runs import assert_same_steps, save_models, smoke, step_rows, train
 
@@ -89,10 +91,14 @@ def test_killing_the_launcher_kills_its_ranks_and_frees_the_run(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_refusal_by_all_ranks_is_said_once_and_leaves_nothing(tmp_path: Path) -> None:
-    arguments = ["+algo=sft", *SMOKE, "data.lengths=[8192]", "engine.num_processes=2"]
+    """Of something that only a rank can find out: weights that are cut short."""
+    model = Path(shutil.copytree(SHIPPED / "mini-student", tmp_path / "model"))
+    with (model / "model.safetensors").open("r+b") as weights:
+        weights.truncate(1000)
+    arguments = ["+algo=sft", *SMOKE, f"model.student={model}", "engine.num_processes=2"]
     code, stdout, stderr = finish(start(arguments, tmp_path))
     assert code == 2 and stdout.startswith("loading ") and stdout.count("\n") == 1
-    assert stderr.startswith("error: data.lengths") and stderr.count("\n") == 1
+    assert stderr.startswith(f"error: {model} cannot be loaded") and stderr.count("\n") == 1
     assert not (tmp_path / "runs" / "smoke").exists()
 
 

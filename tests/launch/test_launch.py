@@ -95,7 +95,8 @@ def test_a_refusal_by_all_ranks_is_said_once_and_leaves_nothing(tmp_path: Path) 
     model = Path(shutil.copytree(SHIPPED / "mini-student", tmp_path / "model"))
     with (model / "model.safetensors").open("r+b") as weights:
         weights.truncate(1000)
-    arguments = ["+algo=sft", *SMOKE, f"model.student={model}", "engine.num_processes=2"]
+    pretrained = [item for item in SMOKE if not item.startswith("model=")]
+    arguments = ["+algo=sft", *pretrained, f"model.student={model}", "engine.num_processes=2"]
     code, stdout, stderr = finish(start(arguments, tmp_path))
     assert code == 2 and stdout.startswith("loading ") and stdout.count("\n") == 1
     assert stderr.startswith(f"error: {model} cannot be loaded") and stderr.count("\n") == 1

@@ -15,9 +15,8 @@ from longctx_rl.evals import records
 from longctx_rl.evals.evaluation import answer
 from longctx_rl.evals.grading import Grading, grader_of, runs_code
 from longctx_rl.evals.items import Item
-from longctx_rl.evals.processes import ProgressCallback, Share
 from longctx_rl.evals.records import ItemRecord, prompt_hash
-from longctx_rl.evals.suites import READ, items_of, plan_of
+from longctx_rl.evals.suites import READ, ProgressCallback, Share, items_of, plan_of
 from longctx_rl.policy.attention import dispatch
 from longctx_rl.policy.loading import context_length, end_tokens
 from longctx_rl.rewards.execution import CodeGrader

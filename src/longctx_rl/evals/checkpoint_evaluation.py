@@ -16,8 +16,8 @@ from longctx_rl.config.eval import EvaluateConfig
 from longctx_rl.evals import folder, kl, summary
 from longctx_rl.evals.answering import answer_suites, device_of
 from longctx_rl.evals.preconditions import check_lengths
-from longctx_rl.evals.processes import ProgressCallback, Share, answer_in_processes, merge
-from longctx_rl.evals.suites import plan_of
+from longctx_rl.evals.processes import answer_in_processes, merge
+from longctx_rl.evals.suites import ProgressCallback, Share, plan_of
 from longctx_rl.policy.loading import check_tokenizer, context_length, load_model, load_tokenizer
 from longctx_rl.policy.weights import weights_hash
 

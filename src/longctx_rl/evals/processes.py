@@ -8,8 +8,6 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -18,22 +16,7 @@ from longctx_rl import cli
 from longctx_rl.config.eval import EvaluateConfig
 from longctx_rl.evals import records
 from longctx_rl.evals.records import ItemRecord
-from longctx_rl.evals.suites import plan_of
-
-ProgressCallback = Callable[[str, int], None]
-"""Called with a suite's name and the number of its items that were newly answered."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One process's share of an evaluation."""
-
-    index: int = 0
-    count: int = 1
-
-    def file(self, out: Path, suite: str) -> Path:
-        """The file of this share's records: the suite's own file if there is one share only."""
-        return out / "evals" / (f"{suite}.jsonl" if self.count == 1 else f"{suite}.{self.index}.jsonl")
+from longctx_rl.evals.suites import ProgressCallback, Share, plan_of
 
 
 def answer_in_processes(config: EvaluateConfig, progress: ProgressCallback) -> dict[str, list[ItemRecord]]:

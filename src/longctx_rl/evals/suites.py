@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from longctx_rl.config.eval import EvalConfig, SuiteConfig
@@ -29,6 +30,22 @@ if TYPE_CHECKING:
 
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 FORMS: tuple[Form, ...] = get_args(Form)
+
+
+ProgressCallback = Callable[[str, int], None]
+"""Called with a suite's name and the number of its items that were newly answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One process's share of an evaluation."""
+
+    index: int = 0
+    count: int = 1
+
+    def file(self, out: Path, suite: str) -> Path:
+        """The file of this share's records: the suite's own file if there is one share only."""
+        return out / "evals" / (f"{suite}.jsonl" if self.count == 1 else f"{suite}.{self.index}.jsonl")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -185,14 +185,9 @@ def with_values(base: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Copy a composed configuration and set single values in it, as the last step of Hydra's composition does."""
     changed = base.copy()
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        with open_dict(changed) if override.is_add() else _unchanged(changed):
+        with open_dict(changed) if override.is_add() else nullcontext():
             OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
     return changed
-
-
-@contextmanager
-def _unchanged(config: DictConfig) -> Iterator[DictConfig]:
-    yield config
 
 
 def composed_build(overrides: Sequence[str]) -> BuildConfig:

@@ -9,17 +9,33 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from longctx_rl import files
-from longctx_rl.files import InUse, Line, json_lines, json_values, lock, parse_lines, replacing, write_text
+from longctx_rl.files import (
+    InUse,
+    Line,
+    built,
+    json_lines,
+    json_values,
+    lock,
+    mismatch,
+    parse_lines,
+    read_object,
+    replacing,
+    write_text,
+)
 
 SOURCE = Path(__file__).parents[1] / "src"
 DEEP = b"[" * 100_000
 HUGE = b"9" * 5_000
 LIMITS = "beyond the limits of the JSON parser"
+SURROGATE = "text with an unpaired surrogate"
 
 
 def names(folder: Path) -> list[str]:
@@ -119,8 +135,13 @@ def test_lines_are_parsed_one_by_one(tmp_path: Path) -> None:
         (DEEP + b"]" * len(DEEP), LIMITS),
         (HUGE, LIMITS),
         (b'{"a": -' + HUGE + b"}", LIMITS),
+        (b'{"a": ["\\ud83d"]}', SURROGATE),
+        (b'{"\\uDE00": 1}', SURROGATE),
     ],
-    ids=["word", "half", "empty", "bytes", "half-a-letter", "deep", "deep-and-closed", "huge", "huge-inside"],
+    ids=[
+        *("word", "half", "empty", "bytes", "half-a-letter", "deep", "deep-and-closed", "huge", "huge-inside"),
+        *("surrogate", "surrogate-key"),
+    ],
 )
 def test_a_broken_line_costs_itself_alone(tmp_path: Path, broken: bytes, problem: str) -> None:
     path = tmp_path / "a.jsonl"
@@ -159,6 +180,74 @@ def test_only_a_newline_separates_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     assert list(json_values(path)) == rows
+
+
+def test_a_surrogate_pair_is_a_character(tmp_path: Path) -> None:
+    (line,) = read(tmp_path / "a.jsonl", b'{"a": "\\ud83d\\ude00 \\\\ud83d"}\n')
+    assert line.value == {"a": "\U0001f600 \\ud83d"}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'\xef\xbb\xbf{"step": 1, "costs": {"a": 0.5}, "more": null}', None),
+        (b'{"step": 1, "costs": {}}', None),
+        (None, "cannot be read (No such file or directory)"),
+        (b"", "is not JSON"),
+        ('{"step": 1}'.encode("utf-16"), "is not UTF-8"),
+        (DEEP, f"is {LIMITS}"),
+        (b'{"step": ' + HUGE + b"}", f"is {LIMITS}"),
+        (b'{"step": 1, "costs": {"\\ud83d": 1}}', f"is {SURROGATE}"),
+        (b"[]", "is not a JSON object"),
+        (b"null", "is not a JSON object"),
+        (b'{"costs": {}}', "is without a valid step (null)"),
+        (b'{"step": true, "costs": {}}', "is without a valid step (true)"),
+        (b'{"step": 99999999999999999999, "costs": {}}', "is without a valid step (99999999999999999999)"),
+        (b'{"step": 1, "costs": [1]}', "is without a valid costs ([1])"),
+        (b'{"step": 1, "costs": {"a": "x"}}', 'is without a valid costs.a ("x")'),
+        (b'{"step": 1, "costs": {"a": NaN}}', "is without a valid costs.a (NaN)"),
+        (b'{"step": 1, "costs": {}, "more": [["a", "b"]]}', 'is without a valid more ([["a", "b"]])'),
+    ],
+)
+def test_an_object_is_read_with_its_types_or_refused(
+    tmp_path: Path, content: bytes | None, problem: str | None
+) -> None:
+    path = tmp_path / "state.json"
+    if content is not None:
+        path.write_bytes(content)
+
+    def opened() -> dict[str, Any]:
+        return read_object(path, "restore it", step=int, costs=dict[str, float], more=list[tuple[str, int]] | None)
+
+    if problem is None:
+        assert opened()["step"] == 1
+        return
+    with pytest.raises(ValueError) as caught:
+        opened()
+    assert str(caught.value) == f"{path} {problem}: restore it"
+
+
+@dataclass(frozen=True)
+class Measured:
+    name: str
+    values: Sequence[float] = ()
+    weight: float | None = None
+
+
+def test_a_dataclass_is_built_from_a_parsed_object() -> None:
+    assert built(Measured, {"name": "a", "values": [1, 2.5]}) == Measured("a", (1, 2.5))
+    for fields, problem in (
+        ([], "not a JSON object"),
+        ({}, "without a valid name (null)"),
+        ({"name": "a", "values": [None]}, "without a valid values.0 (null)"),
+        ({"name": "a", "weight": float("inf")}, "without a valid weight (Infinity)"),
+        ({"name": "a", "step": 1}, "an object with the unknown field step"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            built(Measured, fields)
+        assert str(caught.value) == f"it is {problem}"
+    assert mismatch([{"name": "a", "more": 1}], [{"name": str}]) == ""
+    assert mismatch({}, [{"name": str}]) == "not a JSON list"
 
 
 def test_a_stream_is_read_as_it_is_asked_for() -> None:

@@ -132,12 +132,12 @@ def test_damage_is_reported_with_the_file(tmp_path: Path) -> None:
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     trainer = build()
-    with pytest.raises(ValueError, match=rf"{tmp_path} .*manifest\.json.*remove {tmp_path}"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/manifest\.json .*remove {tmp_path}"):
         checkpoint.verify(tmp_path)
     (tmp_path / "manifest.json").write_text("[1, 2]")
-    with pytest.raises(ValueError, match=rf"{tmp_path} .*manifest\.json.*remove {tmp_path}"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/manifest\.json .*remove {tmp_path}"):
         checkpoint.verify(tmp_path)
-    with pytest.raises(ValueError, match=rf"{tmp_path} is not a .*checkpoint.*choose another"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/engine.json cannot be read .*choose another"):
         trainer.load(tmp_path)
     found = save(tmp_path, trainer, 1)
     other = startup.build(config(engine={"name": "local"}), policy(width=48), total_steps=10)
@@ -162,7 +162,7 @@ def test_full_disk_is_reported(tmp_path: Path, name: str, monkeypatch: pytest.Mo
         real(*args, **kwargs)
 
     monkeypatch.setattr(tensors, "save_file", fails_on_the_second_file)
-    with pytest.raises(ValueError, match=r"No space left on device.*resume=true") as caught:
+    with pytest.raises(ValueError, match=r"No space left on device.*resume=true .*from step-000001$") as caught:
         save(tmp_path, trainer, 2)
     assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
     assert list((tmp_path / "checkpoints").iterdir()) == [first]

@@ -45,7 +45,7 @@ def test_what_is_cut_off_is_left_out_and_named(folder: Path) -> None:
     assert [problem.split("metrics.jsonl ")[1].partition(",")[0] for problem in run.problems] == [
         "ends in the middle of a line",
         "has 1 lines that are not JSON objects",
-        "has 1 rows without a step",
+        "has 1 rows that are not metrics",
     ]
     assert len(read_evals(run.path)["heldout"][0]) == 2
 
@@ -91,7 +91,7 @@ def test_an_evaluation_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> No
     (tmp_path / "base" / "evaluation.json").write_text('{"checkpoint": ')
     with pytest.raises(
         ValueError,
-        match=r"base/evaluation\.json cannot be read .*: remove this folder",
+        match=r"base/evaluation\.json is not JSON: remove this folder",
     ):
         find_evaluations(tmp_path)
 

@@ -200,7 +200,10 @@ def test_axes_are_read_and_compared_with_their_default(tmp_path: Path) -> None:
 
 
 def test_axes_that_cannot_be_used_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nothing .*: create it, or choose one of"):
+    for name, file in (("study", "tables.md"), ("bench", "README.md")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+    with pytest.raises(ValueError, match=r"nothing .*: create it, or choose one of study$"):
         open_experiment(tmp_path / "nothing")
     (tmp_path / "axes.yaml").write_text("axes: {}")
     with pytest.raises(ValueError, match=r"axes\.yaml is invalid .*: give `default:` and `axes:`"):

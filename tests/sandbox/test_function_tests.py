@@ -136,6 +136,35 @@ def test_mbpp_plus_shows_the_text_alone(tmp_path: Path, quotes: str) -> None:
     assert problem.prompt == "Double a number.\nWrite the function double(x)."
 
 
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (HUMANEVAL[0] | {"prompt": 5}, r"row 1 is without a valid prompt \(5\)"),
+        (HUMANEVAL[0] | {"canonical_solution": None}, "row 1 has no column canonical_solution"),
+        (MBPP[0] | {"test_list": "assert"}, r'row 1 is without a valid test_list \("assert"\)'),
+        (MBPP[0] | {"test_list": ["assert ("]}, r"row 7 has code that is not Python \('\(' was never closed"),
+        (MBPP[0] | {"code": "def f(:\0"}, r"row 7 has code that is not Python \("),
+        (MBPP[0] | {"text": "\ud83d"}, "line 1 is text with an unpaired surrogate"),
+        ([1], "row 1 is not a JSON object"),
+    ],
+)
+def test_a_column_of_another_type_is_one_sentence(tmp_path: Path, row: Any, problem: str) -> None:
+    path = write(tmp_path / "a.jsonl", [row])
+    read = read_mbpp if isinstance(row, dict) and "code" in row else read_humaneval
+    with pytest.raises(ValueError, match=rf"{path}.*{problem}") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_gzip_file_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    whole = gzip.compress(json.dumps(HUMANEVAL[0]).encode() * 3)
+    for content in (whole[:5], whole[: len(whole) // 2], whole[:11] + b"\xff\xff" + whole[13:]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{path} cannot be read as JSON lines"):
+            read_humaneval(path)
+
+
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"missing\.jsonl"):
         read_humaneval(tmp_path / "missing.jsonl")

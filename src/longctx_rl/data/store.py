@@ -8,7 +8,8 @@ import bisect
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow
 
 from longctx_rl.data.reading import Row
-from longctx_rl.files import replacing
+from longctx_rl.files import mismatch, parsed_json, read_object, replacing
 
 BATCH_ROWS = 16
 """Rows per Arrow batch, the unit of one access."""
@@ -55,6 +56,9 @@ SMALL = (
 """Columns that are loaded into memory when a store is opened."""
 
 
+COUNTS = {"read": int, "dropped": list[tuple[str, str, int]], "noted": dict[str, int]}
+
+
 @dataclass(slots=True)
 class Counts:
     """Counts of rows that were read, dropped and annotated."""
@@ -70,7 +74,10 @@ class Counts:
         return {"read": self.read, "dropped": dropped, "noted": dict(sorted(self.noted.items()))}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Counts":
+    def from_json(cls, data: Any) -> "Counts":
+        """Return the counts of ``as_json``. Raises ValueError for other data."""
+        if problem := mismatch(data, COUNTS):
+            raise ValueError(f"it is {problem}")
         dropped = Counter({(why, source): count for why, source, count in data["dropped"]})
         return cls(data["read"], dropped, Counter(data["noted"]))
 
@@ -93,50 +100,91 @@ def parts(folder: Path) -> list[Path]:
 
 
 def part_counts(path: Path) -> Counts:
-    """Return the counts at the end of a part."""
-    with pyarrow.memory_map(str(path)) as source:
-        return Counts.from_json(json.loads(pyarrow.ipc.open_file(source).schema.metadata[b"counts"]))
+    """Return the counts at the end of a part. Raises ValueError if it is damaged."""
+    with reading_part(path) as reader:
+        return Counts.from_json(parsed_json((reader.schema.metadata or {}).get(b"counts", b""))[0])
+
+
+@contextmanager
+def reading_part(path: Path, reader: Any = None) -> Iterator[Any]:
+    """Yield a reader of a part, opened unless given. Whatever shows in the block that it is damaged is a ValueError."""
+    try:
+        reader = reader or pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
+        if not reader.schema.equals(SCHEMA):
+            raise ValueError("it has other columns")
+        yield reader
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is damaged ({cause}): remove {path.parent} to prepare the data set again") from error
 
 
 class Store:
     """A prepared data set, open for reading.
 
     ``columns`` maps each name of ``SMALL`` to a list with one value per row.
+
+    Raises:
+        ValueError: a file is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        self._readers = [pyarrow.ipc.open_file(pyarrow.memory_map(str(path))) for path in parts(folder)]
-        self._batches: list[tuple[Any, int]] = []
-        """(reader, batch number within it)."""
+        remove = f"remove {folder} to prepare the data set again"
+        self.report = read_object(
+            folder / REPORT,
+            remove,
+            origin=dict[str, str | None],
+            tokenizer=str,
+            kept=int,
+            counts=COUNTS,
+            files=dict[str, str],
+            lines=dict[str, int],
+            columns=list[str],
+        )
+        self._batches: list[tuple[Path, Any, int]] = []
+        """(part, its reader, batch number within it)."""
         self._starts: list[int] = []
         self.columns: dict[str, list[Any]] = {name: [] for name in SMALL}
         total = 0
-        for reader in self._readers:
-            for number in range(reader.num_record_batches):
-                batch = reader.get_batch(number)
-                self._batches.append((reader, number))
-                self._starts.append(total)
-                total += batch.num_rows
-                for name, values in self.columns.items():
-                    values.extend(batch.column(name).to_pylist())
+        for part in parts(folder):
+            with reading_part(part) as reader:
+                for number in range(reader.num_record_batches):
+                    batch = reader.get_batch(number).select(SMALL)
+                    batch.validate(full=True)
+                    self._batches.append((part, reader, number))
+                    self._starts.append(total)
+                    total += batch.num_rows
+                    for name, values in self.columns.items():
+                        values.extend(batch.column(name).to_pylist())
+        if total != self.report["kept"]:
+            raise ValueError(f"{folder} has {total} of its {self.report['kept']} rows: {remove}")
         self._size = total
 
     def __len__(self) -> int:
         return self._size
 
     def row(self, index: int) -> Row:
-        """Return one row with all its columns."""
+        """Return one row with all its columns. Raises ValueError if it has changed since it was written."""
         where = bisect.bisect_right(self._starts, index) - 1
-        reader, number = self._batches[where]
-        (row,) = reader.get_batch(number).slice(index - self._starts[where], 1).to_pylist()
-        whole: Row = row | {"responses": dict(row["responses"])}
+        part, reader, number = self._batches[where]
+        with reading_part(part, reader):
+            one = reader.get_batch(number).slice(index - self._starts[where], 1)
+            one.validate(full=True)
+            (row,) = one.to_pylist()
+            whole: Row = row | {"responses": dict(row["responses"])}
+            if row_hash(whole) != self.columns["row_hash"][index]:
+                raise ValueError("a row has changed")
         return whole
 
     @property
     def counts(self) -> Counts:
         return Counts.from_json(self.report["counts"])
+
+
+def row_hash(row: Row) -> str:
+    """Hash the texts of a row."""
+    texts = (row[name] for name in ("document", "question", "answer"))
+    return digest(*texts, *map(str, row["responses"].items()))
 
 
 def digest(*texts: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from longctx_rl.engine import distributed
+from longctx_rl.files import read_object
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
@@ -46,9 +47,10 @@ def save_checkpoint(
     except OSError as error:
         if distributed.is_main():
             shutil.rmtree(temporary, ignore_errors=True)
+        latest = latest_checkpoint(run_dir)
         raise ValueError(
-            f"checkpoint {final} could not be written ({error.strerror or error}): earlier checkpoints are intact; "
-            "free space or fix the permissions, then continue with resume=true"
+            f"checkpoint {final} could not be written ({error.strerror or error}): free space or fix the permissions; "
+            f"resume=true then continues from {latest.name if latest else 'the start, because there is no other one'}"
         ) from error
     distributed.on_main(lambda: _prune(folder, keep))
     return final
@@ -63,27 +65,22 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
 def verify(checkpoint: Path) -> None:
     """Raise ValueError if a file of the checkpoint is missing, truncated or modified."""
     advice = f"remove {checkpoint} to continue from the checkpoint before it"
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        files = {str(name): (int(entry["bytes"]), int(entry["crc32"])) for name, entry in manifest["files"].items()}
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"{checkpoint} has format {manifest['format']}, expected {FORMAT}: {advice}")
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{checkpoint} is not a longctx_rl checkpoint (no valid {MANIFEST}): {advice}") from error
-    for name, (size, checksum) in files.items():
-        file = checkpoint / name
+    manifest = read_object(checkpoint / MANIFEST, advice, format=int, files=dict[str, dict[str, int]])
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"{checkpoint} has format {manifest['format']}, expected {FORMAT}: {advice}")
+    for name, entry in manifest["files"].items():
+        file, size = checkpoint / name, entry.get("bytes")
         if not file.is_file():
             raise ValueError(f"{file} is missing: {advice}")
         if file.stat().st_size != size:
             raise ValueError(f"{file} is truncated ({file.stat().st_size} of {size} bytes): {advice}")
-        if _crc32(file) != checksum:
+        if _crc32(file) != entry.get("crc32"):
             raise ValueError(f"{file} was modified after it was written (checksum mismatch): {advice}")
 
 
 def read_trainer_state(checkpoint: Path) -> dict[str, Any]:
     """Return the trainer state of a verified checkpoint."""
-    state: dict[str, Any] = json.loads((checkpoint / TRAINER_STATE).read_text())
-    return state
+    return read_object(checkpoint / TRAINER_STATE, f"remove {checkpoint} to continue from the checkpoint before it")
 
 
 def rng_states() -> list[dict[str, str]]:

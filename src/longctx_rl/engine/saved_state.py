@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from longctx_rl.engine import distributed
 from longctx_rl.engine.optimizer import MOMENTS, UpdateCounter, full_shape
 from longctx_rl.engine.tensors import TensorFiles, write_tensors
+from longctx_rl.files import built, read_object
 
 FORMAT = 1
 WEIGHTS = "weights"
@@ -78,13 +79,11 @@ def load(directory: Path, module: nn.Module, write: Write) -> UpdateCounter:
 
 def _read_progress(directory: Path) -> UpdateCounter:
     file = directory / "engine.json"
-    try:
-        content = json.loads(file.read_text())
-        if content["format"] != FORMAT:
-            raise ValueError(f"{file} has format {content['format']}, expected {FORMAT}: choose another checkpoint")
-        return UpdateCounter(**content["progress"])
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{directory} is not a longctx_rl checkpoint ({error!r}): choose another one") from error
+    advice = "choose another checkpoint"
+    content = read_object(file, advice, format=int, progress=UpdateCounter)
+    if content["format"] != FORMAT:
+        raise ValueError(f"{file} has format {content['format']}, expected {FORMAT}: {advice}")
+    return built(UpdateCounter, content["progress"])
 
 
 def _compare(directory: Path, module: nn.Module, files: TensorFiles) -> None:

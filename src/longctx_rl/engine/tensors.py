@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longctx_rl.engine import distributed
+from longctx_rl.files import read_object
 
 SHARD_BYTES = 4 * 2**30
 """Maximum size of a file. A single tensor may exceed it."""
@@ -95,13 +96,15 @@ class TensorFiles:
     """Reads the files of ``write_tensors``. Raises ValueError if one is missing or not a safetensors file."""
 
     def __init__(self, directory: Path, stem: str) -> None:
-        index = directory / f"{stem}.safetensors.index.json"
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else []
+        index, names = directory / f"{stem}.safetensors.index.json", [f"{stem}.safetensors"]
+        if index.exists():
+            content = read_object(index, "choose another checkpoint", weight_map=dict[str, str])
+            names = sorted(set(content["weight_map"].values()))
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Shape of each tensor, by name."""
         self._file_of: dict[str, Path] = {}
-        for file in [directory / name for name in names] or [directory / f"{stem}.safetensors"]:
-            self._open(file)
+        for name in names:
+            self._open(directory / name)
 
     def _open(self, file: Path) -> None:
         try:

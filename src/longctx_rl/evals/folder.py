@@ -11,7 +11,7 @@ from typing import Any
 from longctx_rl.config.eval import EvaluateConfig
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.suites import plan_of
-from longctx_rl.files import InUse, lock, write_text
+from longctx_rl.files import InUse, lock, read_object, write_text
 
 DESCRIPTION = "evaluation.json"
 LOCK = ".lock"
@@ -61,7 +61,7 @@ def check(out: Path, config: EvaluateConfig) -> None:
     if not kept:
         return
     _check_equal(out, kept, {"dtype": config.dtype})
-    if "limits" not in kept:
+    if kept.get("limits") is None:
         raise ValueError(
             f"{out} was written by an older version, which did not record the limits of answers: {OTHER_FOLDER}"
         )
@@ -89,7 +89,7 @@ def claim(
         ValueError: the folder contains answers with different weights or positions.
     """
     kept = _description(out)
-    if kept and kept.get("weights_of") != WEIGHTS_OF and kept["weights"] != weights:
+    if kept and kept.get("weights_of") != WEIGHTS_OF and kept.get("weights") != weights:
         raise ValueError(
             f"{out} contains answers with different weights, or was written by an older version, which hashed weights "
             f"that are not float32 differently: {OTHER_FOLDER}"
@@ -99,6 +99,7 @@ def claim(
         name: [(*cell, plan.each) for cell in plan.cells()]
         for name, plan in ((name, plan_of(config.eval, name)) for name in config.eval.suites)
     }
+    limits = {name: each for name, each in (kept.get("limits") or {}).items() if name not in config.eval.suites}
     description = {
         "checkpoint": config.checkpoint,
         "tokenizer": config.tokenizer or config.checkpoint,
@@ -107,8 +108,8 @@ def claim(
         "dtype": config.dtype,
         "positions": positions,
         "sandbox": backend,
-        "limits": _limits(config) | {k: v for k, v in kept.get("limits", {}).items() if k not in config.eval.suites},
-        "asked": kept.get("asked", {}) | requested,
+        "limits": _limits(config) | limits,
+        "asked": (kept.get("asked") or {}) | requested,
     }
     write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
@@ -133,11 +134,30 @@ def _remove_unanswered(created: Sequence[Path]) -> None:
             folder.rmdir()
 
 
+def read_description(path: Path, fix: str, needs: Sequence[str] = ()) -> dict[str, Any]:
+    """The description of an evaluation.
+
+    Args:
+        fix: see ``files.read_object``.
+        needs: fields that must exist. Older versions did not write all of them.
+
+    Raises:
+        ValueError: it cannot be read, or a field is missing or of another type.
+    """
+    fields = {
+        "weights": str,
+        "dtype": str,
+        "limits": dict[str, dict[str, float | None]],
+        "asked": dict[str, list[tuple[str, int, int]]],
+    }
+    kinds = {name: kind if name in needs else kind | None for name, kind in fields.items()}
+    return read_object(path, fix, checkpoint=str, **kinds)
+
+
 def _description(out: Path) -> dict[str, Any]:
     """The folder's description; empty for a new folder."""
     path = out / DESCRIPTION
-    description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return description
+    return read_description(path, f"restore it, or {OTHER_FOLDER}") if path.exists() else {}
 
 
 def _limits(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
@@ -147,5 +167,6 @@ def _limits(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
 def _check_equal(out: Path, kept: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     for key, value in expected.items():
         if kept.get(key, value) != value:
-            checkpoint, found = kept["checkpoint"], kept[key]
-            raise ValueError(f"{out} contains answers with different {key} ({checkpoint}, {found}): {OTHER_FOLDER}")
+            raise ValueError(
+                f"{out} contains answers with different {key} ({kept['checkpoint']}, {kept[key]}): {OTHER_FOLDER}"
+            )

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from longctx_rl.files import json_lines, write_text
+from longctx_rl.files import built, json_lines, write_text
 
 EXCERPT = 400
 """Characters of a question and of its reference answer that a record keeps."""
@@ -79,10 +80,12 @@ def append(path: Path, records: Iterable[ItemRecord]) -> None:
 def read(path: Path) -> list[ItemRecord]:
     """All records in the order in which they were written. An incomplete last line, left by a crash, is dropped.
 
+    If an item has several records of one step, the last one counts.
+
     Raises:
         ValueError: a complete line is not a record.
     """
-    return [record for _, record in _parsed(path)]
+    return list({(record.step, record.id): record for _, record in _parsed(path)}.values())
 
 
 def drop_after(path: Path, step: int) -> None:
@@ -96,15 +99,22 @@ def drop_after(path: Path, step: int) -> None:
     write_text(path, "".join(f"{line}\n" for line, record in _parsed(path) if record.step <= step))
 
 
+def record_of(fields: Any) -> ItemRecord:
+    """The record of a parsed line. Raises ValueError if it is not one, or its score or depth is outside [0, 1]."""
+    record = built(ItemRecord, fields)
+    if not (0 <= record.score <= 1 and 0 <= (record.depth or 0) <= 1):
+        raise ValueError(f"it has a score of {record.score} or a depth of {record.depth}, outside 0 to 1")
+    return record
+
+
 def _parsed(path: Path) -> Iterator[tuple[str, ItemRecord]]:
     """Complete lines with their records."""
     for line in json_lines(path):
         if line.cut:
             return
         try:
-            fields = line.checked()
-            record = ItemRecord(**fields | {"more": tuple(fields.get("more", ()))})
-        except (ValueError, TypeError, AttributeError) as error:
+            record = record_of(line.checked())
+        except ValueError as error:
             raise ValueError(
                 f"{path}, line {line.number} is not an evaluation record ({line.problem or error}): remove that line"
             ) from error

@@ -2,28 +2,31 @@
 
 A cache is a folder whose name is a hash of its identity: teacher, tokenizer, estimator, temperature, dtype. It holds
 the identity (``identity.json``), the teacher's output weights for the exact divergence (``head.safetensors``), the
-concatenated signals (``signals.bin``, memory-mapped), and their offsets (``index.jsonl``, a line per group). A group's
-key is a hash of its tokens, so another prompt, template or completion is another entry. An entry exists once its line
-is written; bytes that a killed build wrote after the last complete entry are truncated.
+concatenated signals (``signals.bin``, memory-mapped), and their offsets and checksums (``index.jsonl``, a line per
+group). A group's key is a hash of its tokens, so another prompt, template or completion is another entry. An entry
+exists once its line is written; bytes that a killed build wrote after the last complete entry are truncated. A damaged
+entry is never used, and the next build computes it again.
 """
 
 import hashlib
 import json
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from longctx_rl.files import InUse, json_lines, lock, write_text
+from longctx_rl.files import InUse, built, json_lines, lock, mismatch, read_object, replacing, write_text
 from longctx_rl.objective.spec import Estimator
 from longctx_rl.policy.shape import ModelShape
 from longctx_rl.types import GroupSpan, HiddenSignal, PackedGroups, SampledSignal, TeacherSignal, TopKSignal
 
 ALIGNMENT = 64
 """Entries start at multiples of this many bytes."""
+REPAIR = "repeat the command that built the cache, which keeps all other signals"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +82,22 @@ class TeacherCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        facts = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
-        self.identity = Identity(**facts["identity"])
-        self.shape = ModelShape(**facts["shape"])
+        facts = _facts(folder)
+        self.identity = built(Identity, facts["identity"])
+        self.shape = built(ModelShape, facts["shape"])
         self.context: int = facts["context"]
         self.width: int = facts["width"]
-        self._entries: dict[str, tuple[int, int]] = {}
+        self._head_crc32: int | None = facts.get("head_crc32")
+        self._entries: dict[str, tuple[int, int, int]] = {}
+        """Key to position, number of tokens and checksum."""
         index, data = folder / "index.jsonl", folder / "signals.bin"
         size = data.stat().st_size if data.exists() else 0
         for line in json_lines(index) if index.exists() else ():
-            if line.problem:
-                break  # the last line of a killed build
-            key, start, tokens = line.value
-            if start + self._entry_bytes(tokens) > size:
-                break  # its line reached the disk before its signals did
-            self._entries[key] = (start, tokens)
+            if mismatch(line.value, list[Any]) or [type(part) for part in line.value] != [str, int, int, int]:
+                continue  # damaged, or the last line of a killed build
+            key, start, tokens, checksum = line.value
+            if 0 <= start <= size - self._entry_bytes(tokens):  # else its line reached the disk before its signals did
+                self._entries[key] = (start, tokens, checksum)
         self._bytes: Tensor | None = None
         self._writing: tuple[BinaryIO, TextIO, TextIO] | None = None
 
@@ -112,13 +116,16 @@ class TeacherCache:
             held = lock(folder / ".lock")
         except InUse as error:
             raise ValueError(f"{folder} is being written by another build ({error.owner}): wait for it") from None
-        if not (folder / "identity.json").exists():
-            if head is not None:
-                save_file({"head": head.contiguous().cpu()}, folder / "head.safetensors")
-            facts = {"identity": asdict(identity), "shape": asdict(shape), "context": context, "width": width}
-            write_text(folder / "identity.json", json.dumps(facts, indent=2) + "\n")
+        facts = {"identity": asdict(identity), "shape": asdict(shape), "context": context, "width": width}
+        if head is not None:
+            with replacing(folder / "head.safetensors") as temporary:
+                save_file({"head": head.contiguous().cpu()}, temporary)
+            facts["head_crc32"] = zlib.crc32((folder / "head.safetensors").read_bytes())
+        write_text(folder / "identity.json", json.dumps(facts, indent=2) + "\n")
         cache = cls(folder)
-        end = max((start + cache._entry_bytes(tokens) for start, tokens in cache._entries.values()), default=0)
+        cache._entries = {key: entry for key, entry in cache._entries.items() if cache._content(key) is not None}
+        cache._bytes = None
+        end = max((start + cache._entry_bytes(tokens) for start, tokens, _ in cache._entries.values()), default=0)
         lines = [json.dumps([key, *entry]) + "\n" for key, entry in cache._entries.items()]
         write_text(folder / "index.jsonl", "".join(lines))
         data = (folder / "signals.bin").open("ab")
@@ -141,7 +148,11 @@ class TeacherCache:
         """
         expected, others = asdict(identity), []
         for file in sorted(root.expanduser().glob("teacher-*/identity.json")):
-            stored = json.loads(file.read_text(encoding="utf-8"))["identity"]
+            try:
+                stored = _facts(file.parent)["identity"]
+            except ValueError as error:
+                others.append(str(error))
+                continue
             ignored = "teacher" if identity.teacher is None else "name"
             different = [name for name, value in expected.items() if name != ignored and stored.get(name) != value]
             if not different:
@@ -172,29 +183,44 @@ class TeacherCache:
         content = b"".join(column.cpu().contiguous().view(torch.uint8).numpy().tobytes() for column in columns)
         start, tokens = data.tell(), len(columns[0])
         assert [column.shape[1] for column in columns] == [width for _, width in self._columns()]
-        data.write(content.ljust(self._entry_bytes(tokens), b"\0"))
+        content = content.ljust(self._entry_bytes(tokens), b"\0")
+        entry = (start, tokens, zlib.crc32(content))
+        data.write(content)
         data.flush()
-        index.write(json.dumps([key, start, tokens]) + "\n")
+        index.write(json.dumps([key, *entry]) + "\n")
         index.flush()
-        self._entries[key] = (start, tokens)
+        self._entries[key] = entry
 
     def read(self, key: str) -> tuple[Tensor, ...]:
-        """Return [T, H] hidden states, or [T, K] ids and log-probabilities."""
-        if self._bytes is None:
-            path = self.folder / "signals.bin"
-            self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-        start, tokens = self._entries[key]
-        columns = []
+        """Return [T, H] hidden states, or [T, K] ids and log-probabilities. Raises ValueError if they are damaged."""
+        content, (_, tokens, _) = self._content(key), self._entries[key]
+        if content is None:
+            raise ValueError(f"{self.folder / 'signals.bin'} is damaged: {REPAIR}")
+        columns, start = [], 0
         for dtype, width in self._columns():
             size = tokens * width * dtype.itemsize
-            columns.append(self._bytes[start : start + size].view(dtype).view(tokens, width))
+            columns.append(content[start : start + size].view(dtype).view(tokens, width))
             start += size
         return tuple(columns)
 
+    def _content(self, key: str) -> Tensor | None:
+        """Return the bytes of an entry; None if they are damaged."""
+        if self._bytes is None:
+            path = self.folder / "signals.bin"
+            self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        start, tokens, checksum = self._entries[key]
+        content = self._bytes[start : start + self._entry_bytes(tokens)]
+        return content if zlib.crc32(content.numpy().data) == checksum else None
+
     def head(self) -> Tensor | None:
-        """Return the teacher's output weights, [V, H], if the estimator is exact."""
+        """Return the teacher's output weights, [V, H], if the estimator is exact. Raises ValueError if damaged."""
+        if self.identity.estimator != "exact":
+            return None
         file = self.folder / "head.safetensors"
-        return load_file(file)["head"] if file.exists() else None
+        content = file.read_bytes() if file.is_file() else b""
+        if zlib.crc32(content) != self._head_crc32:
+            raise ValueError(f"{file} is damaged: {REPAIR}")
+        return load(content)["head"]
 
     def close(self) -> None:
         """Close the files and release the lock."""
@@ -212,6 +238,12 @@ class TeacherCache:
     def _entry_bytes(self, tokens: int) -> int:
         size = sum(tokens * width * dtype.itemsize for dtype, width in self._columns())
         return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """Return the content of identity.json. Raises ValueError if it cannot be used."""
+    kinds = {"identity": Identity, "shape": ModelShape, "context": int, "width": int, "head_crc32": int | None}
+    return read_object(folder / "identity.json", REPAIR, **kinds)
 
 
 class CachedScorer(nn.Module):

@@ -127,7 +127,17 @@ def _dashboard(arguments: argparse.Namespace) -> str:
 def _experiment(name: str) -> "Experiment":
     from longctx_rl.report.experiment import open_experiment
 
-    return open_experiment(CHECKOUT / "experiments" / name)
+    folder = _experiments() / name
+    if name == ".." or folder.name != name:
+        raise ValueError(f"{name!r} is a path: give the name of a folder of experiments/, such as table1")
+    return open_experiment(folder)
+
+
+def _experiments() -> Path:
+    folder = CHECKOUT / "experiments"
+    if not folder.is_dir():
+        raise ValueError("there is no experiments/ here: run this command at the top of a checkout of longctx_rl")
+    return folder
 
 
 def _chosen(names: list[str]) -> "tuple[list[Experiment], list[str]]":
@@ -138,6 +148,7 @@ def _chosen(names: list[str]) -> "tuple[list[Experiment], list[str]]":
     """
     from longctx_rl.report import readmes, results
 
+    _experiments()
     if names:
         return [_experiment(name) for name in names], []
     studies = [_experiment(name) for name in readmes.studies(CHECKOUT)]

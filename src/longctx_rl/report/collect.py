@@ -184,7 +184,7 @@ def curves_of(rows: Sequence[Row]) -> dict[str, list[float | None]]:
 def origin(run: Run) -> dict[str, Any]:
     """The provenance of a run, without anything that names people or machines."""
     environment = run.environment
-    host = environment.get("host", {})
+    host = environment.get("host") or {}
     return {
         "command": command(run),
         "started": environment.get("started"),
@@ -194,7 +194,7 @@ def origin(run: Run) -> dict[str, Any]:
         "packages": environment.get("packages"),
         "machine": {key: host.get(key) for key in ("cores", "memory_gib", "gpus")},
         "evaluation_seconds": rounded(sum(row.get("time/eval") or 0.0 for row in run.metrics)),
-        "resumed": len(environment.get("resumed", [])),
+        "resumed": len(environment.get("resumed") or []),
         "models": environment.get("models"),
         **weights(run),
     }
@@ -210,7 +210,7 @@ def weights(run: Run) -> dict[str, str | None]:
     for role in ("student", "teacher") if taught else ("student",):
         name = str(run.config.get("model", {}).get(role))
         folder = shipped(name)
-        hashes[role] = weights_hash(folder or Path(run.environment.get("directory", "."), name))
+        hashes[role] = weights_hash(folder or Path(run.environment.get("directory") or ".", name))
     return hashes
 
 

@@ -57,7 +57,7 @@ def open_experiment(folder: Path) -> Experiment:
         ValueError: the folder does not exist, or axes.yaml is not as docs/report.md describes.
     """
     if not folder.is_dir():
-        known = sorted(path.parent.name for path in folder.parent.glob("*/README.md"))
+        known = sorted(path.parent.name for path in folder.parent.glob("*/tables.md"))
         raise ValueError(f"{folder} does not exist: create it, or choose one of {', '.join(known) or 'no experiments'}")
     path = folder / "axes.yaml"
     if not path.is_file():

@@ -43,9 +43,10 @@ class _Group:
 def cost_at(run: Result, length: float) -> PromptCost | None:
     """The costs of a run at one length; None if it did not record its models, or has several questions per prompt."""
     spent, models = run.costs.get(last_step(run) or 0, {}), run.origin.get("models")
-    if not models or not spent.get("prompts") or run.config.get("data.questions_per_document") != 1:
+    updates = run.config.get("algo.updates_per_rollout")
+    if not (models and spent.get("prompts") and updates and run.config.get("data.questions_per_document") == 1):
         return None
-    sampled, updates = run.config["algo.source"] == "policy", run.config["algo.updates_per_rollout"]
+    sampled = run.config.get("algo.source") == "policy"
     completions = run.config["algo.group_size"] if sampled else 1
     trained = spent["trained_tokens"] / spent["prompts"]
     answer = trained / (completions * updates)

@@ -13,13 +13,38 @@ from typing import Any
 
 from longctx_rl.config import convert
 from longctx_rl.config.schema import Config
-from longctx_rl.files import json_lines, write_text
+from longctx_rl.files import json_lines, mismatch, write_text
 from longctx_rl.launch.costs import Measured
+from longctx_rl.policy.shape import ModelShape
 
 Cell = tuple[str, str, int]
 """Suite, task, nominal prompt length."""
 COSTS = ("trained_tokens", "flops", "wall_seconds")
 """Costs, beside steps, at which runs can be compared when they are equal: names of ``progress/`` metrics."""
+DESCRIBED = {
+    "name": str,
+    "algo": str,
+    "seed": int | None,
+    "problems": list[str],
+    "config": {
+        "algo.group_size": int | None,
+        "algo.updates_per_rollout": int | None,
+        "data.lengths": list[int] | None,
+    },
+    "origin": {"git": dict[str, Any] | None, "models": dict[str, ModelShape] | None},
+}
+SPENT = {"costs": dict[str, dict[str, float]]}
+PROGRESS = dict.fromkeys(("step", "prompts", "sampled_tokens", "teacher_tokens", *COSTS), float)
+CURVES = {"curves": dict[str, list[float | None]]}
+CELL = {
+    "suite": str,
+    "task": str,
+    "length": int,
+    "families": list[str],
+    "scores": dict[str, list[float | None]],
+    "cut": dict[str, float],
+}
+"""Types of a file's lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,16 +166,27 @@ def missing(folder: Path) -> str:
 def read(path: Path) -> Result:
     """Read a result. Raises ValueError if the file is not a valid one."""
     try:
-        lines = [line.checked() for line in json_lines(path)]
-        described, costs, curves, *cells = lines
+        described, costs, curves, *cells = [line.checked() for line in json_lines(path)]
+        for line, kind in ((described, DESCRIBED), (costs, SPENT), (curves, CURVES), *((cell, CELL) for cell in cells)):
+            _require(line, kind)
+        for spent in costs["costs"].values():
+            _require(spent, PROGRESS if spent else {})
+        keyed = {(cell["suite"], cell["task"], cell["length"]): _cell(cell) for cell in cells}
+        if len(keyed) < len(cells):
+            raise ValueError("a suite, task and length occurs twice")
         return Result(
             **{**described, "problems": tuple(described["problems"])},
             costs={int(step): values for step, values in costs["costs"].items()},
             curves=curves["curves"],
-            cells={(cell["suite"], cell["task"], cell["length"]): _cell(cell) for cell in cells},
+            cells=keyed,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError) as error:  # an unknown field of the first line is a TypeError
         raise ValueError(f"{path} is not a valid result ({error}): restore the file, or collect it again") from error
+
+
+def _require(value: Any, kind: Any) -> None:
+    if problem := mismatch(value, kind):
+        raise ValueError(f"a line is {problem}")
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,8 +210,11 @@ def _row(families: list[str], scores: Mapping[str, float]) -> list[float | None]
 
 
 def _cell(line: Mapping[str, Any]) -> CellScores:
+    families = line["families"]
+    if len(set(families)) < len(families) or any(len(row) > len(families) for row in line["scores"].values()):
+        raise ValueError(f"{line['task']} {line['length']} has a family twice, or more scores than families")
     scores = {
-        int(step): {family: score for family, score in zip(line["families"], row, strict=False) if score is not None}
+        int(step): {family: score for family, score in zip(families, row, strict=False) if score is not None}
         for step, row in line["scores"].items()
     }
     return CellScores(scores=scores, cut={int(step): share for step, share in line["cut"].items()})

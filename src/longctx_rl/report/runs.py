@@ -3,7 +3,6 @@
 Everything that can be read is used; everything that cannot is named in ``Run.problems``, one sentence each.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,22 @@ import yaml
 import longctx_rl
 from longctx_rl.config import convert
 from longctx_rl.config.schema import Config
-from longctx_rl.evals.records import ItemRecord
-from longctx_rl.files import json_lines
+from longctx_rl.evals.folder import read_description
+from longctx_rl.evals.records import ItemRecord, record_of
+from longctx_rl.files import json_lines, mismatch
+from longctx_rl.runs.directory import ENVIRONMENT, read_environment
 from longctx_rl.runs.metrics import Row
 
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The C implementation where PyYAML has it: 200 configurations in one second instead of ten."""
+ROLLOUT = {
+    **dict.fromkeys(("id", "prompt_tail", "answer", "completion", "finish_reason"), str | None),
+    **dict.fromkeys(("tokens", "reward", "advantage"), float | None),
+    "reward_parts": dict[str, float] | None,
+    "tokens_text": list[str] | None,
+    "teacher_gap": list[float] | None,
+}
+"""Types of the fields of a saved completion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,12 @@ class Run:
     def rollouts(self) -> dict[int, list[dict[str, Any]]]:
         """The saved completions of each step, in the order of steps; unreadable lines are dropped."""
         files = sorted((self.path / "rollouts").glob("step-*.jsonl"))
-        return {int(file.stem.removeprefix("step-")): _json_objects(file)[0] for file in files}
+        numbered = {file: file.stem.removeprefix("step-") for file in files}
+        return {
+            int(step): [row for row in _json_objects(file)[0] if not mismatch(row, ROLLOUT)]
+            for file, step in numbered.items()
+            if step.isdecimal()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +94,9 @@ class EvaluationFolder:
 
 def find_evaluations(root: Path) -> list[EvaluationFolder]:
     """All evaluation folders under ``root``, sorted by path. Raises ValueError if one cannot be read."""
-    evaluations = []
-    for file in sorted(root.rglob("evaluation.json")):
-        try:
-            evaluations.append(EvaluationFolder(file.parent, dict(json.loads(file.read_text(encoding="utf-8")))))
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(
-                f"{file} cannot be read ({error}): remove this folder and evaluate its checkpoint again"
-            ) from error
-    return evaluations
+    fix = "remove this folder and evaluate its checkpoint again"
+    found = sorted(root.rglob("evaluation.json"))
+    return [EvaluationFolder(file.parent, read_description(file, fix)) for file in found]
 
 
 def find_runs(root: Path) -> list[Run]:
@@ -107,15 +115,14 @@ def read_run(path: Path) -> Run:
     """Read a run directory, whatever its state."""
     problems: list[str] = []
     config = _config(path / "config.yaml", problems)
-    environment = _environment(path / "environment.json", problems)
+    environment = _environment(path, problems)
     there = (path / "metrics.jsonl").is_file()
     rows, unread = _json_objects(path / "metrics.jsonl") if there else ([], [])
-    metrics = [row for row in rows if isinstance(row.get("step"), int)]
+    metrics = [row for row in rows if isinstance(row.get("step"), int) and not mismatch(row, dict[str, float | None])]
     problems += unread
     if len(metrics) < len(rows):
-        problems.append(
-            f"{path / 'metrics.jsonl'} has {len(rows) - len(metrics)} rows without a step, which were dropped"
-        )
+        unusable = len(rows) - len(metrics)
+        problems.append(f"{path / 'metrics.jsonl'} has {unusable} rows that are not metrics, which were dropped")
     if not metrics:
         problems.append(f"{path / 'metrics.jsonl'} {'contains no step' if there else 'is missing'}")
     finished = (path / "finished.json").is_file()
@@ -132,8 +139,8 @@ def read_evals(folder: Path) -> dict[str, tuple[list[ItemRecord], list[str]]]:
         kept: list[ItemRecord] = []
         for line in lines:
             try:
-                kept.append(ItemRecord(**line))
-            except TypeError:  # other fields: written by another version
+                kept.append(record_of(line))
+            except ValueError:  # written by another version, or damaged
                 continue
         if len(kept) < len(lines):
             problems.append(f"{file} has {len(lines) - len(kept)} records of another version, which were dropped")
@@ -144,14 +151,14 @@ def read_evals(folder: Path) -> dict[str, tuple[list[ItemRecord], list[str]]]:
 def run_directories(root: Path) -> Iterator[Path]:
     """Run directories under ``root``, in no particular order."""
     for config in root.rglob("config.yaml"):
-        if any((config.parent / name).is_file() for name in ("metrics.jsonl", "environment.json")):
+        if config.is_file() and any((config.parent / name).is_file() for name in ("metrics.jsonl", "environment.json")):
             yield config.parent
 
 
 def _config(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         problems.append(f"{path} cannot be read: {str(error).splitlines()[0]}")
         return {}
     if not isinstance(config, dict) or not isinstance(config.get("algo"), dict):
@@ -166,14 +173,17 @@ def _config(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _environment(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        environment = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-        problems.append(f"{path} is missing or broken: commit and versions are unknown")
+        environment = read_environment(path, "commit and versions are unknown")
+    except ValueError as error:
+        problems.append(str(error))
+        return {}
+    if not environment:
+        problems.append(f"{path / ENVIRONMENT} is missing: commit and versions are unknown")
         return {}
     version = environment.get("longctx_rl")
     if version != longctx_rl.__version__:
-        problems.append(f"{path.parent} was made by longctx_rl {version}; this is {longctx_rl.__version__}")
-    return dict(environment)
+        problems.append(f"{path} was made by longctx_rl {version}; this is {longctx_rl.__version__}")
+    return environment
 
 
 def _json_objects(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -16,10 +16,12 @@ from typing import Any
 from longctx_rl.config import convert
 from longctx_rl.config import load as configuration
 from longctx_rl.config.schema import Config
-from longctx_rl.files import InUse, lock, write_text
+from longctx_rl.files import InUse, json_lines, lock, read_object, write_text
 from longctx_rl.runs import environment
 
 LOCK = ".lock"
+ENVIRONMENT = "environment.json"
+RESTORE = "restore it, or remove it to continue without its records"
 FINISHED = "finished.json"
 """The file that a run writes last, when everything else is on disk."""
 LOCK_PATIENCE = 2.0
@@ -119,8 +121,7 @@ def trained(path: Path) -> bool:
     metrics = path / "metrics.jsonl"
     if not metrics.is_file():
         return False
-    with metrics.open(encoding="utf-8") as lines:
-        return any(line.startswith('{"step": ') and not line.startswith('{"step": 0,') for line in lines)
+    return any(not line.cut and not line.raw.startswith(b'{"step": 0,') for line in json_lines(metrics))
 
 
 def discard_untrained(config: Config) -> None:
@@ -152,13 +153,12 @@ def _fill(path: Path, config: Config) -> None:
     """Write config.yaml and environment.json, after removing the remains of an untrained run."""
     described: dict[str, Any] = environment.describe()
     if trained(path):
-        record = path / "environment.json"
-        first = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        first = read_environment(path, RESTORE)
         (path / FINISHED).unlink(missing_ok=True)
-        described = first | {"resumed": [*first.get("resumed", []), described]}
+        described = first | {"resumed": [*(first.get("resumed") or []), described]}
     else:
         _empty(path)
-    write_text(path / "environment.json", json.dumps(described, indent=2) + "\n")
+    write_text(path / ENVIRONMENT, json.dumps(described, indent=2) + "\n")
     write_text(path / "config.yaml", configuration.dump(config))
 
 
@@ -173,7 +173,7 @@ def finished(config: Config) -> dict[str, Any] | None:
     record = Path(config.run_dir, FINISHED)
     if not record.is_file():
         return None
-    content: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    content = read_object(record, "remove it, then continue with resume=true", budget=dict[str, Any])
     return content if content["budget"] == convert.plain(config.budget) else None
 
 
@@ -183,15 +183,14 @@ def record_parts(path: Path, data: dict[str, Any], models: dict[str, Any], weigh
     Raises:
         ValueError: the run is resumed, and its data or weights differ from those it started with.
     """
-    record = path / "environment.json"
-    environment = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    before = environment.get("data", data)
+    environment = read_environment(path, RESTORE)
+    before = environment.get("data") or data
     if before.get("content_hash") != data.get("content_hash"):
         raise ValueError(
-            f"the training data of {path} have changed since the run began ({before['content_hash']} is now "
-            f"{data['content_hash']}): restore them, or choose another experiment_name"
+            f"the training data of {path} have changed since the run began ({before.get('content_hash')} is now "
+            f"{data.get('content_hash')}): restore them, or choose another experiment_name"
         )
-    weights_before = environment.get("weights", {})
+    weights_before = environment.get("weights") or {}
     known = {role: digest for role, digest in weights_before.items() if digest is not None}
     for role, digest in known.items():
         if digest != weights.get(role, digest):
@@ -200,7 +199,25 @@ def record_parts(path: Path, data: dict[str, Any], models: dict[str, Any], weigh
                 "experiment_name"
             )
     noted = {"data": data, "models": models, "weights": weights_before | weights | known}
-    write_text(record, json.dumps(environment | noted, indent=2) + "\n")
+    write_text(path / ENVIRONMENT, json.dumps(environment | noted, indent=2) + "\n")
+
+
+def read_environment(path: Path, fix: str) -> dict[str, Any]:
+    """Return a run's environment.json; empty if it has none. Raises ValueError: see ``read_object``."""
+    if not (path / ENVIRONMENT).is_file():
+        return {}
+    return read_object(
+        path / ENVIRONMENT,
+        fix,
+        command=str | None,
+        directory=str | None,
+        longctx_rl=str | None,
+        git=dict[str, Any] | None,
+        host=dict[str, Any] | None,
+        data=dict[str, Any] | None,
+        weights=dict[str, str | None] | None,
+        resumed=list[Any] | None,
+    )
 
 
 def _discard(path: Path, config: Config) -> None:

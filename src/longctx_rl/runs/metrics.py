@@ -12,6 +12,12 @@ def read_metrics(path: Path) -> list[Row]:
     """Return the rows of a metrics.jsonl; a last line that a crash truncated is dropped.
 
     Raises:
-        ValueError: another line is not JSON.
+        ValueError: another line is not a row.
     """
-    return list(files.json_values(path))
+    rows = []
+    for number, row in enumerate(files.json_values(path), 1):
+        problem = files.mismatch(row, dict[str, float | None]) or files.mismatch(row, {"step": int})
+        if problem:
+            raise ValueError(f"{path}, line {number} is {problem}: restore the file")
+        rows.append(row)
+    return rows

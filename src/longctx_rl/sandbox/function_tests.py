@@ -15,12 +15,13 @@ import gzip
 import io
 import re
 import textwrap
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longctx_rl.files import parse_lines
+from longctx_rl.files import mismatch, parse_lines
 from longctx_rl.sandbox.pool import Call, Outcome, Sandbox
 from longctx_rl.sandbox.submissions import Grade, suspicious
 
@@ -28,6 +29,15 @@ REFERENCE_SECONDS = 20
 """CPU limit of a reference solution or a test: code that takes longer is broken."""
 PLUS_TOLERANCE = 1e-6
 """Absolute tolerance of floats where a row has no ``atol``."""
+ROW = {
+    "task_id": str | int,
+    **dict.fromkeys(("prompt", "text", "entry_point", "canonical_solution", "test", "code"), str | None),
+    **dict.fromkeys(("test_list", "test_imports"), list[str] | None),
+    **dict.fromkeys(("base_input", "plus_input"), list[list[Any]] | None),
+    "test_setup_code": str | None,
+    "atol": float | None,
+}
+"""Types of the columns of HumanEval, MBPP and EvalPlus."""
 COLLECT = """
 import builtins as _builtins, copy as _copy, random as _random
 
@@ -133,7 +143,7 @@ def read_humaneval(path: Path) -> list[FunctionProblem]:
             prompt=row["prompt"],
             entry=row["entry_point"],
             reference=row["prompt"] + row["canonical_solution"],
-            test=_plus(row) if "plus_input" in row else f"{row['test']}\n\n_test = check\n",
+            test=f"{row['test']}\n\n_test = check\n" if row.get("test") and not row.get("plus_input") else _plus(row),
             stub=row["prompt"],
         )
         for row in rows
@@ -142,7 +152,7 @@ def read_humaneval(path: Path) -> list[FunctionProblem]:
 
 def _plus(row: Mapping[str, Any]) -> str:
     """Return the test of a row of EvalPlus."""
-    cases = [*row["base_input"], *row["plus_input"]]
+    cases = [*(row.get("base_input") or ()), *(row.get("plus_input") or ())]
     return PLUS.format(entry=row["entry_point"], cases=cases, tolerance=row.get("atol") or PLUS_TOLERANCE)
 
 
@@ -159,19 +169,19 @@ def read_mbpp(path: Path) -> list[FunctionProblem]:
     """
     problems = []
     for row in _rows(path, ("task_id",), ("code", "base_input")):
-        if "base_input" in row:
+        if row.get("base_input") is not None:
             problems.append(_mbpp_plus(path, row))
             continue
-        if "test_list" not in row:
+        if row.get("test_list") is None:
             raise ValueError(f"{path}: row {row['task_id']} has no column test_list")
         text = row.get("text") or row.get("prompt")
         called = {
             node.func.id
             for test in row["test_list"]
-            for node in ast.walk(ast.parse(test))
+            for node in ast.walk(_tree(path, row, test))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
-        defined = [node for node in ast.parse(row["code"]).body if isinstance(node, ast.FunctionDef)]
+        defined = [node for node in _tree(path, row, row["code"]).body if isinstance(node, ast.FunctionDef)]
         entry = next((node for node in reversed(defined) if node.name in called), None)
         if entry is None or not text:
             raise ValueError(
@@ -194,9 +204,10 @@ def read_mbpp(path: Path) -> list[FunctionProblem]:
 
 def _mbpp_plus(path: Path, row: Mapping[str, Any]) -> FunctionProblem:
     """Return the problem of a row of EvalPlus's MBPP."""
-    if missing := [name for name in ("prompt", "entry_point", "canonical_solution", "plus_input") if name not in row]:
+    needed = ("prompt", "entry_point", "canonical_solution", "plus_input")
+    if missing := [name for name in needed if row.get(name) is None]:
         raise ValueError(f"{path}: row {row['task_id']} has no column {missing[0]}")
-    defined = [node for node in ast.parse(row["canonical_solution"]).body if isinstance(node, ast.FunctionDef)]
+    defined = [node for node in _tree(path, row, row["canonical_solution"]).body if isinstance(node, ast.FunctionDef)]
     function = next((node for node in defined if node.name == row["entry_point"]), None)
     if function is None:
         raise ValueError(f"{path}: the solution of {row['task_id']} does not define {row['entry_point']}")
@@ -211,21 +222,31 @@ def _mbpp_plus(path: Path, row: Mapping[str, Any]) -> FunctionProblem:
     )
 
 
+def _tree(path: Path, row: Mapping[str, Any], code: str) -> ast.Module:
+    """Parse a column with Python code. Raises ValueError if it is not Python."""
+    try:
+        return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{path}: row {row['task_id']} has code that is not Python ({error})") from error
+
+
 def _rows(path: Path, columns: Sequence[str], either: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return the rows of a file, gzipped or not. Each must have all ``columns`` and at least one of ``either``."""
     try:
         data = path.read_bytes()
         lines = io.BytesIO(gzip.decompress(data) if path.suffix == ".gz" else data)
         rows = [line.checked() for line in parse_lines(lines) if not line.blank]
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON lines: {error}") from error
     if not rows:
         raise ValueError(f"{path} has no row")
     for number, row in enumerate(rows, 1):
+        if problem := mismatch(row, ROW):
+            raise ValueError(f"{path}, row {number} is {problem}")
         for column in columns:
-            if not isinstance(row, dict) or column not in row:
+            if row.get(column) is None:
                 raise ValueError(f"{path}, row {number} has no column {column}")
-        if either and not any(column in row for column in either):
+        if either and all(row.get(column) is None for column in either):
             raise ValueError(f"{path}, row {number} has no column {' or '.join(either)}")
     return rows
 

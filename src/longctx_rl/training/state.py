@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from longctx_rl.config.schema import BudgetConfig
+from longctx_rl.files import mismatch
 
 
 @dataclass(slots=True)
@@ -42,6 +43,9 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TrainState":
+        """Return a saved state. Raises ValueError if another version wrote it."""
+        if problem := mismatch(data, cls):
+            raise ValueError(f"the checkpoint has a trainer state {problem}: resume it with the version that wrote it")
         return cls(**data)
 
 

@@ -1,6 +1,5 @@
 """Results in the folder of an evaluation: all numbers of its page, computed from the records without torch."""
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from longctx_rl.evals import records, summary
+from longctx_rl.evals.folder import read_description
 from longctx_rl.evals.records import ItemRecord
 from longctx_rl.evals.summary import CellSummary
 from longctx_rl.stats import Estimate
@@ -86,17 +86,9 @@ def load(folder: Path) -> Results:
     path = folder / "evaluation.json"
     if not path.is_file():
         raise ValueError(f"{path} not found: give the out= folder of python -m longctx_rl.evaluate")
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        plans = {
-            name: {(str(task), int(length)): int(items) for task, length, items in cells}
-            for name, cells in about["asked"].items()
-        }
-        checkpoint, weights, dtype = (str(about[key]) for key in ("checkpoint", "weights", "dtype"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} does not describe an evaluation ({error!r}): run the evaluate command again, answers are kept"
-        ) from error
+    about = read_description(path, "run the evaluate command again, answers are kept", needs=("asked", "dtype"))
+    plans = {name: {(task, length): items for task, length, items in cells} for name, cells in about["asked"].items()}
+    checkpoint, weights, dtype = (str(about.get(key)) for key in ("checkpoint", "weights", "dtype"))
     files = {file.stem: file for file in sorted((folder / "evals").glob("*.jsonl"))}
     suites = []
     for name in [*plans, *(name for name in files if name not in plans)]:

@@ -104,7 +104,7 @@ def _completion(row: dict[str, Any]) -> dict[str, Any]:
     """A saved completion, with its tokens and their gap to the teacher if they were saved, else with its text."""
     completion = {key: row.get(key) for key in ("tokens", "finish_reason", "reward", "advantage")}
     completion["parts"] = {name: rounded(value) for name, value in (row.get("reward_parts") or {}).items()}
-    if row.get("teacher_gap") and len(row["teacher_gap"]) == len(row.get("tokens_text", ())):
+    if row.get("teacher_gap") and len(row["teacher_gap"]) == len(row.get("tokens_text") or ()):
         completion |= {"texts": row["tokens_text"], "gaps": [round(gap, 2) for gap in row["teacher_gap"]]}
     else:
         completion["text"] = _shortened(str(row.get("completion", "")))

@@ -3,6 +3,7 @@
 import runpy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -74,14 +75,72 @@ def test_thinking_is_disabled_if_the_template_supports_it(tokenizer: PreTrainedT
     assert decode(tokenizer, encode_prompt(thinking, EXAMPLE)[1]).endswith("assistant\n<think></think>")
 
 
-def test_template_problems_are_reported(tokenizer: PreTrainedTokenizerBase) -> None:
+HEADLESS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+"""Without a start of the assistant's turn."""
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{% for m in messages %}{{ m.content * 2 }}{% endfor %}", r"exactly once.*choose another template"),
+        ("", r"exactly once"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", r"exactly once"),
+        ("{{ messages[0].content | upper }}", r"exactly once"),
+        ("{{ messages | tojson }}", r"exactly once"),
+        ("{{ messages[0].content | replace('\n', ' ') }}", r"exactly once"),
+        ("{% for part in messages[0].content %}{{ part.text }}{% endfor %}", r"exactly once"),
+        ("{{ raise_exception('System role not supported') }}", r"fails .*System role not supported.*correct it"),
+        ("{% if messages|length < 2 %}{{ raise_exception('roles must alternate') }}{% endif %}", r"fails .*alternate"),
+        ("{% for m in messages %}{{ m.content ", r"fails .*TemplateSyntaxError"),
+        ("{{ messages[3].content.text }}", r"fails .*UndefinedError"),
+        ("{{ 1 / 0 }}", r"fails .*ZeroDivisionError"),
+        ("{{ ''.__class__.__mro__ }}", r"fails .*SecurityError"),
+        ("{{ messages | nothing }}", r"fails .*No filter named"),
+        ({"tool_use": HEADLESS}, r"fails .*multiple chat templates"),
+        (5, r"fails .*TypeError"),
+        (None, r"no chat template.*chat=False"),
+        (HEADLESS, r"ignores add_generation_prompt, so prompts would end in '<\|im_end\|>\\n' instead"),
+    ],
+)
+def test_template_problems_are_reported(template: Any, problem: str) -> None:
     broken = AutoTokenizer.from_pretrained(MODELS / "mini-student")
-    broken.chat_template = "{% for message in messages %}{{ message['content'] * 2 }}{% endfor %}"
-    with pytest.raises(ValueError, match=r"chat template .*exactly once.*choose another template"):
+    broken.chat_template = template
+    with pytest.raises(ValueError, match=problem) as caught:
         encode_prompt(broken, EXAMPLE)
-    broken.chat_template = None
-    with pytest.raises(ValueError, match=r"chat template.*chat=False"):
-        encode_prompt(broken, EXAMPLE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "tail"),
+    [
+        (
+            "{% for m in messages %}"
+            "{{ ' [INST] ' + m.content + ' [/INST]' if loop.index0 % 2 == 0 else ' ' + m.content }}{% endfor %}",
+            " [/INST]",
+        ),
+        ("{% for m in messages %}{{ m.content | trim }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}", "A:"),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "\n"),
+        (
+            "{% for m in messages %}[{{ m.role }}]{{ '<think></think>' if m.role == 'assistant' }}{{ m.content }}"
+            "{% endfor %}{% if add_generation_prompt %}[assistant]<think>{% endif %}",
+            "[assistant]<think>",
+        ),
+        ("{{ messages[0].content }}{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
+        ({"default": "{{ messages[0].content }}A:", "rag": "x"}, "A:"),
+    ],
+    ids=[
+        "no generation prompt needed",
+        "trimmed",
+        "plain text",
+        "the model opens its own thoughts",
+        "a date",
+        "several",
+    ],
+)
+def test_templates_of_other_families(template: Any, tail: str) -> None:
+    other = AutoTokenizer.from_pretrained(MODELS / "mini-student")
+    other.chat_template = template
+    assert decode(other, encode_prompt(other, EXAMPLE)[1]) == f"\n\nWho sang?{tail}"
 
 
 def test_shipped_tokenizers_match_their_builder() -> None:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from longctx_rl.engine import Engine, checkpoint, distributed, startup, zero3
+from longctx_rl.policy.loading import load_model
 
 WIDTH = 33
 """Odd, so that shards of two ranks are padded."""
@@ -47,6 +48,7 @@ def ranks(root: Path) -> None:
     facts["skipped"] = not_finite_on_one_rank()
     facts["samples"] = [generation(gather) for gather in (True, False)]
     facts["gathers"] = sharded_weights(root)
+    facts["models"] = {name: loaded(root / name) for name in ("student", "renamed", "reshaped", "not finite")}
     facts["bfloat16"] = bfloat16()
     facts["disk_full"] = disk_full(root)
     if distributed.is_main():
@@ -165,6 +167,17 @@ def sharded_weights(root: Path) -> dict[str, int]:
         weights(each, root / name)
     zero3.SMALL_MODEL_NUMEL, zero3.RESIDENT_NUMEL = 20_000_000, 100_000
     return gathers
+
+
+def loaded(folder: Path) -> list[str]:
+    """Load a model in shards, and return each rank's reason for refusing it; empty: it loaded."""
+    with startup.loading(config()):
+        try:
+            model = load_model(str(folder))
+        except ValueError as error:
+            return distributed.gather([str(error)])
+    assert model.model.embed_tokens.weight.shape == (0,)
+    return distributed.gather([""])
 
 
 def bfloat16() -> list[float]:

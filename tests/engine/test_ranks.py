@@ -1,12 +1,15 @@
 """One rank, two ranks and new processes continue each other's training. Two ranks run once for all tests."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_cases import difference, policy, stored, train, weights
 from run_ranks import WIDTH, build, ranks, resume
+from safetensors.torch import load_file, save_file
 
 from longctx_rl.engine import checkpoint
 from rank_processes import run_ranks
@@ -23,8 +26,24 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     weights(trainer, root / "one" / "done")
     policy(WIDTH).model.save_pretrained(root / "student")
     policy(48, seed=3).model.save_pretrained(root / "teacher")
+    damage(root)
     run_ranks(ranks, root)
     return root, {**json.loads((root / "facts.json").read_text()), "one_norms": norms}
+
+
+def damage(root: Path) -> None:
+    """Write the student with other names, with another shape, and with a broken number in the second rank's shard."""
+    weights = load_file(root / "student" / "model.safetensors")
+    embedding, norm = "model.embed_tokens.weight", "model.norm.weight"
+    broken = weights[embedding].clone()
+    broken[-1, -1] = math.nan
+    for name, changed in {
+        "renamed": {key.replace("model.", "model.text."): value for key, value in weights.items()},
+        "reshaped": weights | {norm: weights[norm][:-1]},
+        "not finite": weights | {embedding: broken},
+    }.items():
+        shutil.copytree(root / "student", root / name)
+        save_file(changed, root / name / "model.safetensors")
 
 
 def test_two_ranks_equal_one(two: tuple[Path, dict[str, Any]]) -> None:
@@ -60,6 +79,17 @@ def test_sharded_weights_equal_resident_ones(two: tuple[Path, dict[str, Any]]) -
     root, _ = two
     assert difference(stored(root / "sharded-on"), stored(root / "two")) < 1e-6
     assert difference(stored(root / "sharded-on"), stored(root / "sharded-loaded")) == 0.0
+
+
+def test_weights_that_are_refused_in_shards(two: tuple[Path, dict[str, Any]]) -> None:
+    models = two[1]["models"]
+    assert models["student"] == ["", ""]
+    for name, problem in (
+        ("renamed", "lacks lm_head.weight"),
+        ("reshaped", "[32] instead of [33]"),
+        ("not finite", "values in model.embed_tokens.weight that are not finite"),
+    ):
+        assert all(problem in sentence for sentence in models[name])
 
 
 def test_weights_are_gathered_once_to_sample_and_not_for_a_replicated_teacher(

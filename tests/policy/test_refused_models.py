@@ -1,11 +1,14 @@
 """Models that packed groups or chunked scoring would get wrong are refused, with the reason and the way out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     CohereConfig,
     CohereForCausalLM,
     GPT2Config,
@@ -14,9 +17,16 @@ from transformers import (
     GraniteForCausalLM,
     Lfm2Config,
     Lfm2ForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from longctx_rl.data.packing import pack
@@ -72,6 +82,37 @@ def test_a_model_without_attention_backend() -> None:
 def test_logits_that_are_changed_after_the_head(model: PreTrainedModel, key: str) -> None:
     with pytest.raises(ValueError, match=rf"{key}.*choose a model"):
         Policy(model, chunk=4)
+
+
+class Headless(LlamaForCausalLM):
+    def get_output_embeddings(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (
+            lambda: T5ForConditionalGeneration(T5Config(vocab_size=37, d_model=16, num_layers=1)),
+            "not a decoder of text",
+        ),
+        (lambda: Llama4ForCausalLM(Llama4TextConfig(**SMALL, num_local_experts=2)), "not a decoder of text"),
+        (lambda: LlamaModel(LlamaConfig(**SMALL)), "not a decoder of text"),
+        (lambda: BertLMHeadModel(BertConfig(**SMALL)), "attends in both directions"),
+        (lambda: Headless(LlamaConfig(**SMALL)), "has no output head"),
+    ],
+    ids=["encoder-decoder", "another layout", "body", "encoder", "no head"],
+)
+def test_models_without_the_parts_of_a_decoder(make: Callable[[], PreTrainedModel], match: str) -> None:
+    with pytest.raises(ValueError, match=rf"^\w+ .*{match}.*: choose another model, such as Qwen3 or Llama$"):
+        Policy(make(), chunk=4)
+
+
+def test_a_window_of_zero_is_none() -> None:
+    """Qwen2-MoE's way to say that it has no window."""
+    model = tiny_model()
+    model.config.sliding_window = 0
+    assert Policy(model, chunk=4)
 
 
 def test_exact_divergence_from_a_head_with_bias() -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import Gemma4TextConfig
 
 from longctx_rl.policy.shape import DecoderSizes, load_config, sizes_of
 from longctx_rl.policy.weights import local_folder
@@ -25,5 +26,11 @@ def test_what_a_config_leaves_out_is_its_architectures_default(tmp_path: Path) -
 
 def test_a_broken_config_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=f"{tmp_path} cannot be loaded"):
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.json is not JSON"):
+        sizes_of(str(tmp_path))
+
+
+def test_sizes_that_differ_between_layers(tmp_path: Path) -> None:
+    Gemma4TextConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"does not state the sizes of a decoder .*per-layer attribute.*choose"):
         sizes_of(str(tmp_path))

@@ -6,11 +6,14 @@ from a data set never becomes a special token, even where it spells one out; onl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from longctx_rl.policy.weights import cause_of
 from longctx_rl.types import Example
 
 if TYPE_CHECKING:
@@ -21,7 +24,11 @@ TokenIds = tuple[int, ...]
 UTF8_BYTES = 4
 """Maximum bytes, and therefore tokens, of a character."""
 
-_MARK = "\u241eMESSAGE\u241e"
+DATE, TODAY = re.compile(r"""strftime_now\((['"])(.*?)\1\)"""), date(2024, 7, 26)
+"""How templates name the date, and the one that they are given, which is Llama 3's: prompts are the same tomorrow."""
+
+_MARK, _REPLY = '\u241emES "s&a\nge\u241e', "\u241eREPLY\u241e"
+"""Messages that a template must repeat to the letter: without another case, whitespace or escapes."""
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[TokenIds, TokenIds]:
@@ -36,7 +43,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple
     """
     if not example.chat:
         return encode_text(tokenizer, example.document), encode_text(tokenizer, example.question)
-    head, tail = _template_ids(tokenizer, getattr(tokenizer, "chat_template", None))
+    head, tail = _template_ids(tokenizer, repr(getattr(tokenizer, "chat_template", None)))
     document = head + encode_text(tokenizer, example.document)
     return document, encode_text(tokenizer, f"\n\n{example.question}") + tail
 
@@ -82,19 +89,50 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) ->
     return texts
 
 
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], **settings: Any) -> str:
+    """Return messages as the tokenizer's chat template renders them, without thinking if it supports that.
+
+    Args:
+        settings: of ``apply_chat_template``.
+
+    Raises:
+        ValueError: the template fails, or rejects the messages.
+    """
+    try:
+        template = DATE.sub(lambda call: repr(TODAY.strftime(call[2])), tokenizer.get_chat_template())
+        text = tokenizer.apply_chat_template(
+            list(messages), chat_template=template, tokenize=False, enable_thinking=False, **settings
+        )
+    except Exception as error:  # a template is a program, which raises what it likes
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} fails for the roles {roles} ({cause_of(error)}): correct "
+            "it, or give another tokenizer"
+        ) from error
+    assert isinstance(text, str)
+    return text
+
+
 @lru_cache(maxsize=8)
-def _template_ids(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> tuple[TokenIds, TokenIds]:
+def _template_ids(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> tuple[TokenIds, TokenIds]:
     """Return the template's tokens before and after the user's text. The template is an argument to key the cache."""
-    if chat_template is None:
+    if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template: use one that has one, or plain examples (chat=False)")
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
-    assert isinstance(rendered, str)
-    if rendered.count(_MARK) != 1:
+    question = {"role": "user", "content": _MARK}
+    text = rendered(tokenizer, [question], add_generation_prompt=True)
+    if text.count(_MARK) != 1:
         raise ValueError("the chat template does not repeat the user's message exactly once: choose another template")
+    before, after = text.split(_MARK)
+    if text == rendered(tokenizer, [question], add_generation_prompt=False):
+        whole = rendered(tokenizer, [question, {"role": "assistant", "content": _REPLY}], add_generation_prompt=False)
+        turn = whole.partition(_MARK)[2].partition(_REPLY)[0]
+        if turn.strip() != after.strip():
+            raise ValueError(
+                f"the chat template of {tokenizer.name_or_path} ignores add_generation_prompt, so prompts would end in "
+                f"{after!r} instead of {turn!r}: correct it, or give another tokenizer"
+            )
     head, tail = (
         tuple(tokenizer(part, add_special_tokens=False, split_special_tokens=False)["input_ids"])
-        for part in rendered.split(_MARK)
+        for part in (before, after)
     )
     return head, tail

@@ -19,7 +19,9 @@ from longctx_rl.evals.preconditions import check_lengths
 from longctx_rl.evals.processes import answer_in_processes, merge
 from longctx_rl.evals.suites import ProgressCallback, Share, plan_of
 from longctx_rl.policy.loading import check_tokenizer, context_length, load_model, load_tokenizer
+from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.weights import weights_hash
+from longctx_rl.rollout import agreement
 
 
 def evaluate_checkpoint(config: EvaluateConfig, backend: str | None) -> list[str]:
@@ -39,8 +41,10 @@ def evaluate_checkpoint(config: EvaluateConfig, backend: str | None) -> list[str
     tokenizer = load_tokenizer(config.tokenizer or config.checkpoint)
     model = load_model(config.checkpoint, config.yarn).eval()
     check_fit(config, model, tokenizer)
+    agreement.check_samples(model, tokenizer)
     if config.kl.base is not None:
         kl.check_tokens(config.kl.base, tokenizer)
+        agreement.check_scores(Policy(model, chunk=config.kl.chunk), tokenizer)
     if backend is not None:
         print(f"generated code is run in sandbox={backend}", file=sys.stderr)
     weights = weights_hash(config.checkpoint)
@@ -67,6 +71,8 @@ def kl_to_base(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> st
     """The table of KL(checkpoint || base), from ``evals/kl.json`` if it was measured before."""
     assert config.kl.base is not None
     base, model = kl.base_model(config.kl, tokenizer, config.yarn), load_model(config.checkpoint, config.yarn).eval()
+    agreement.check_scores(Policy(base, chunk=config.kl.chunk), tokenizer)
+    agreement.check_samples(base, tokenizer)
     facts = dataclasses.asdict(config.kl) | {
         "checkpoint": config.checkpoint,
         "base_weights": weights_hash(config.kl.base),

@@ -14,6 +14,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl.data.packing import pack, plan_rows
+from longctx_rl.data.prompts import rendered
 from longctx_rl.policy.loading import context_length, end_tokens
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.scoring import log_softmax, num_pieces
@@ -77,15 +78,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation rendered by the tokenizer's chat template."""
-        rendered = self.tokenizer.apply_chat_template(
+        return rendered(
+            self.tokenizer,
             chat_history,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
-            enable_thinking=False,
         )
-        assert isinstance(rendered, str)
-        return rendered
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
         """Token ids. Special tokens that the text spells out, as a chat template does, are encoded as such."""

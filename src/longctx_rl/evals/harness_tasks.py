@@ -21,7 +21,9 @@ from longctx_rl.evals.harness_model import HarnessModel
 from longctx_rl.evals.preconditions import RESULTS
 from longctx_rl.files import write_text
 from longctx_rl.policy.loading import check_tokenizer, load_model, load_tokenizer
+from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.weights import locate
+from longctx_rl.rollout import agreement
 
 SEED = 1234
 """Seed of few-shot examples and of generated prompts."""
@@ -41,6 +43,8 @@ def run_tasks(config: HarnessConfig) -> str:
     tasks = load_tasks(config)
     model = load_model(config.checkpoint, config.yarn)
     check_tokenizer(model, tokenizer, config.checkpoint)
+    agreement.check_scores(Policy(model.eval(), chunk=config.chunk), tokenizer)
+    agreement.check_samples(model, tokenizer)
     cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
     nn.Module.to(model, "cuda" if cuda else "cpu", getattr(torch, config.dtype))
     adapter = HarnessModel(

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,10 +21,10 @@ from longctx_rl.data.source import prompt_ids
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.suites import Plan, items_of
 from longctx_rl.evals.summary import aligned
-from longctx_rl.files import write_text
+from longctx_rl.files import built, read_object, write_text
 from longctx_rl.objective.spec import Divergence
 from longctx_rl.policy.frozen import FrozenScorer
-from longctx_rl.policy.loading import context_length, end_tokens, load_model, load_tokenizer
+from longctx_rl.policy.loading import checked_config, context_length, end_tokens, load_model, load_tokenizer
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.scoring import Anchor
 from longctx_rl.rollout import SampleRequest
@@ -57,7 +58,8 @@ def prompts(config: KLConfig, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
 
 
 def check_tokens(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError for a base that does not exist, or whose tokens differ from those of ``tokenizer``."""
+    """Raise ValueError for a base that cannot be loaded, or whose tokens differ from those of ``tokenizer``."""
+    checked_config(base)
     if load_tokenizer(base).get_vocab() != tokenizer.get_vocab():
         raise ValueError(
             f"kl.base={base} has a different vocabulary from the checkpoint, so the two cannot be compared: "
@@ -149,9 +151,9 @@ def measure(
         ValueError: see ``token_kl``.
     """
     if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_object(path, "remove it to measure the KL again", facts=dict[str, Any], items=list[TokenKL])
         if kept["facts"] == dict(facts):
-            return table([TokenKL(record["task"], record["id"], tuple(record["nats"])) for record in kept["items"]])
+            return table([built(TokenKL, record) for record in kept["items"]])
     measured = token_kl(model, base, tokenizer, prompts(config, tokenizer), config, batch_tokens)
     value, tokens = mean(measured)
     summary = {"nats_per_token": value.value, "interval": [value.low, value.high], "tokens": tokens}

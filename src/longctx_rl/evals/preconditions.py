@@ -9,6 +9,7 @@ from longctx_rl.data.generators.chronicle import LENGTH_TOLERANCE
 from longctx_rl.evals import functions, longreason_hub
 from longctx_rl.evals.grading import check_graders, runs_code
 from longctx_rl.evals.suites import READ, check_suite
+from longctx_rl.policy.model_folder import check_model
 from longctx_rl.policy.shape import stated_context
 from longctx_rl.policy.weights import locate
 from longctx_rl.sandbox import probe
@@ -29,9 +30,11 @@ def check_evaluate(config: EvaluateConfig) -> Backend | None:
             available; lengths beyond the context.
     """
     check_suites(config.eval.suites)
-    for model in (config.checkpoint, config.tokenizer, config.kl.base):
+    if config.tokenizer is not None:
+        locate(config.tokenizer)
+    for model in (config.checkpoint, config.kl.base):
         if model is not None:
-            locate(model)
+            check_model(model)
     context = stated_context(config.checkpoint, config.yarn)
     if context is not None:
         check_lengths(config, context)
@@ -74,8 +77,8 @@ def check_harness(config: HarnessConfig) -> None:
         raise ValueError("lm_eval is not installed: pip install 'longctx-rl[lmeval]'")
     if (Path(config.out) / RESULTS).exists():
         raise ValueError(f"{config.out} holds results already: choose another out=FOLDER")
-    for model in (config.checkpoint, config.tokenizer):
-        if model is not None:
-            locate(model)
+    if config.tokenizer is not None:
+        locate(config.tokenizer)
+    check_model(config.checkpoint)
     if config.include is not None and not Path(config.include).is_dir():
         raise ValueError(f"include={config.include} is not a folder: give a folder of task files, or include=null")

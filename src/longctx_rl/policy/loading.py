@@ -1,7 +1,8 @@
 """Loading of models and tokenizers, and the checks that a student and a teacher can be compared token by token."""
 
+from pathlib import Path
+
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -14,12 +15,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from longctx_rl.config.model import ArchitectureConfig, ModelConfig, YarnConfig
+from longctx_rl.policy.architecture import check_finite, check_weights
+from longctx_rl.policy.attention import dispatch
+from longctx_rl.policy.model_folder import check_model
 from longctx_rl.policy.shape import load_config
-from longctx_rl.policy.weights import locate, unavailable
+from longctx_rl.policy.weights import COMPLETE, explained, local_folder, locate
 
 transformers_logging.disable_progress_bar()  # a run has a progress line of its own
-UNLOADABLE = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)
-"""What transformers raises for files that are missing, truncated, or not a model's."""
 PROBES = (
     "The 3 quick foxes, aren't they?  Two  spaces;\ttab\n\nnew 1234567890.5e-3 CamelCaseName snake_case",
     "def f(x):\n    return x ** 2  # \u2264 10\n",
@@ -30,12 +32,13 @@ PROBES = (
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model. Raises ValueError if it cannot be loaded or has no end token."""
+    """Load the tokenizer of a model. Raises ValueError if it cannot be loaded or used, or has no end token."""
     path = locate(name)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    except UNLOADABLE as error:
-        raise ValueError(unavailable(name, path, error)) from error
+    with explained(name, path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        works = all(len(tokenizer(probe, add_special_tokens=False)["input_ids"]) > 0 for probe in PROBES)
+    if not works:
+        raise ValueError(f"the tokenizer of {name} returns no tokens for some texts: {COMPLETE}")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {name} has no end token, so completions could not end: set its eos_token")
     return tokenizer
@@ -44,21 +47,43 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def load_model(name: str, yarn: YarnConfig | None = None) -> PreTrainedModel:
     """Load a pretrained causal language model with float32 weights, from safetensors only: nothing is unpickled.
 
+    Code that comes with a model is never run.
+
     Args:
         yarn: the extension of its context; None: none.
 
     Raises:
-        ValueError: the model cannot be found or read, or its context cannot be extended as configured.
+        ValueError: the model cannot be found or read, its weights are not those of its architecture or not finite, or
+            its context cannot be extended as configured; see also ``dispatch.install``.
     """
-    path = locate(name)
-    config = None if yarn is None else stretched(load_config(name), name, yarn)
-    try:
+    path, config = locate(name), checked_config(name, yarn)
+    with explained(name, path):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=torch.float32, use_safetensors=True
+            path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-    except UNLOADABLE as error:
-        raise ValueError(unavailable(name, path, error)) from error
+    if not Path(path).is_dir() and (snapshot := local_folder(name)) is not None:  # it has just been downloaded
+        check_weights(name, snapshot, config)
+    check_finite(name, model)
+    dispatch.install(model)
     return model
+
+
+def checked_config(name: str, yarn: YarnConfig | None = None) -> PreTrainedConfig:
+    """Return the configuration with which a model is loaded, after every check that needs no weights in memory.
+
+    Raises:
+        ValueError: see ``load_model``.
+    """
+    check_model(name)
+    config = load_config(name)
+    if yarn is not None:
+        config = stretched(config, name, yarn)
+    # Settings for other programs, which would only break loading, calling or exporting the model.
+    config._attn_implementation, config.return_dict = None, True
+    config.output_attentions = config.output_hidden_states = False
+    if (folder := Path(locate(name))).is_dir():
+        check_weights(name, folder, config)
+    return config
 
 
 def stretched(config: PreTrainedConfig, name: str, yarn: YarnConfig) -> PreTrainedConfig:
@@ -142,6 +167,7 @@ def check_pair(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int |
             f"{teacher.eos_token}): choose both base or both chat models"
         )
     sizes = [len(tokenizer) if config.architecture else _vocabulary(config.student), _vocabulary(config.teacher)]
+    _check_rows(sizes[1], tokenizer, config.teacher)
     if sizes[0] == sizes[1]:
         return None
     if not config.slice_vocabulary:
@@ -153,14 +179,18 @@ def check_pair(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int |
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise ValueError if the tokenizer has more tokens than the model called ``name`` has embeddings."""
+    """Raise ValueError if the tokenizer has tokens for which the model called ``name`` has no embeddings."""
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
-    rows = embedding.num_embeddings
-    if len(tokenizer) > rows:
+    _check_rows(embedding.num_embeddings, tokenizer, name)
+
+
+def _check_rows(rows: int, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if needed > rows:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, but {name} has embeddings for {rows}: give the tokenizer that "
-            "it was trained with, tokenizer=FOLDER"
+            f"the tokenizer needs {needed} embeddings, but {name} has {rows}: give the tokenizer that it was trained "
+            "with, tokenizer=FOLDER in an evaluation and model.tokenizer=FOLDER in a run"
         )
 
 

@@ -44,8 +44,7 @@ class Policy(nn.Module):
         output = self.model.base_model(
             input_ids=packed.input_ids[None],
             position_ids=packed.position_ids[None],
-            # Every model passes a four-dimensional mask through unchanged; the spans hold the actual layout.
-            attention_mask=torch.empty(1, 1, 1, 1, device=packed.input_ids.device),
+            attention_mask=dispatch.packed_mask(packed.input_ids.device),
             use_cache=False,
             packed_spans=packed.spans,
             packed_prompt=prompt,
@@ -110,7 +109,9 @@ LOGIT_CHANGES = {
 
 
 def _check_head(model: PreTrainedModel) -> None:
-    """Raise ValueError if logits are not the head's output, which is what scoring uses."""
+    """Raise ValueError if there is no head, or if logits are not its output, which is what scoring uses."""
+    if not isinstance(model.get_output_embeddings(), nn.Module):
+        raise ValueError(f"{type(model).__name__} has no output head, which scoring needs: {dispatch.OTHERS}")
     for key, neutral in LOGIT_CHANGES.items():
         value = getattr(model.config, key, neutral)
         if value is not None and value != neutral:

@@ -7,16 +7,15 @@ exist. Neither contains the other, so they stay two classes.
 Imports neither torch nor transformers, so that reports can count FLOPs without them.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from longctx_rl.config.model import YarnConfig
 from longctx_rl.config.schema import Config
-from longctx_rl.policy.weights import local_folder, locate, unavailable
+from longctx_rl.policy.model_folder import OTHER, stated_config
+from longctx_rl.policy.weights import explained, locate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +53,12 @@ class ModelShape:
 
     @classmethod
     def of(cls, model: "PreTrainedModel") -> "ModelShape":
-        """Return the shape of a model, which may be sharded: DeepSpeed's parameters record their full size."""
+        """Return the shape of a model, which may be sharded: DeepSpeed's parameters record their full size.
+
+        Raises:
+            ValueError: a mixture of experts, not all of which compute each token.
+        """
+        _refuse_experts(model.config)
         sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in model.base_model.named_parameters()}
         embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
         vocabulary = getattr(embedding, "ds_numel", embedding.numel())
@@ -152,6 +156,8 @@ STATED = {
     "max_position_embeddings",
 }
 """Keys of config.json that ``DecoderSizes.of`` reads."""
+DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+"""Types of models that are known to be dense decoders without transformers, where config.json has all of ``STATED``."""
 
 
 def _qwen3(layers: int, hidden: int, intermediate: int, heads: int, *, tied: bool = True) -> DecoderSizes:
@@ -168,45 +174,57 @@ KNOWN = {
 
 
 def load_config(name: str) -> "PreTrainedConfig":
-    """Load the configuration of a model, without its weights. Raises ValueError if it cannot be loaded."""
-    from transformers import AutoConfig  # reports count without transformers
+    """Load the configuration of a causal language model, without its weights. Its own code is never run.
 
-    path = locate(name)
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(unavailable(name, path, error)) from error
+    Raises:
+        ValueError: it cannot be loaded, or is not that of a causal language model. See also ``stated_config``.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig, __version__  # reports count without transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    path, values = locate(name), stated_config(name)
+    if values is not None and (stated := values["model_type"]) not in CONFIG_MAPPING:
+        code = " without the code in its folder, which is never run" if "auto_map" in values else ""
+        raise ValueError(f"{name} has model_type={stated}, unknown to transformers {__version__}{code}: {OTHER}")
+    with explained(name, path):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        composite = config.get_text_config() is not config
+    kind = config.model_type
+    if config.is_encoder_decoder or composite or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(f"{name} is no causal language model of text (model_type={kind} in config.json): {OTHER}")
     return config
 
 
+def _refuse_experts(config: "PreTrainedConfig") -> None:
+    for key, value in config.to_dict().items():
+        if "experts" in key and isinstance(value, int) and value > 1:
+            raise ValueError(
+                f"{config.name_or_path} is a mixture of experts ({key}={value} in config.json), whose FLOPs and memory "
+                f"would be counted wrongly: {OTHER}"
+            )
+
+
 def sizes_of(name: str) -> DecoderSizes:
-    """Return the sizes of a model by its name. Raises ValueError if its config.json cannot be loaded."""
+    """Return the sizes of a model by its name. Raises ValueError if it cannot be loaded or is no dense decoder."""
     if name in KNOWN:
         return KNOWN[name]
-    folder = local_folder(name)
-    if folder is not None:
-        stated = _stated(folder / "config.json")
-        if stated.keys() >= STATED:  # a config.json that leaves nothing to its class's defaults needs no transformers
-            return DecoderSizes.of(SimpleNamespace(**stated))
-    return DecoderSizes.of(load_config(name))
-
-
-def _stated(path: Path) -> dict[str, Any]:
-    """The values of a config.json; empty if it cannot be read, which ``load_config`` explains."""
+    stated = stated_config(name)
+    if stated is not None and stated.keys() >= STATED and stated["model_type"] in DECODERS:
+        return DecoderSizes.of(SimpleNamespace(**stated))
+    config = load_config(name)
+    _refuse_experts(config)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        return DecoderSizes.of(config)
+    except (AttributeError, RuntimeError, TypeError) as error:  # RuntimeError: a size that differs between layers
+        raise ValueError(
+            f"{name} does not state the sizes of a decoder in its config.json ({error}): {OTHER}"
+        ) from error
 
 
 def stated_context(name: str, yarn: YarnConfig | None = None) -> int | None:
     """Return a model's context in tokens, stretched or from its config.json; None if that has to be loaded to know."""
-    if yarn is not None:
-        return yarn.context
-    folder = local_folder(name)
-    context = None if folder is None else _stated(folder / "config.json").get("max_position_embeddings")
-    return context if isinstance(context, int) else None
+    context = (stated_config(name) or {}).get("max_position_embeddings")
+    return context if yarn is None else yarn.context
 
 
 def model_sizes(config: Config) -> tuple[DecoderSizes, DecoderSizes | None]:

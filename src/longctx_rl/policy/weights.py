@@ -4,16 +4,41 @@ Imports neither torch nor transformers, so that reports can use it.
 """
 
 import hashlib
-import json
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from longctx_rl.files import built, parsed_json, read_object
 
 SHIPPED = Path(__file__).parent.parent / "shipped_models"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """What transformers loads from a folder: the single file, else the shards that the index names."""
 HEADER = 8
 """Bytes at the start of a safetensors file that hold the length of its header."""
+LONGEST_HEADER = 100_000_000
+"""Bytes that safetensors allows it."""
+GIT_LFS = b"version https://git-lfs.github.com"
+"""Start of the file that Git leaves in the place of a large one."""
 PIECE = 1 << 24
 """Bytes read at a time."""
+LONGEST_CAUSE = 240
+"""Characters of another library's error that a message repeats."""
+COMPLETE = "copy or download the model again"
+"""What to do about damaged or missing files."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """An entry of a safetensors file's header."""
+
+    dtype: str
+    """As safetensors spells it, such as BF16."""
+    shape: list[int]
+    data_offsets: list[int]
+    """First byte and end, counted from the end of the header."""
 
 
 def locate(name: str) -> str:
@@ -27,7 +52,7 @@ def locate(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / "tokenizer.json").is_file():
-            raise ValueError(f"{name} is not a model directory (no config.json): give the export/ folder of a run")
+            raise ValueError(no_config(name, path))
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ValueError(
@@ -36,18 +61,45 @@ def locate(name: str) -> str:
     return name
 
 
-def unavailable(name: str, path: str, error: Exception) -> str:
-    """What to tell a user whose model, located at ``path``, could not be loaded."""
-    if Path(path).is_dir():
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def no_config(name: str, folder: Path) -> str:
+    """What to tell a user whose folder is there, but is not that of a model."""
+    if (folder / "adapter_config.json").is_file():
         return (
-            f"{name} cannot be loaded ({cause}): give a folder with config.json, tokenizer.json and complete "
-            ".safetensors weights, such as the export/ folder of a finished run"
+            f"{name} is an adapter (adapter_config.json), not a model: merge it into its base model with peft's "
+            "merge_and_unload(), save that with save_pretrained(FOLDER), and give FOLDER without adapter_config.json"
         )
-    return (
-        f"model {name} is neither a directory nor in the local Hub cache, and the Hub could not be reached: "
-        f"download it first (hf download {name}) or give a directory"
-    )
+    for run in (folder, *folder.absolute().parents[:2]):
+        if (run / "environment.json").is_file() and (run / "config.yaml").is_file():
+            first = "" if (run / "export" / "config.json").is_file() else "finish the run with resume=true, and "
+            return f"{name} is a folder of a run and not its exported model: {first}give {run / 'export'}"
+    return f"{name} is not a model directory (no config.json): give the export/ folder of a run"
+
+
+@contextmanager
+def explained(name: str, path: str) -> Iterator[None]:
+    """Turn whatever is raised while a model at ``path`` is loaded into a ValueError that names it and the cause."""
+    try:
+        yield
+    except Exception as error:  # parsers of others' files raise what they like; tokenizers even a bare Exception
+        if not Path(path).is_dir() and isinstance(error, OSError):
+            raise ValueError(
+                f"model {name} is neither a directory nor in the local Hub cache, and the Hub could not be reached: "
+                f"download it first (hf download {name}) or give a directory"
+            ) from error
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{name} needs the code that its auto_map names, which is never run: choose a model without such code"
+            ) from error
+        raise ValueError(
+            f"{name} cannot be loaded ({cause_of(error)}): give a folder with config.json, tokenizer.json and complete "
+            ".safetensors weights, such as the export/ folder of a finished run"
+        ) from error
+
+
+def cause_of(error: Exception) -> str:
+    """Return another library's error in one line for the parentheses of a message."""
+    kind = "" if isinstance(error, (OSError, ValueError, RuntimeError)) else f"{type(error).__name__}: "
+    return textwrap.shorten(f"{kind}{error}", LONGEST_CAUSE, placeholder=" ...").rstrip(".: ") or type(error).__name__
 
 
 def local_folder(name: str) -> Path | None:
@@ -84,14 +136,12 @@ def weights_hash(model: str | Path) -> str | None:
     """
     folder = local_folder(model) if isinstance(model, str) else model
     places: dict[str, tuple[Path, int, int]] = {}
-    for path in [] if folder is None else _weight_files(folder):
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(HEADER), "little")
-            header = json.loads(file.read(size))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                start, end = tensor["data_offsets"]
-                places[name] = (path, HEADER + size + start, end - start)
+    files = [] if folder is None else weight_files(folder)
+    for path in files if all(path.is_file() for path in files) else []:
+        begin, tensors = read_header(path)
+        for name, tensor in tensors.items():
+            start, end = tensor.data_offsets
+            places[name] = (path, begin + start, end - start)
     digest = hashlib.blake2b(digest_size=16)
     for name, (path, start, size) in sorted(places.items()):
         digest.update(name.encode())
@@ -100,7 +150,7 @@ def weights_hash(model: str | Path) -> str | None:
             while size:
                 piece = file.read(min(PIECE, size))
                 if not piece:
-                    raise ValueError(f"{path} ends before its last tensor: copy or download it again")
+                    raise ValueError(f"{path} was truncated while it was read: {COMPLETE}")
                 digest.update(piece)
                 size -= len(piece)
     return digest.hexdigest() if places else None
@@ -118,12 +168,50 @@ def config_hash(name: str) -> str | None:
     return hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=16).hexdigest()
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers loads, or all of them if it would load none; empty if one is missing."""
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that transformers loads, or all of them if it would load none.
+
+    Raises:
+        ValueError: the index of the shards cannot be read, or names a file outside of the folder.
+    """
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
         return sorted(folder.glob("*.safetensors"))
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    shards = [folder / name for name in sorted(set(index["weight_map"].values()))]
-    return shards if all(shard.is_file() for shard in shards) else []
+    shards = set(
+        read_object(folder / INDEX, COMPLETE, metadata=dict[str, Any], weight_map=dict[str, str])["weight_map"].values()
+    )
+    for name in shards:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{folder / INDEX} names {name}, which is outside of the folder: {COMPLETE}")
+    return [folder / name for name in sorted(shards)]
+
+
+def read_header(path: Path) -> tuple[int, dict[str, StoredTensor]]:
+    """Read the header of a safetensors file.
+
+    Returns:
+        The length of the header in bytes, and the tensors by name.
+
+    Raises:
+        ValueError: it is no safetensors file, or ends before its last tensor.
+    """
+    try:
+        with path.open("rb") as file:
+            length = file.read(HEADER)
+            size = int.from_bytes(length, "little")
+            header, problem = parsed_json(file.read(min(size, LONGEST_HEADER)))
+            available = file.seek(0, 2) - HEADER - size
+        if length == GIT_LFS[:HEADER]:
+            raise ValueError("it is a pointer of Git LFS: run git lfs pull in its folder")
+        if problem or not isinstance(header, dict):
+            raise ValueError(f"its header is {problem or 'not a JSON object'}")
+        header.pop("__metadata__", None)
+        tensors = {name: built(StoredTensor, tensor) for name, tensor in header.items()}
+        for tensor in tensors.values():
+            start, end = tensor.data_offsets
+            if not 0 <= start <= end <= available:
+                raise ValueError("it ends before its last tensor")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no complete safetensors file ({error}): {COMPLETE}") from error
+    return HEADER + size, tensors

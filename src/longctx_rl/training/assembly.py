@@ -2,23 +2,32 @@
 
 import resource
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl.config.schema import SMALL_MODEL_NUMEL, Config
 from longctx_rl.data.source import TrainingSource, open_source
 from longctx_rl.engine import distributed, startup
 from longctx_rl.evals.evaluation import Evaluation
-from longctx_rl.policy.loading import check_pair, context_length, end_tokens, load_tokenizer, pair_note
+from longctx_rl.policy.loading import (
+    check_pair,
+    check_tokenizer,
+    context_length,
+    end_tokens,
+    load_tokenizer,
+    pair_note,
+)
 from longctx_rl.policy.memory import GIB, MARGIN, Workload, choose, device_memory, workload
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.shape import ModelShape, model_sizes
 from longctx_rl.rewards.composed import Rewarder, check_reward
 from longctx_rl.rewards.execution import CodeGrader
+from longctx_rl.rollout import agreement
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.sandbox import probe
 from longctx_rl.training.anchors import freeze, load_frozen, load_student
@@ -47,12 +56,16 @@ def build_parts(config: Config) -> Parts:
     with shards:
         student = load_student(config, tokenizer)
     shape, context = ModelShape.of(student), context_length(student)
+    check_tokenizer(student, tokenizer, model.student)
     eos_ids = end_tokens(student, tokenizer)
     policy = Policy(student, chunk=model.scoring_chunk, vocabulary=vocabulary)
     with nullcontext() if load.replicated else startup.loading(config):
         frozen = load_frozen(config, tokenizer, vocabulary)
     context = min(context, *(context_length(scorer.model) for scorer in frozen.values()), context)
     make_trainable(student, checkpointing=model.gradient_checkpointing)
+    models = [policy, *frozen.values()]
+    sharded = [module for module in models if any(hasattr(p, "ds_id") for p in module.parameters())]
+    check_agreement(config, tokenizer, policy, [module for module in models if module not in sharded])
     engine = startup.build(config, policy, config.schedule_steps)
 
     def sampler(temperature: float, max_new_tokens: int) -> HFSampler:
@@ -68,6 +81,7 @@ def build_parts(config: Config) -> Parts:
 
     code = code_grader(config, source)
     anchors = {name: freeze(config, engine, name, scorer) for name, scorer in frozen.items()}
+    check_agreement(config, tokenizer, policy, sharded)  # only on its engine can a sharded model run
     if config.needs_teacher and model.teacher_cache is not None:
         anchors["kd"], teacher_context = cached_anchor(config, tokenizer, vocabulary)
         context = min(context, teacher_context)
@@ -95,12 +109,34 @@ def code_grader(config: Config, source: TrainingSource) -> CodeGrader | None:
     return None
 
 
+def check_agreement(
+    config: Config, tokenizer: PreTrainedTokenizerBase, policy: Policy, models: Sequence[Policy]
+) -> None:
+    """Check the scores of ``models``, and the samples of ``policy`` if it is one of them. Raises ValueError."""
+    answers = config.eval.at_start or config.eval.during or config.eval.at_end
+    for module in models:
+        agreement.check_scores(module, tokenizer)
+        if module is policy and (config.algo.source == "policy" or answers):
+            agreement.check_samples(module.model, tokenizer, module.vocabulary)
+
+
 def make_trainable(student: PreTrainedModel, *, checkpointing: bool) -> None:
-    """Set training mode, which transformers needs to recompute activations, without dropout, which samplers lack."""
+    """Set training mode, which transformers needs to recompute activations, without dropout, which samplers lack.
+
+    Raises:
+        ValueError: the architecture cannot recompute activations.
+    """
     student.train()
     for module in student.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
+            setattr(module, name, 0.0)
+    if checkpointing and not student.supports_gradient_checkpointing:
+        raise ValueError(
+            f"{type(student).__name__} cannot recompute activations: set model.gradient_checkpointing=false, or "
+            "choose another student"
+        )
     if checkpointing:
         student.activation_checkpointing_enable({"use_reentrant": False})
 

@@ -18,6 +18,7 @@ from longctx_rl.policy.scoring import part_of
 from longctx_rl.policy.shape import ModelShape
 from longctx_rl.policy.teacher_cache import CachedScorer, Identity, TeacherCache, group_key
 from longctx_rl.policy.weights import config_hash, weights_hash
+from longctx_rl.rollout import agreement
 from longctx_rl.training.anchors import FrozenAnchor, anchor_signal
 from longctx_rl.training.groups import packed_in_step, recorded_groups
 from longctx_rl.training.preflight import check_cache
@@ -83,7 +84,8 @@ def build(config: Config) -> Path:
     dtype, device = getattr(torch, config.model.dtype), distributed.device(config)
     scorer = FrozenScorer(load_model(name, config.model.yarn), chunk=config.model.scoring_chunk, vocabulary=vocabulary)
     check_lengths(config, context_length(scorer.model))
-    cast_parameters(scorer.freeze(), dtype).to(device)
+    agreement.check_scores(scorer.freeze(), tokenizer)
+    cast_parameters(scorer, dtype).to(device)
     divergence = config.algo.kd
     head: Tensor | None = scorer.head.get_parameter("weight").detach() if divergence.estimator == "exact" else None
     live = FrozenAnchor(scorer, divergence, head, ModelShape.of(scorer.model))

@@ -7,6 +7,7 @@ from longctx_rl.config.schema import Config
 from longctx_rl.data.source import check_lengths, check_tasks, generated_tasks
 from longctx_rl.evals.grading import runs_code
 from longctx_rl.evals.preconditions import check_suites
+from longctx_rl.policy.model_folder import check_model
 from longctx_rl.policy.shape import stated_context
 from longctx_rl.policy.weights import locate
 from longctx_rl.rewards.composed import EXECUTION, check_reward
@@ -49,7 +50,7 @@ def _models(config: Config) -> list[str]:
             "teacher-cache and the run's own settings, or set model.teacher_cache=null"
         )
     for name in names:
-        locate(name)
+        check_model(name)
     return names
 
 
@@ -76,9 +77,9 @@ def check_cache(config: Config) -> None:
     """Raise ValueError for a run whose teacher signals cannot be cached."""
     check_tasks(config)
     check_data_files(config)
-    for name in (config.model.tokenizer, config.model.student, config.model.teacher):
-        if name is not None:
-            locate(name)
+    locate(config.model.tokenizer or config.model.student)
+    if config.model.teacher is not None:
+        check_model(config.model.teacher)
     if config.model.teacher_cache is None:
         raise ValueError("model.teacher_cache=null: set the folder of the cache, model.teacher_cache=FOLDER")
     if config.algo.source != "dataset" or not config.needs_teacher:

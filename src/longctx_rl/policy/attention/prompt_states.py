@@ -30,7 +30,12 @@ class PromptStates:
     """[1, H] final hidden state of the last prompt token, which predicts each completion's first token."""
 
     def record(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Keep a layer's keys and values as leaves."""
+        """Keep a layer's keys and values as leaves. Raises ValueError for an index that two attentions share."""
+        if layer in self.keys:
+            raise ValueError(
+                "the policy's attentions share layer indices, so completions cannot be scored one at a time: set "
+                "batch.backward=packed, or choose another model, such as Qwen3 or Llama"
+            )
         self.keys[layer], self.values[layer] = leaf(key), leaf(value)
 
 

@@ -1,6 +1,8 @@
 """A real HTTP server that speaks the OpenAI chat protocol and answers from a script."""
 
 import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,14 @@ class Reply:
     cut: bool = False
     """The connection ends in the middle."""
     finish_reason: str = "stop"
+    message: Any = "with the text"
+    """Sent instead of a message with the text."""
+    usage: Any = field(default_factory=lambda: {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12})
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: bytes | None = None
+    """Sent instead of an HTTP response."""
+    reset: bool = False
+    """The connection is reset in the middle."""
 
 
 @dataclass
@@ -60,21 +70,27 @@ def serving(script: Callable[[int, str], Reply]) -> Iterator[Server]:
                 server.headers.append(dict(self.headers))
             reply = script(number, request["messages"][-1]["content"])
             time.sleep(reply.seconds)
-            message = {"role": "assistant", "content": reply.text}
+            said = {"role": "assistant", "content": reply.text}
+            message = said if reply.message == "with the text" else reply.message
             choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
-            usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
             whole = {"id": "1", "object": "chat.completion", "created": 0, "model": request["model"]}
-            whole |= {"choices": [choice], "usage": usage}
+            whole |= {"choices": [choice], "usage": reply.usage}
             if reply.status != 200:
                 whole = {"error": {"message": f"scripted {reply.status}", "type": "scripted"}}
             body = reply.body if reply.body is not None else json.dumps(whole).encode()
-            self.send_response(reply.status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            with suppress(ConnectionError):  # a client that was stopped does not read its reply
-                self.end_headers()
-                self.wfile.write(body[: len(body) // 2] if reply.cut else body)
             self.close_connection = True
+            with suppress(ConnectionError):  # a client that was stopped does not read its reply
+                if reply.raw is not None:
+                    self.wfile.write(reply.raw)
+                    return
+                self.send_response(reply.status)
+                for name, value in ({"Content-Type": "application/json"} | reply.headers).items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[: len(body) // 2] if reply.cut or reply.reset else body)
+            if reply.reset:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
         def log_message(self, *arguments: Any) -> None:
             pass

@@ -1,5 +1,6 @@
 """Building a data set against a scripted endpoint that is good, broken, slow or dishonest."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -14,14 +15,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import hypothesis
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from longctx_rl import cli
 from longctx_rl.config.build import BuildConfig
 from longctx_rl.config.compose import composed_build
 from longctx_rl.data import __main__ as data_command
-from longctx_rl.data.building.documents import choose_passages, read_documents, read_text, split
+from longctx_rl.data.building.documents import choose_passages, split
 from longctx_rl.data.building.pipeline import balanced
 from longctx_rl.data.building.rejection import Rejected, check_evidence, is_repeated, parse
 from longctx_rl.data.building.writing import build
@@ -114,13 +118,22 @@ def test_a_teacher_s_responses_become_a_column(documents: Path, tmp_path: Path) 
     responder = "{base_url: URL, model: lab/teacher-9B, api_key_env: K, max_tokens: 50, no_thinking: false, "
     responder += "concurrency: 2, timeout: 5.0, retries: 0, cache: " + str(tmp_path / "teacher.sqlite") + "}"
 
+    bad = iter([Reply("From the", finish_reason="length"), Reply(status=400), Reply("\ud83d")])
+
     def script(number: int, prompt: str) -> Reply:
-        return Reply("From the whole document.") if DOCUMENT in prompt else good(number, prompt)
+        return next(bad, Reply("From the whole document.")) if DOCUMENT in prompt else good(number, prompt)
 
     with serving(script) as server:
         more = f"responder={responder.replace('URL', repr(server.url))}"
-        build(settings(documents, tmp_path / "out", server, more))
-    assert {row["response_teacher-9B"] for row in rows(tmp_path / "out")} == {"From the whole document."}
+        printed = build(settings(documents, tmp_path / "out", server, more, "tasks.multihop=6", "balance=false"))
+    responses = [row["response_teacher-9B"] for row in rows(tmp_path / "out")]
+    assert set(responses) == {None, "From the whole document."} and responses.count(None) == 3
+    assert report(tmp_path / "out")["without_response"] == {
+        "the reply was truncated: raise responder.max_tokens": 1,
+        "the endpoint rejected the request": 1,
+        "the reply is text with an unpaired surrogate": 1,
+    }
+    assert "1 rows without a response: the endpoint rejected the request" in printed
 
 
 def answering(**changes: Any) -> Callable[[int, str], Reply]:
@@ -150,6 +163,23 @@ def closed_book(number: int, prompt: str) -> Reply:
         (lambda n, p: Reply('{"question": "Who?"}'), "missing"),
         (lambda n, p: Reply(good(n, p).text, finish_reason="length"), r"writer\.max_tokens"),
         (answering(question=" ?"), "empty"),
+        (answering(answer=["Master1"]), "the answer is not text"),
+        (answering(answer=float("nan")), "the answer is not text"),
+        (answering(evidence="Master1"), "the evidence is not a list"),
+        (answering(question="Who headed \ud83d?"), "unpaired surrogate"),  # spelled as an escape in the reply's JSON
+        (lambda n, p: Reply("Who headed \ud83d?"), "unpaired surrogate"),
+        (lambda n, p: Reply('{"a":' * 100_000 + "}"), "not JSON"),
+        (lambda n, p: Reply(message=None), "the reply is empty"),
+        (
+            lambda n, p: Reply("", finish_reason="length"),
+            r"before its answer: raise writer\.max_tokens or set writer\.n",
+        ),
+        (lambda n, p: Reply(message={"refusal": "I cannot."}), "the model refused"),
+        (
+            lambda n, p: Reply("y", finish_reason="length") if "one word" in p else good(n, p),
+            r"judge's reply was truncated: raise writer\.max_tokens",
+        ),
+        (answering(evidence=[{"quote": FACTS[0]}, 3]), "no evidence"),
         (answering(evidence=[]), "no evidence"),
         (answering(evidence=["The guild chose nobody.", FACTS[0]]), "evidence.*not in the document"),
         (answering(evidence=[FACTS[0], FACTS[0]]), "single place"),
@@ -181,11 +211,46 @@ def test_each_flaw_is_rejected_by_name(
     out = tmp_path / "out"
     with serving(script) as server:
         config = settings(documents, out, server, "tasks.grounding=0", "tasks.longform=0", "attempts=2")
-        with pytest.raises(ValueError, match=r"rejected\.ndjson"):
+        with pytest.raises(ValueError, match=r"rejected\.ndjson") as failed:
             build(config)
+    assert str(failed.value).isprintable()
     ((named, count),) = report(out)["rejected"].items()
     assert re.search(reason, named) and count == 4
     assert all(json.loads(line)["reason"] == named for line in (out / "rejected.ndjson").read_text().splitlines())
+
+
+WRITTEN = {"question": "In which year?", "answer": "1604", "evidence": ["In the year 1604"]}
+WHOLE = json.dumps(WRITTEN)
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        (WHOLE, "1604"),
+        ("Here is {the} answer: " + WHOLE + " {done}", "1604"),
+        ("```json\n" + json.dumps(WRITTEN, indent=2) + "\n```\nI hope {this} helps.", "1604"),
+        ("A draft: " + WHOLE + "\nBetter: " + WHOLE.replace("1604", "1605"), "1605"),
+        ('{"question": "...", "answer": "...", "evidence": [' + WHOLE, "1604"),
+        ("[" + WHOLE + "]", "1604"),
+        (WHOLE.replace('"1604"', "1604"), "1604"),
+        (WHOLE.replace('"1604"', "1.50"), "1.50"),
+        (WHOLE.replace('"1604"', "9" * 5000), "9" * 5000),
+        (WHOLE.replace('"1604"', '"1603", "answer": "1604"'), "1604"),
+        (WHOLE.replace('"answer"', '"confidence": NaN, "answer"'), "1604"),
+        ("{" * 1000 + WHOLE, "1604"),
+        ('{"a": ' * 1000 + WHOLE, "1604"),
+    ],
+)
+def test_the_last_object_of_a_reply_counts(reply: str, answer: str) -> None:
+    assert parse(reply).answer == answer
+
+
+@given(st.text(st.sampled_from('{}[]":,\\ntrue1e9NaN \ud83d'), max_size=60), st.integers(0, 60))
+@hypothesis.settings(max_examples=200)
+def test_no_reply_breaks_the_parser(text: str, place: int) -> None:
+    for reply in (text, text + WHOLE, WHOLE[:place] + text + WHOLE[place:]):
+        with contextlib.suppress(Rejected):
+            parse(reply)
 
 
 def test_a_build_whose_endpoint_dies_resumes_without_repeating_requests(documents: Path, tmp_path: Path) -> None:
@@ -216,16 +281,25 @@ def test_transient_errors_lose_nothing(documents: Path, tmp_path: Path) -> None:
     assert len(rows(tmp_path / "out")) >= 3
 
 
-def test_ctrl_c_prints_one_line_without_traceback(documents: Path, tmp_path: Path) -> None:
-    with serving(lambda n, p: Reply(good(n, p).text, seconds=0.3)) as server:
-        arguments = overrides(documents, tmp_path / "out", server.url)
-        command = [sys.executable, "-m", "longctx_rl.data", "build", *arguments]
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_build_that_is_ended_resumes_without_paying_twice(
+    documents: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    with serving(lambda n, p: Reply(good(n, p).text, seconds=0.2)) as server:
+        command = [sys.executable, "-m", "longctx_rl.data", "build", *overrides(documents, out, server.url)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        while not server.requests and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        while len(server.requests) < 5 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(how)
         _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130 and "same command" in stderr and "Traceback" not in stderr
+        paid = {(request["temperature"], request["messages"][0]["content"]) for request in server.requests}
+    assert process.returncode == (130 if how == signal.SIGINT else -how) and "Traceback" not in stderr
+    assert ("same command" in stderr) == (how == signal.SIGINT)
+    with serving(good) as server:
+        build(settings(documents, out, server))
+        again = {(request["temperature"], request["messages"][0]["content"]) for request in server.requests}
+    assert len(paid & again) <= 2 < len(paid) and len(rows(out)) >= 3  # two requests were under way
 
 
 @pytest.mark.parametrize(
@@ -238,7 +312,11 @@ def test_ctrl_c_prints_one_line_without_traceback(documents: Path, tmp_path: Pat
         (["documents=EMPTY", "out=OUT", "attempts=many"], "attempts=many"),
         (["documents=EMPTY", "out=OUT", "attempts=0"], "attempts=0: set it to 1 or more"),
         (["documents=EMPTY", "out=OUT", "+tasks.code=1"], "add prompts.question.code"),
-        (["documents=EMPTY", "out=OUT", "prompts.response='{x}'"], "prompts: response"),
+        (["documents=EMPTY", "out=OUT", "prompts.response='{x}'"], "prompts.response has a brace"),
+        (["documents=EMPTY", "out=OUT", "prompts.closed_book='{answer}'"], "prompts.closed_book has a brace"),
+        (["documents=EMPTY", "out=OUT", "prompts.question.multihop='{language}'"], "multihop lacks a field"),
+        (["documents=EMPTY", "out=OUT", "writer.base_url=localhost:8000"], "writer.base_url=localhost:8000"),
+        (["documents=EMPTY", "out=OUT", "writer.timeout=0"], "writer.timeout=0.0: set it above 0"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -253,44 +331,6 @@ def test_bad_input_is_one_sentence(
         cli.command(lambda: data_command.run(["build", *arguments]))
     printed = capsys.readouterr().err
     assert stopped.value.code == 2 and sentence in printed and printed.count("\n") == 1, printed
-
-
-def test_files_become_text(tmp_path: Path) -> None:
-    (tmp_path / "a.html").write_text(
-        "<head><title>T</title></head><p>One &amp; two</p><script>x()</script><p>three</p>"
-    )
-    (tmp_path / "b.py").write_text("def f():\n    return 1\n")
-    (tmp_path / "c.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "d.bin").write_bytes(b"\0\1")
-    (tmp_path / "e.txt").write_bytes(b"a\0b")
-    (tmp_path / "f.pdf").write_bytes(b"%PDF-1.4 nothing")
-    assert read_text(tmp_path / "a.html") == "One & two\nthree"
-    documents, left_out = read_documents(tmp_path, 1)
-    assert [(one.name, one.programming_language) for one in documents] == [("a.html", None), ("b.py", "Python")]
-    assert "UTF-8" in left_out["c.txt"] and "text" in left_out["e.txt"]
-    assert "file type" in left_out["d.bin"] and "pdf" in left_out["f.pdf"]
-
-
-def test_a_pdf_becomes_text(tmp_path: Path) -> None:
-    """A handwritten PDF with one line of Helvetica."""
-    stream = b"BT /F1 12 Tf 20 100 Td (The bell is kept by TorVin.) Tj ET"
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 200] /Contents 4 0 R "
-        b"/Resources << /Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >> >>",
-        b"<< /Length " + str(len(stream)).encode() + b" >>\nstream\n" + stream + b"\nendstream",
-    ]
-    content, offsets = b"%PDF-1.4\n", []
-    for number, body in enumerate(objects, 1):
-        offsets.append(len(content))
-        content += f"{number} 0 obj\n".encode() + body + b"\nendobj\n"
-    table = b"".join(f"{offset:010} 00000 n \n".encode() for offset in offsets)
-    start = len(content)
-    content += b"xref\n0 5\n0000000000 65535 f \n" + table
-    content += b"trailer << /Size 5 /Root 1 0 R >>\nstartxref\n" + str(start).encode() + b"\n%%EOF\n"
-    (tmp_path / "a.pdf").write_bytes(content)
-    assert read_text(tmp_path / "a.pdf") == "The bell is kept by TorVin."
 
 
 def test_passages_lie_apart_and_cover_the_text() -> None:

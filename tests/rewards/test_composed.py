@@ -8,7 +8,8 @@ import pytest
 from longctx_rl import cli
 from longctx_rl.config.reward import RewardConfig
 from longctx_rl.launch import rank
-from longctx_rl.rewards.composed import Answered, Rewarder, check_reward, long_answer, overlong, repetition
+from longctx_rl.rewards.answers import long_answer
+from longctx_rl.rewards.composed import Answered, Rewarder, check_reward, overlong, repetition
 from longctx_rl.types import Evidence, Example
 from openai_server import Reply, serving
 from small_runs import rows_of, smoke
@@ -81,10 +82,15 @@ def test_format_is_a_part() -> None:
         ("exact", "Answer: kesdal", "KesDal", 0),
         ("match", "Answer: kesdal", "KesDal", 1),
         ("match", "kesdal", "KesDal", 0),
+        ("match", "**Answer\uff1a** $-5$", "\u22125", 1),
+        ("match", "Answer: 5", "\u22125", 0),
         ("token_f1", "Answer: red", "red house", 2 / 3),
         ("set_f1", "Answer: b; a", "a; b", 1),
         ("choice", "The options are A, B, C.\nAnswer: B", "B", 1),
         ("choice", "Answer: B\nAnswer: A, B, C, D", "B", 0),
+        ("choice", "**Answer: B**", "B", 1),
+        ("choice", "Answer: $\\boxed{\\text{B}}$", "B", 1),
+        ("choice", "Answer: \\boxed{A} \\boxed{B}", "B", 0),
         ("math", "Answer: 1/2", "0.5", 1),
         ("rouge_l", "<think>no</think>\nAnswer: one two\nthree four", "one two three four", 1),
     ],
@@ -97,6 +103,8 @@ def test_graders(grader: str, text: str, answer: str, expected: float) -> None:
 def test_long_answers() -> None:
     assert long_answer("<think>x</think> a\nAnswer: b\nc") == "b\nc"
     assert long_answer("a\nb") == "a\nb"
+    assert long_answer("**Answer\uff1a** b\nc") == "b\nc"
+    assert long_answer("<think>Answer: b") == ""  # truncated
 
 
 @pytest.mark.parametrize(
@@ -115,7 +123,10 @@ def test_bad_configurations(settings: RewardConfig, sentence: str) -> None:
         check_reward(settings, ["multihop"])
 
 
-def test_a_run_whose_judge_goes_down_is_saved_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("down", [Reply(status=500), Reply(message=None, usage=None)], ids=["error", "no message"])
+def test_a_run_whose_judge_goes_down_is_saved_and_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], down: Reply
+) -> None:
     """Two steps of 2 prompts with 2 completions each; the judge fails in the second."""
     dead = [False]
 
@@ -123,7 +134,7 @@ def test_a_run_whose_judge_goes_down_is_saved_and_resumes(tmp_path: Path, capsys
         # Steps have the same number of prompts; the judge is down from the second step's first question on.
         dead[0] = dead[0] or len(asked) > 3
         asked.append(prompt)
-        return Reply(status=500) if dead[0] and not mended else Reply("yes" if number % 2 else "no")
+        return down if dead[0] and not mended else Reply("yes" if number % 2 else "no")
 
     asked: list[str] = []
     mended = False
@@ -135,7 +146,7 @@ def test_a_run_whose_judge_goes_down_is_saved_and_resumes(tmp_path: Path, capsys
         )  # fmt: skip
         assert rank.execute(config) == cli.UNUSABLE
         stopped = capsys.readouterr().err
-        assert "resume=true" in stopped and server.url in stopped
+        assert "resume=true" in stopped and "the judge Qwen/Qwen3-4B" in stopped and stopped.count("error:") == 1
         before = [row["step"] for row in rows_of(Path(config.run_dir))]
         mended = True
         assert rank.execute(replace(config, resume=True)) == 0

@@ -21,16 +21,16 @@ from dataclasses import dataclass
 from longctx_rl.config.reward import PENALTIES, RewardConfig
 from longctx_rl.rewards import text as rules
 from longctx_rl.rewards.answers import (
-    ANSWER_MARK,
     Grader,
     evidence_score,
     final_answer,
     grade_continuation,
     grade_exact,
     grade_ordered_list,
+    long_answer,
 )
 from longctx_rl.rewards.execution import CodeGrader
-from longctx_rl.rewards.judge import Judge, JudgeQuestion
+from longctx_rl.rewards.judge import Judge, JudgeQuestion, check_judge
 from longctx_rl.types import Example, Reward
 
 JUDGE, EXECUTION = "judge", "execution"
@@ -134,12 +134,6 @@ class Rewarder:
         return Reward(score / total, parts)
 
 
-def long_answer(text: str) -> str:
-    """Return all lines after the last ``Answer:``, or the whole text if there is none; never the reasoning."""
-    text = text.rpartition("</think>")[2]
-    return text.rpartition(ANSWER_MARK)[2].strip()
-
-
 def overlong(tokens: int, limit: int, buffer: int) -> float:
     """Return 0 up to ``limit - buffer`` tokens, then linearly down to -1 at the limit."""
     return -min(1.0, max(0.0, (tokens - (limit - buffer)) / buffer)) if buffer else 0.0
@@ -159,6 +153,8 @@ def check_reward(config: RewardConfig, tasks: Sequence[str]) -> None:
             raise ValueError(f"reward.graders.{task}={name}: choose one of {', '.join(GRADER_NAMES)}")
         if name == JUDGE and config.judge is None:
             raise ValueError(f"reward.graders.{task}=judge, but reward.judge is null: choose reward=judge")
+    if config.judge is not None:
+        check_judge(config.judge)
     for part, weight in config.weights.items():
         if part not in PARTS:
             raise ValueError(f"unknown key reward.weights.{part}: choose from {', '.join(PARTS)}")

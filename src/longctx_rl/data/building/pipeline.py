@@ -16,8 +16,9 @@ from longctx_rl.config.build import BuildConfig
 from longctx_rl.data.building.documents import Document, choose_passages, read_documents
 from longctx_rl.data.building.rejection import Rejected, check_closed_book, check_evidence, is_repeated, parse
 from longctx_rl.data.store import digest
-from longctx_rl.rewards.endpoint import Endpoint, EndpointFailed, Reply, RequestRefused
+from longctx_rl.rewards.endpoint import Endpoint, EndpointFailed
 from longctx_rl.rewards.judge import parse_verdict
+from longctx_rl.rewards.replies import Reply
 
 STAGES = (
     "written", "parsed", "evidence found", "not known without the document", "supported", "not repeated", "balanced",
@@ -30,7 +31,7 @@ class BuiltRow:
 
     row: dict[str, Any] | None = None
     rejected: list[dict[str, str]] = field(default_factory=list)
-    """Document, task, reason and reply of each failed attempt."""
+    """Document, task, reason and the writer's reply of each failed attempt."""
     stages: Counter[str] = field(default_factory=Counter)
     """Number of attempts that passed each stage."""
     spent: Counter[str] = field(default_factory=Counter)
@@ -68,36 +69,29 @@ class Builder:
         """Make attempts until a question passes every check or none are left. Raises EndpointFailed."""
         outcome = BuiltRow()
         for attempt in range(self.config.attempts):
-            reply_text = ""
+            passages = self._passages(task, attempt)
+            reply = self._ask(self._writing(task, passages), outcome, temperature=0.7 if attempt else 0.0)
+            outcome.stages["written"] += not reply.problem
             try:
-                passages = self._passages(task, attempt)
-                reply = self._ask(self._writing(task, passages), outcome, temperature=0.7 if attempt else 0.0)
-                reply_text = reply.text
-                outcome.stages["written"] += 1
-                if reply.finish_reason == "length":
-                    raise Rejected("the reply was truncated: raise writer.max_tokens")
+                _check_complete(reply, "the reply", "writer")
                 outcome.row = self._checked(task, reply.text, passages, outcome)
                 return outcome
-            except (Rejected, RequestRefused) as error:
-                reason = str(error) if isinstance(error, Rejected) else "the endpoint rejected the request"
+            except Rejected as error:
                 outcome.rejected.append(
-                    {"document": task.document.name, "task": task.task, "reason": reason, "reply": reply_text}
+                    {"document": task.document.name, "task": task.task, "reason": str(error), "reply": reply.text}
                 )
         return outcome
 
-    def respond(self, row: dict[str, Any]) -> tuple[str | None, Counter[str]]:
-        """Return the teacher's answer from the whole document, and what it cost.
-
-        The answer is None if the endpoint rejects the request, or the reply is empty or truncated.
-        """
+    def respond(self, row: dict[str, Any]) -> tuple[Reply, str]:
+        """Return the teacher's answer from the whole document, and why it cannot be used; empty if it can."""
         assert self.responder is not None
         prompt = self.config.prompts.response.format(document=row["document"], question=row["question"])
+        reply = self.responder.ask(prompt)
         try:
-            reply = self.responder.ask(prompt)
-        except RequestRefused:
-            return None, Counter(refused=1)
-        whole = reply.finish_reason != "length" and bool(reply.text)
-        return (reply.text if whole else None), _spent(reply) + Counter(cut_off=int(not whole))
+            _check_complete(reply, "the reply", "responder")
+        except Rejected as error:
+            return reply, str(error)
+        return reply, ""
 
     def _passages(self, task: QuestionKind, attempt: int) -> list[str]:
         config = self.config
@@ -117,7 +111,7 @@ class Builder:
 
     def _ask(self, prompt: str, outcome: BuiltRow, temperature: float = 0.0) -> Reply:
         reply = self.writer.ask(prompt, temperature=temperature)
-        outcome.spent += _spent(reply)
+        outcome.spent += spent_on(reply)
         return reply
 
     def _checked(self, task: QuestionKind, text: str, passages: list[str], outcome: BuiltRow) -> dict[str, Any]:
@@ -128,15 +122,16 @@ class Builder:
         places = check_evidence(written, document, task.task)
         outcome.stages["evidence found"] += 1
         guess = self._ask(prompts.closed_book.format(question=written.question), outcome)
-        if guess.finish_reason == "length":
-            raise Rejected("the closed-book reply was truncated: raise writer.max_tokens")
+        _check_complete(guess, "the closed-book reply", "writer")
         check_closed_book(written, guess.text, task.task)
         outcome.stages["not known without the document"] += 1
         question = prompts.supported.format(
             passages=_numbered(passages), question=written.question, answer=written.answer
         )
-        verdict = parse_verdict(self._ask(question, outcome).text)
+        judged = self._ask(question, outcome)
+        verdict = None if judged.problem else parse_verdict(judged.text)
         if verdict is None:
+            _check_complete(judged, "the judge's reply", "writer")
             raise Rejected("the judge said neither yes nor no")
         if not verdict:
             raise Rejected("the judge says that the answer is not supported")
@@ -196,7 +191,16 @@ def _numbered(passages: list[str]) -> str:
     return "\n\n".join(f"[{number}]\n{passage}" for number, passage in enumerate(passages, 1))
 
 
-def _spent(reply: Reply) -> Counter[str]:
+def _check_complete(reply: Reply, name: str, key: str) -> None:
+    """Raise Rejected if a reply has no answer, or only the start of one."""
+    if reply.problem:
+        raise Rejected(reply.problem)
+    if reply.finish_reason == "length":
+        raise Rejected(f"{name} was truncated: raise {key}.max_tokens")
+
+
+def spent_on(reply: Reply) -> Counter[str]:
+    """Return what a reply cost."""
     return Counter(
         replies=1,
         asked=int(not reply.cached),

@@ -1,14 +1,24 @@
 """The checks that a written question must pass, each with its reason for rejection."""
 
+import itertools
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
 
 from longctx_rl.data.tasks import place_of
+from longctx_rl.rewards.replies import is_unicode
 from longctx_rl.rewards.text import contains, same, token_f1, words
 
 SAME_QUESTION = 0.8
 """Token F1 at which two questions about a document count as the same."""
+
+FIELDS = {"question", "answer", "evidence"}
+BRACES = 2000
+"""Opening braces of a reply at which an object is looked for."""
+DECODER = json.JSONDecoder(parse_int=Decimal, parse_float=Decimal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +37,46 @@ class Rejected(Exception):
 
 
 def parse(reply: str) -> Written:
-    """Parse the JSON object of a reply. Raises Rejected if there is none, or it lacks the expected fields."""
-    start, end = reply.find("{"), reply.rfind("}")
-    try:
-        parsed = json.loads(reply[start : end + 1]) if 0 <= start < end else None
-    except json.JSONDecodeError as error:
-        raise Rejected("the reply is not JSON") from error
-    if not isinstance(parsed, dict):
-        raise Rejected("the reply holds no JSON object")
-    question, answer, evidence = (parsed.get(name) for name in ("question", "answer", "evidence"))
-    if not isinstance(question, str) or not isinstance(answer, str) or not isinstance(evidence, list):
+    """Read the last JSON object of a reply that has the expected fields. Raises Rejected with the reason if none has.
+
+    Numbers stay as they are written.
+    """
+    found = list(_objects(reply))
+    if not found:
+        spelled = 0 <= reply.find("{") < reply.rfind("}")
+        raise Rejected("the reply is not JSON" if spelled else "the reply holds no JSON object")
+    whole = [each for each in found if each.keys() >= FIELDS]
+    if not whole:
         raise Rejected("question, answer or evidence is missing")
+    parsed = whole[-1]
+    question, answer, evidence = parsed["question"], parsed["answer"], parsed["evidence"]
+    answer = str(answer) if isinstance(answer, Decimal) else answer
+    for name, value, kind in (("question", question, str), ("answer", answer, str), ("evidence", evidence, list)):
+        if not isinstance(value, kind):
+            raise Rejected(f"the {name} is not {'a list' if kind is list else 'text'}")
     if not words(question) or not words(answer):
         raise Rejected("question or answer is empty")
     quotes = tuple(quote for quote in evidence if isinstance(quote, str) and words(quote))
     if not quotes:
-        raise Rejected("there is no evidence")
+        raise Rejected("there is no evidence in text")
+    if not is_unicode("".join((question, answer, *quotes))):
+        raise Rejected("the reply is text with an unpaired surrogate")
     language = parsed.get("language")
     code = language.lower() if isinstance(language, str) and re.fullmatch(r"[A-Za-z]{2,3}", language) else ""
     return Written(question.strip(), answer.strip(), quotes, code)
+
+
+def _objects(reply: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a reply, which may stand in prose or code blocks."""
+    end = 0
+    for brace in itertools.islice(re.finditer("{", reply), BRACES):
+        if brace.start() < end:  # inside the object before
+            continue
+        try:
+            value, end = DECODER.raw_decode(reply, brace.start())
+        except (ValueError, RecursionError):  # not JSON, or nested too deeply
+            continue
+        yield value
 
 
 def check_evidence(written: Written, document: str, task: str) -> list[tuple[int, int]]:

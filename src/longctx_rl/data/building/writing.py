@@ -10,13 +10,19 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from longctx_rl.config.build import BuildConfig
-from longctx_rl.data.building.pipeline import STAGES, Builder, balanced, rows_of, without_repeats
+from longctx_rl.data.building.pipeline import STAGES, Builder, balanced, rows_of, spent_on, without_repeats
 from longctx_rl.data.reading import REQUIRED
 from longctx_rl.files import replacing, write_text
-from longctx_rl.rewards.endpoint import EndpointFailed
+from longctx_rl.rewards.endpoint import EndpointFailed, check_endpoint, check_prompt
+from longctx_rl.rewards.replies import shortened
 
 MILLION = 1e6
-OTHER_PROMPTS = ("closed_book", "supported", "response")
+OTHER_PROMPTS = {
+    "closed_book": ("question",),
+    "supported": ("passages", "question", "answer"),
+    "response": ("document", "question"),
+}
+"""The fields of each prompt but the writer's."""
 
 
 def build(config: BuildConfig) -> str:
@@ -33,6 +39,7 @@ def build(config: BuildConfig) -> str:
     rows, rejected = [], []
     stages: Counter[str] = Counter()
     spent: Counter[str] = Counter()
+    without: Counter[str] = Counter()
     total = len(builder.plan())
     for outcome in tqdm(rows_of(builder), desc="questions", total=total, unit="", disable=None):
         stages += outcome.stages
@@ -54,9 +61,10 @@ def build(config: BuildConfig) -> str:
             answered = builder.responder.each(builder.respond, rows)
         except EndpointFailed as error:
             raise ValueError(f"{error}. All replies so far are kept: the same command resumes from there") from error
-        for row, (text, tokens) in zip(rows, answered, strict=True):
-            row[name] = text
-            spent += tokens
+        for row, (reply, problem) in zip(rows, answered, strict=True):
+            row[name] = None if problem else reply.text
+            spent += spent_on(reply)
+            without[problem] += bool(problem)
     report = {
         "documents": len(builder.documents),
         "left_out": builder.left_out,
@@ -68,6 +76,7 @@ def build(config: BuildConfig) -> str:
             (spent["prompt_tokens"] * config.price_in + spent["completion_tokens"] * config.price_out) / MILLION, 4
         ),
         "rows": dict(Counter(row["task"] for row in rows)),
+        "without_response": dict(+without),
     }
     write_text(out / "rejected.ndjson", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in rejected))
     write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -75,7 +84,10 @@ def build(config: BuildConfig) -> str:
         reasons = ", ".join(
             f"{count} {why}" for why, count in Counter(record["reason"] for record in rejected).most_common()
         )
-        raise ValueError(f"no question passed the checks ({reasons}): see {out / 'rejected.ndjson'}")
+        first = shortened(rejected[0]["reply"]) if rejected else ""
+        raise ValueError(
+            f"no question passed the checks ({reasons}; the first reply was {first!r}): see {out / 'rejected.ndjson'}"
+        )
     _write_rows(out / "data.parquet", rows)
     write_text(out / "README.md", card(config, report, rows))
     return summary(report, out)
@@ -93,15 +105,13 @@ def check_build(config: BuildConfig) -> None:
             raise ValueError(f"{name}={getattr(config, name)}: set it to {least} or more")
     if not 0 <= config.minimum_distance < 1:
         raise ValueError(f"minimum_distance={config.minimum_distance}: set it from 0 to below 1")
-    prompts = config.prompts
-    known = {"passages", "language", "question", "answer", "document"}
-    for name, text in (*prompts.question.items(), *((key, getattr(prompts, key)) for key in OTHER_PROMPTS)):
-        try:
-            text.format(**dict.fromkeys(known, ""))
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(
-                f"prompts: {name} has a brace that is not a field ({error}): write {{{{ for a literal brace"
-            ) from error
+    for key, endpoint in (("writer", config.writer), ("responder", config.responder)):
+        if endpoint is not None:
+            check_endpoint(endpoint, key)
+    for task, prompt in config.prompts.question.items():
+        check_prompt(prompt, ("language", "passages"), f"prompts.question.{task}")
+    for name, fields in OTHER_PROMPTS.items():
+        check_prompt(getattr(config.prompts, name), fields, f"prompts.{name}")
 
 
 def _dropped(before: list[dict[str, Any]], after: list[dict[str, Any]], reason: str) -> list[dict[str, str]]:
@@ -160,6 +170,7 @@ def summary(report: dict[str, Any], out: Path) -> str:
     lines += [f"  {stage:<34}{count:>7,}" for stage, count in report["stages"].items()]
     if report["rejected"]:
         lines += ["rejected", *(f"  {why:<60}{count:>7,}" for why, count in report["rejected"].items())]
+    lines += [f"{count:,} rows without a response: {why}" for why, count in report["without_response"].items()]
     if report["left_out"]:
         lines.append(f"{len(report['left_out'])} files skipped, see {out / 'report.json'}")
     spent = report["spent"]

@@ -11,6 +11,7 @@ import longctx_rl.shipped_models
 from longctx_rl.config.reward import RewardConfig
 from longctx_rl.data.generators import generate
 from longctx_rl.rewards import final_answer, grade
+from longctx_rl.rewards.answers import GRADERS
 from longctx_rl.rewards.composed import Answered, Rewarder
 from longctx_rl.types import UNANSWERABLE, Evidence, Example, Reward
 
@@ -56,6 +57,10 @@ def weighed(text: str, example: Example, evidence_weight: float) -> Reward:
         ("Answer: KesDal BelMar", 0),
         ("Answer: KesDal; BelMar", 0),
         ("Answer: " + ", ".join(NAMES), 0),
+        ("**Answer:** KesDal", 1),
+        ("Answer\uff1a`KesDal`", 1),
+        ("Answer: KesDal or KesDal", 0),
+        ("Answer: **KesDal** BelMar", 0),
         ("Answer: kesdal", 0),
         ("Answer: KesDalBelMar", 0),
         ("KesDal", 0),
@@ -71,10 +76,42 @@ def test_only_the_final_answer_counts(text: str, score: float) -> None:
     assert grade(text, HOP).score == score
 
 
-def test_final_answer() -> None:
-    assert final_answer("x\nAnswer: a b. ") == "a b"
-    assert final_answer("Answer: a\nb") is None
-    assert final_answer("Answer:") is None
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("x\nAnswer: a b. ", "a b"),
+        ("Answer: a\nb", None),
+        ("Answer:", None),
+        ("Answer:\n5", None),
+        ("answer: 5", None),
+        ("Answer\uff1a5", "5"),
+        ("Final Answer: 5", "5"),
+        ("### Answer: 5", "5"),
+        ("**Answer:** 5", "5"),
+        ("**Answer**: 5", "5"),
+        ("**Answer: 5.**", "5"),
+        ("**Answer: 5**.", "5"),
+        ("*Answer:* **5**", "5"),
+        ("Answer: `5`", "5"),
+        ("Answer: $5$", "5"),
+        ("Answer: $5", "$5"),
+        ("Answer: \\(5\\)", "5"),
+        ("Answer: $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("Answer: 5\u200b\n\u200b", "5"),
+        ("Answer: \u200b", None),
+        ("Answer: \\boxed{}", None),
+        ("**Answer:**", None),
+        ("**Answer:** **", "**"),
+        ("Answer: **kwargs", "**kwargs"),
+        ("Answer: __init__", "__init__"),
+        ("Answer: 2*3*4", "2*3*4"),
+        ("Answer: **5** or **6**", "**5** or **6**"),
+        ("Answer: $5$ or $6$", "$5$ or $6$"),
+        ("Answer: \\boxed{5} or \\boxed{6}", "\\boxed{5} or \\boxed{6}"),
+    ],
+)
+def test_final_answer(line: str, answer: str | None) -> None:
+    assert final_answer(line) == answer
 
 
 def test_format_says_whether_an_answer_was_found() -> None:
@@ -87,6 +124,7 @@ def test_format_says_whether_an_answer_was_found() -> None:
     [
         ("KesDal; BelMar; RisNus", 1, 1),
         ("KesDal;BelMar ; RisNus.", 1, 1),
+        ("KesDal\uff1bBelMar\uff1bRisNus", 1, 1),
         ("BelMar; KesDal; RisNus", 2 / 3, 1),
         ("KesDal; BelMar", 4 / 5, 4 / 5),
         ("; ".join(NAMES), 6 / 8, 6 / 8),
@@ -144,6 +182,31 @@ def test_unanswerable_questions_need_that_statement_as_evidence(text: str, evide
     target = "the mentor of TorVin is not stated.\nAnswer: unknown"
     example = Example(id="3", document="", question="", answer=UNANSWERABLE, task="grounding", response=target)
     assert weighed(text, example, evidence_weight=1).parts["evidence"] == pytest.approx(evidence)
+
+
+PIECES = [
+    "Answer:",
+    "**",
+    "$",
+    "\\boxed{",
+    "}",
+    "<think>",
+    "</think>",
+    "\ud800",
+    "\0",
+    "\u2028",
+    "\u0665",
+    "KesDal",
+    STEP,
+]
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(st.lists(st.sampled_from([*"aK.;: \n", *PIECES])).map("".join), st.lists(st.sampled_from(PIECES)).map("".join))
+def test_any_text_has_a_grade(text: str, reference: str) -> None:
+    for task in GRADERS:
+        example = Example(id="", document="", question=reference, answer=reference, task=task)
+        assert 0 <= grade(text, example).score <= 1
 
 
 @settings(max_examples=50)

@@ -1,5 +1,10 @@
 """Rules on free text: what counts as equal, and the gaming attempts that must score zero."""
 
+# ruff: noqa: RUF001 (characters that look alike are what is tested)
+
+import unicodedata
+from time import process_time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +15,7 @@ from longctx_rl.rewards.text import (
     match,
     mathematical,
     rouge_l,
+    same,
     set_f1,
     token_f1,
     words,
@@ -65,10 +71,166 @@ from longctx_rl.rewards.text import (
         ("是林海买下的", "林海", 0),
         ("林", "林海", 0),
         ("Émile Zola", "Emile Zola", 0),
+        ("about $5", "5", 1),
+        ("5 dollars", "$5", 1),
+        ("$€5", "€5", 0),
+        ("5 + 6", "5", 0),
+        ("≠ 5", "5", 0),
+        ("> 5", "5", 0),
+        ("± 5", "5", 0),
+        ("3/4", "3", 0),
+        ("1 1/2", "1", 0),
+        ("Lisbon + Porto", "Lisbon", 0),
+        ("Lisbon – Porto", "Lisbon", 0),
+        ("Lisbon — Porto", "Lisbon", 0),
+        ("Lisbon；Porto", "Lisbon", 0),
+        ("Lisbon¹", "Lisbon", 1),
+        ("✅ Lisbon", "Lisbon", 1),
+        ("コーヒー店", "コーヒー", 1),
+        ("vitamin", "vitamin A", 0),
+        ("It is vitamin A.", "vitamin A", 1),
+        ("A or B", "A", 0),
+        ("\u200b", "\u200b", 0),
     ],
 )
 def test_match(predicted: str, reference: str, score: float) -> None:
     assert match(predicted, reference) == score
+
+
+SAME = (
+    ("-5", "−5", "–5", "\u20115", "－５", "-٥", "**-5**", "“-5”", "(-5)", "$-5$", "\\boxed{-5}", "-5."),
+    ("5", "５", "٥", "५", "𝟓", "+5", "$5$", r"\(5\)", "- 5", "⑤", "_5_", "5\ufe0f\u20e3"),
+    ("-5 - 7", "−5 – 7"),
+    ("5-7", "5–7", "5−7", "5 - 7"),
+    ("0.5", ".5", "٠٫٥"),
+    ("1/2", "½", "1⁄2", "１／２"),
+    ("1 1/2", "1½"),
+    ("1,000 km", "1000 km", "1'000 km", "1\u202f000km", "1\u00a0000 ㎞", "١٬٠٠٠ km"),
+    ("10^2", "10²", "10^{2}"),
+    ("10⁻³", "10^-3", "10^{−3}"),
+    ("5e-3", "5E-3", "5e−3"),
+    ("5 m²", "5 m2", "5m²", "5㎡", "5 m^2"),
+    ("$5", "5$", "5 $", "$ 5", "US$5", "5 dollars", "USD 5", "＄5", r"\$5", r"$\$5$"),
+    ("-$5", "$-5", "−5 $"),
+    ("$5 million", "5 million dollars", "$5  million"),
+    ("€20", "20 €", "20 euros", "EUR 20"),
+    ("5%", "5 %", "5％", "%5", "5 percent", "5 per cent", r"5\%"),
+    ("20°", "20 degrees"),
+    ("20 °C", "20℃", "20 C", "20°c"),
+    ("≤5", "<=5"),
+    ("3×4", "3 x 4", "3*4"),
+    ("C++", "c++", "`C++`", "Ｃ＋＋"),
+    ("AB-", "ab−", "AB–."),
+    ("H₂O", "H2O"),
+    ("Ca²⁺", "Ca2+"),
+    ("well-known", "well known", "well‑known", "well–known"),
+    ("2020-01-05", "2020/01/05", "2020 01 05"),
+    ("Nike™", "Nike"),
+    ("Émile", "E\u0301mile", "É\u200bmi\u00adle", "\u202aÉmile\u202c"),
+    ("straße", "STRASSE", "stra\u00dfe"),
+    ("İstanbul", "istanbul", "Istanbul"),
+    ("ﬁn", "fin", "FIN"),
+    ("한", "\u1112\u1161\u11ab", "**한**"),
+    ("👍", "👍\ufe0f", "**👍**"),
+)
+"""Each line holds one answer in several forms. Answers of different lines differ."""
+
+
+@pytest.mark.parametrize("forms", SAME, ids=lambda forms: forms[0])
+def test_forms_of_the_same_answer_are_equal(forms: tuple[str, ...]) -> None:
+    for form in forms:
+        assert same(form, forms[0]) and match(form, forms[0]) == token_f1(form, forms[0]) == 1, (form, words(form))
+    for others in SAME:
+        assert others is forms or not any(same(form, other) for form in forms for other in others)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ("5", "-5", "±5", "≤5", "≥5", "<5", ">5", "5!=5", "√5", "5^5", "5_5", "5+5", "5+"),
+        ("$5", "€5", "£5", "¥5", "5%", "5‰", "5°", "5 km", "5 m", "5 m²", "5 m³", "A$5", "HK$5"),
+        ("102", "10²", "10₂", "10^-2", "1①2", "1 0 2", "10 2"),
+        ("12", "½", "1½", "1.2"),
+        ("1000", "1.000", "1 000 0", "100.0"),
+        ("5e3", "5e-3", "5 e 3", "53"),
+        ("0.5", "5", "5.5", "-.5"),
+        ("2/3", "2-3", "2/30", "12/3"),
+        ("C", "C+", "C++", "C#", "C-"),
+        ("AB", "AB+", "AB-", "Rh+", "Rh-"),
+        ("x≤y", "x≥y", "x≠y", "x y"),
+        ("a+b", "a b", "a^b"),
+        ("hepatitis", "hepatitis A", "hepatitis B"),
+        ("👍", "👎", "❶", "❷"),
+        ("Ａ", "\u0410"),
+    ],
+)
+def test_answers_with_other_signs_are_not_equal(answers: tuple[str, ...]) -> None:
+    """The longer of two answers may contain the other, as 5 km contains 5, but never the other way round."""
+    for left in answers:
+        for right in answers:
+            if left is not right:
+                assert not same(left, right) and match(left, right) * match(right, left) == 0, (left, right)
+
+
+def full_width(text: str) -> str:
+    return "".join(chr(ord(sign) + 0xFEE0) if "!" <= sign <= "~" else sign for sign in text)
+
+
+ATOMS = st.sampled_from(
+    [
+        *(form for forms in SAME for form in forms),
+        *"-+*/^_%$€°½²①.,;:()[]{}<>=!?#&'\"\\`|~",
+        " ",
+        "\n",
+        "the",
+        "A",
+        "no-",
+        "中",
+        "ー",
+        "e\u0301",
+        "18+",
+    ]
+)
+TEXTS = st.lists(ATOMS, max_size=5).map("".join) | st.lists(ATOMS, max_size=5).map(" ".join)
+
+
+@settings(max_examples=150, derandomize=True, deadline=None)
+@given(TEXTS)
+def test_width_script_composition_markup_and_invisible_characters_do_not_count(text: str) -> None:
+    expected = words(text)
+    for form in (
+        full_width(text),
+        "".join(chr(0x660 + int(sign)) if sign in "0123456789" else sign for sign in text),
+        text.replace("-", "\u2212"),
+        unicodedata.normalize("NFD", text),
+        unicodedata.normalize("NFC", text),
+        "\u200b".join(text),
+        "\u00ad" + "\u2060".join(text) + "\ufeff",
+        text.upper(),
+        f" {text} ",
+        f"{text}.",
+        f"**{text}**",
+        f"“{text}”",
+        f"\\({text}\\)",
+    ):
+        assert words(form) == expected
+
+
+@settings(max_examples=150, derandomize=True, deadline=None)
+@given(TEXTS | st.text(st.characters(exclude_categories=()), max_size=20), TEXTS)
+def test_any_text_has_a_score(predicted: str, reference: str) -> None:
+    for rule in (match, token_f1, set_f1, choice, rouge_l):
+        assert 0 <= rule(predicted, reference) <= 1 and 0 <= rule(reference, predicted) <= 1
+
+
+def test_the_time_grows_with_the_length() -> None:
+    """A quadratic rule would take minutes for one of these."""
+    start = process_time()
+    for part in ("a ", "1,", "1/", "$a ", "\\text{", "½", "²⁺", "5e", "1e5", "+ ", "</a", "ab-", "*", "a;", "中", "`"):
+        text = (part * 10_000)[:10_000]
+        for rule in (match, set_f1, rouge_l, choice):
+            rule(text, "Lisbon 5; a")
+    assert process_time() - start < 25
 
 
 def test_the_order_of_words_counts() -> None:
@@ -102,6 +264,10 @@ def test_token_f1(predicted: str, reference: str, score: float) -> None:
         ("a; b; c; d; e; f", "a; b", 4 / 8),
         ("", "a; b", 0),
         ("; ;", "a; b", 0),
+        ("a；b", "a; b", 1),
+        ("a，b、c", "a; b; c", 1),
+        ("100,200", "100, 200", 1),
+        ("$5; €5", "$5; $5", 2 / 3),
     ],
 )
 def test_set_f1(predicted: str, reference: str, score: float) -> None:
@@ -110,7 +276,8 @@ def test_set_f1(predicted: str, reference: str, score: float) -> None:
 
 @pytest.mark.parametrize(
     ("predicted", "score"),
-    [("B", 1), ("b", 1), ("(B)", 1), ("B.", 1), ("option B", 1), ("A", 0), ("A or B", 0), ("A B C D", 0), ("B, C", 0),
+    [("Ｂ", 1), ("（Ｂ）", 1), ("Ｂ．", 1), ("B\u200b", 1), ("\u0412", 0), ("B-", 0), ("B+", 0), ("B", 1), ("b", 1),
+     ("(B)", 1), ("B.", 1), ("option B", 1), ("A", 0), ("A or B", 0), ("A B C D", 0), ("B, C", 0),
      ("Because", 0), ("", 0), ("BB", 0), ("the answer is B", 0)],
 )  # fmt: skip
 def test_choice(predicted: str, score: float) -> None:
@@ -132,6 +299,18 @@ def test_choice(predicted: str, score: float) -> None:
         ("99999!", "3", 0),
         ("2^{99999}", "3", 0),
         ("x^2+y^3", "x^2+y^3", 1),
+        ("٥", "5", 1),
+        ("–5", "-5", 1),
+        ("x²+2x+1", "(x+1)^2", 1),
+        ("10²", "102", 0),
+        ("10⁻³", "0.001", 1),
+        ("1½", "1", 0),
+        ("1½", "1.5", 1),
+        ("-1 1/2", "-1.5", 1),
+        ("1 000", "0", 0),
+        ("1 000", "1000", 1),
+        ("1e5", "100000", 1),
+        ("5 or 6", "6", 0),
     ],
 )
 def test_mathematical(predicted: str, reference: str, score: float) -> None:

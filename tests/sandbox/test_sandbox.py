@@ -450,6 +450,12 @@ def test_same(found: Any, expected: Any, equal: bool) -> None:
         ("<think>```python\nbad\n```</think>\n```python\ngood\n```", "good"),
         ("def f(): pass", "def f(): pass"),
         ("```python\ncut off", "cut off"),
+        ("~~~python\na = 1\n~~~\nend", "a = 1"),
+        ("1. So:\n   ```python\n   if a:\n       b\n   ```\nend", "if a:\n    b"),
+        ("```python\rif a:\r    b\r```", "if a:\n    b"),
+        ("```python\n\ufeffa = 1\n```", "a = 1"),
+        ("```\nif a:\n    'b\n    ```\n    '\n```", "if a:\n    'b\n    ```\n    '"),
+        ("`" * 100_000, "`" * 100_000),
         ("", ""),
     ],
 )

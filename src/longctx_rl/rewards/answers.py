@@ -10,11 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
-from longctx_rl.rewards.text import letter, match
+from longctx_rl.rewards.text import INVISIBLE, letter, longest_common_subsequence, match
 from longctx_rl.types import Example, Reward
 
-ANSWER_MARK = "Answer:"
-LIST_SEPARATOR = ";"
+MARK = re.compile(r"(\*{0,3})Answer(\*{0,3})[:\uff1a]")
+"""``Answer:``, also with a full-width colon or Markdown's emphasis."""
+MARKUP = re.compile(
+    r"(\*{1,3}|`{1,3}|\${1,2})(?=\S)(?P<a>(?:(?!\1).)+)(?<=\S)\1|\\\((?P<b>(?:(?!\\\)).)+)\\\)"
+    r"|\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{(?P<c>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
+)
+"""Emphasis, code marks and LaTeX around a whole answer."""
+LIST_SEPARATOR = re.compile("[;\uff1b]")
 RULER_KINDS = (
     r"\d{5,7}",
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
@@ -30,14 +36,32 @@ Grader = Callable[[str, Example], Reward]
 
 
 def final_answer(text: str) -> str | None:
-    """Return the text after the last ``Answer:`` of the last line, without surrounding spaces and final full stop.
+    """Return the text after the last ``Answer:`` of the last line, without the markup around it and final full stop.
 
     None if the last non-empty line has no ``Answer:``, or nothing follows it.
     """
-    lines = text.strip().splitlines()
-    if not lines or ANSWER_MARK not in lines[-1]:
+    lines = INVISIBLE.sub("", text).strip().splitlines()
+    return _clean(_after_mark(lines[-1]) or "") or None if lines else None
+
+
+def long_answer(text: str) -> str:
+    """Return all lines after the last ``Answer:``, or the whole text if there is none; never the reasoning."""
+    text = text.rpartition("</think>")[2]
+    if "<think>" in text:  # which has no end
+        return ""
+    marked = _after_mark(text)
+    return (text if marked is None else marked).strip()
+
+
+def _after_mark(text: str) -> str | None:
+    """Return the text after the last ``Answer:``, without the rest of the emphasis that begins before it."""
+    marks = list(MARK.finditer(text))
+    if not marks:
         return None
-    return _clean(lines[-1].rpartition(ANSWER_MARK)[2]) or None
+    (before, within), answer = marks[-1].groups(), text[marks[-1].end() :].strip()
+    if within or not before:
+        return answer
+    return answer.removeprefix(before) if answer.startswith(before) else answer.rstrip(".").removesuffix(before)
 
 
 def grade(text: str, example: Example) -> Reward:
@@ -76,7 +100,7 @@ def grade_ordered_list(text: str, example: Example) -> Reward:
     predicted = final_answer(text)
     items = _items(predicted or "")
     reference = _items(example.answer)
-    ordered = _f1(_common_subsequence(items, reference), len(items), len(reference))
+    ordered = _f1(longest_common_subsequence(items, reference), len(items), len(reference))
     unordered = _f1(len(set(items) & set(reference)), len(items), len(reference))
     return _reward(ordered, predicted, text, example, set_f1=unordered)
 
@@ -85,7 +109,7 @@ def grade_continuation(text: str, example: Example) -> Reward:
     """Score running text, which has no end: the share of the reference before the first wrong character."""
     reference = example.answer.strip()
     same = (a == b for a, b in zip(text.strip(), reference, strict=False))
-    score = sum(1 for _ in takewhile(bool, same)) / len(reference)
+    score = sum(1 for _ in takewhile(bool, same)) / max(1, len(reference))
     return Reward(score, {"answer": score, "format": 1.0, "evidence": 0.0})
 
 
@@ -100,7 +124,7 @@ def grade_question(text: str, example: Example) -> Reward:
     """Score 1 if the text after the last ``Answer:``, or the whole text if there is none, matches one of the answers
     (``text.match``), else 0; ``recall`` is RULER's own score."""
     references = example.answer.split("\n")
-    said = text.rpartition("</think>")[2].rpartition(ANSWER_MARK)[2]
+    said = long_answer(text)
     score = max(match(said, answer) for answer in references)
     return _reward(score, text or None, text, example, recall=ruler_recall(text, references, any_answer=True))
 
@@ -144,7 +168,7 @@ def ruler_strict(text: str, answers: Sequence[str], question: str = "") -> float
     answers costs nothing.
     """
     kind = next((pattern for pattern in RULER_KINDS if all(re.fullmatch(pattern, answer) for answer in answers)), None)
-    said = text.rpartition("</think>")[2].rpartition(ANSWER_MARK)[2]
+    said = long_answer(text)
     if len(said.split()) > RULER_WORDS + RULER_WORDS_EACH * len(answers):
         return 0.0
     if kind is None:
@@ -184,22 +208,13 @@ def _reward(answer: float, predicted: str | None, text: str, example: Example, *
 
 
 def _clean(answer: str) -> str:
-    return answer.strip().rstrip(".").strip()
+    answer = INVISIBLE.sub("", answer).strip().rstrip(".").strip()
+    wrapped = MARKUP.fullmatch(answer)
+    return _clean(wrapped["a"] or wrapped["b"] or wrapped["c"]) if wrapped else answer
 
 
 def _items(answer: str) -> list[str]:
-    return [" ".join(item.split()) for item in _clean(answer).split(LIST_SEPARATOR) if item.strip()]
-
-
-def _common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence."""
-    row = [0] * (len(right) + 1)
-    for item in left:
-        previous = row
-        row = [0]
-        for j, other in enumerate(right):
-            row.append(previous[j] + 1 if item == other else max(previous[j + 1], row[j]))
-    return row[-1]
+    return [" ".join(item.split()) for item in LIST_SEPARATOR.split(_clean(answer)) if item.strip()]
 
 
 def _f1(common: int, predicted: int, reference: int) -> float:

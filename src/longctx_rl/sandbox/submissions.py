@@ -10,7 +10,8 @@ from typing import Any
 from longctx_rl.sandbox.pool import Call, Outcome, Sandbox, Status
 from longctx_rl.sandbox.values import same
 
-FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
+FENCE = re.compile(r"(```|~~~)[^\n`]*\n(.*?)(?:\n {0,3}\1|\Z)", re.DOTALL)
+"""A block of code in Markdown. It may be part of a list, and its end may be missing."""
 _SUSPICIOUS_NAMES = """
 _exit _getframe __eq__ __subclasses__ __globals__ __builtins__ __import__ __code__ __closure__ f_back f_locals
 f_globals get_objects get_referrers settrace setprofile exec_module atexit ctypes gc inspect mmap ptrace resource
@@ -77,8 +78,8 @@ def extract_code(text: str, entry: str = "") -> str:
 
     Reasoning before ``</think>`` is dropped.
     """
-    answer = text.rpartition("</think>")[2].replace("\r\n", "\n")
-    blocks = [str(block) for block in FENCE.findall(answer)]
+    answer = text.rpartition("</think>")[2].replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "")
+    blocks = [str(block) for _, block in FENCE.findall(answer)]
     defining = [block for block in blocks if re.search(rf"^\s*def {re.escape(entry)}\b", block, re.MULTILINE)]
     code = (defining or blocks or [answer.strip("\n")])[-1]
     return textwrap.dedent(code)

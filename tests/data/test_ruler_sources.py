@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.data.generators import ruler
+from longctx_rl.data.generators.ruler_sources import essay_lines
 from longctx_rl.data.prompts import encode_prompt
 from longctx_rl.evals.items import Item
 from longctx_rl.evals.suites import Plan, items_of
+from longctx_rl.files import BYTE_ORDER_MARK
 from longctx_rl.policy.loading import load_tokenizer
 from longctx_rl.rewards.answers import grade
 
@@ -119,6 +122,14 @@ def test_each_source_replaces_only_its_own_shapes(tmp_path: Path) -> None:
         ("squad", None, r"eval\.suites\.ruler\.squad=.* cannot be read \(.*No such file.*\): give SQuAD 2\.0's dev-v2"),
         ("squad", "[]", r"squad=.* cannot be read"),
         ("squad", '{"data": []}', r"squad=.* too few questions or paragraphs: give the whole set"),
+        ("squad", "[" * 100_000, r"squad=.* cannot be read \(it is beyond the limits of the JSON parser\): give"),
+        (
+            "squad",
+            '{"data": [{"paragraphs": [{"context": "c", "qas": [7]}]}]}',
+            r"a valid data\.0\.paragraphs\.0\.qas\.0",
+        ),
+        ("hotpot", '[{"question": "q", "answer": 1}]', r"hotpot=.* without a valid 0\.answer \(1\)\): give HotpotQA"),
+        ("hotpot", '[{"question": "\\ud83d"}]', r"hotpot=.* \(it is text with an unpaired surrogate\): give"),
         ("hotpot", '{"data": 1}', r"hotpot=.* cannot be read .*give HotpotQA's hotpot_dev_distractor_v1\.json"),
         ("essays", "", r"essays=.* holds no text"),
         ("essays", None, r"essays=.* cannot be read"),
@@ -131,6 +142,18 @@ def test_files_of_another_format_are_reported(tmp_path: Path, name: str, content
     label = {"squad": "qa_1", "hotpot": "qa_2", "essays": "niah_single_2"}[name]
     with pytest.raises(ValueError, match=sentence):
         asked(label, **{name: path})
+
+
+def test_byte_order_marks_and_hidden_files_are_ignored(tmp_path: Path) -> None:
+    marked = squad(tmp_path / "dev.json")
+    marked.write_bytes(BYTE_ORDER_MARK + marked.read_bytes())
+    assert len(asked("qa_1", squad=marked)) == 4
+    essays = tmp_path / "essays"
+    essays.mkdir()
+    (essays / "a.txt").write_bytes(BYTE_ORDER_MARK + b"One sentence. Another one.")
+    (essays / "._a.txt").write_bytes(b"\xff\x00")
+    lines = essay_lines(str(essays), Random(0))
+    assert {next(lines) for _ in range(4)} == {"One sentence.", "Another one."}
 
 
 def test_a_length_without_room_for_the_paragraphs_is_refused(tmp_path: Path) -> None:

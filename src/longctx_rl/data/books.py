@@ -43,18 +43,25 @@ class Books:
         for file in self.files:
             if str(file) in searched:
                 continue
-            with pyarrow.parquet.ParquetFile(file) as opened:
-                if missing := [column for column in COLUMNS if column not in opened.schema_arrow.names]:
-                    raise ValueError(f"{file.name} has no column {missing[0]!r}: {HOW_TO_RESTORE}")
-                for group in range(opened.num_row_groups):
-                    names = opened.read_row_group(group, columns=["barcode_src"])["barcode_src"].to_pylist()
-                    hits = [index for index, name in enumerate(names) if name in barcodes]
-                    if hits:
-                        rows = opened.read_row_group(group, columns=list(COLUMNS)).take(pyarrow.array(hits))
-                        texts = ((row["barcode_src"], book_text(row)) for row in rows.to_pylist())
-                        self._texts.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?)", texts)
+            try:
+                self._search(file, barcodes)
+            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ValueError(f"{file} cannot be read ({cause}): download it again") from error
             self._texts.execute("INSERT INTO searched VALUES (?)", (str(file),))
             self._texts.commit()
+
+    def _search(self, file: Path, barcodes: set[str]) -> None:
+        with pyarrow.parquet.ParquetFile(file) as opened:
+            if missing := [column for column in COLUMNS if column not in opened.schema_arrow.names]:
+                raise ValueError(f"{file.name} has no column {missing[0]!r}: {HOW_TO_RESTORE}")
+            for group in range(opened.num_row_groups):
+                names = opened.read_row_group(group, columns=["barcode_src"])["barcode_src"].to_pylist()
+                hits = [index for index, name in enumerate(names) if name in barcodes]
+                if hits:
+                    rows = opened.read_row_group(group, columns=list(COLUMNS)).take(pyarrow.array(hits))
+                    texts = ((row["barcode_src"], book_text(row)) for row in rows.to_pylist())
+                    self._texts.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?)", texts)
 
     def text(self, barcode: str) -> str | None:
         """Return the text of a book; None if no file contains it."""

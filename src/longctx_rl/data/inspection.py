@@ -43,6 +43,8 @@ def described(store: Store) -> Iterator[str]:
         yield f"  file skipped: {name} ({cause})"
     for why, count in store.report["lines"].items():
         yield f"  lines skipped: {count:,} {why}"
+    if store.report["columns"]:
+        yield f"  columns not read: {', '.join(store.report['columns'])}"
     yield ""
     if counts.dropped:
         yield from table("dropped", {f"{why} ({source})": count for (why, source), count in counts.dropped.items()})

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from longctx_rl.files import built, mismatch, parsed_unicode
 from longctx_rl.types import Evidence, Example
 
 RESPONSE_PREFIX = "response_"
@@ -56,8 +57,16 @@ def from_row(
         response=row.get(response_column),
         language=row.get("language") or "en",
         source=row.get("source") or "",
-        evidence=tuple(Evidence(**item) for item in json.loads(row.get("evidence") or "[]")),
+        evidence=read_evidence(row.get("evidence") or "[]"),
         family_id=row.get("family_id") or "",
         length=row.get("length") or 0,
         chat=row.get("chat", True),
     )
+
+
+def read_evidence(text: str) -> tuple[Evidence, ...]:
+    """Return the evidence of a row, which is stored as JSON. Raises ValueError if it is malformed."""
+    items, problem = parsed_unicode(text.encode("utf-8"))
+    if problem := problem or mismatch(items, list[Evidence], "evidence"):
+        raise ValueError(f"the evidence is {problem}")
+    return tuple(built(Evidence, item) for item in items)

@@ -9,26 +9,35 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow
 from tqdm import tqdm
 
 from longctx_rl.data import books as institutional
 from longctx_rl.data.books import Books
-from longctx_rl.data.longblocks import RESPONSE_PREFIX
+from longctx_rl.data.longblocks import RESPONSE_PREFIX, read_evidence
 from longctx_rl.data.reading import CHAT, REQUIRED, Origin, Problems, Row
-from longctx_rl.data.store import REPORT, Counts, Store, digest, part_counts, parts, write_part
+from longctx_rl.data.store import (
+    REPORT,
+    Counts,
+    Store,
+    digest,
+    part_counts,
+    parts,
+    reading_part,
+    row_hash,
+    write_part,
+)
 from longctx_rl.data.tasks import place_of
 from longctx_rl.files import lock, write_text
-from longctx_rl.types import Evidence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 2
+VERSION = 3
 """Version of the rules in this file and in ``tasks``: part of a store's name."""
 PART_CHARACTERS = 2**26
 """Characters of text in one part."""
@@ -101,7 +110,9 @@ def _write(folder: Path, origin: Origin, tokenizer: PreTrainedTokenizerBase, boo
     kept = len(seen)
     if not kept:
         reasons = ", ".join(f"{count} {why}" for (why, _), count in counts.dropped.most_common())
-        raise ValueError(f"{origin.path} has no usable row: {reasons or 'it is empty'}")
+        raise ValueError(
+            f"{origin.path} has no usable row ({reasons or 'it is empty'}): document, question and answer must be text"
+        )
     report = {
         "origin": {"path": origin.path, "revision": origin.revision, "split": origin.split},
         "tokenizer": fingerprint(tokenizer),
@@ -109,13 +120,18 @@ def _write(folder: Path, origin: Origin, tokenizer: PreTrainedTokenizerBase, boo
         "counts": counts.as_json(),
         "files": problems.files,
         "lines": dict(problems.lines),
+        "columns": sorted(problems.columns),
     }
     write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
+    if kept < counts.read or problems.files or problems.lines:
+        skipped = f"{len(problems.files)} files and {problems.lines.total()} lines were skipped"
+        usable = f"{kept} of {counts.read} rows of {origin.path} are usable, and {skipped}"
+        print(f"{usable}: python -m longctx_rl.data inspect says why", file=sys.stderr)
 
 
 def _hashes(path: Path) -> list[str]:
-    with pyarrow.memory_map(str(path)) as source:
-        hashes: list[str] = pyarrow.ipc.open_file(source).read_all()["row_hash"].to_pylist()
+    with reading_part(path) as reader:
+        hashes: list[str] = reader.read_all()["row_hash"].to_pylist()
     return hashes
 
 
@@ -129,6 +145,9 @@ def _part(
         counts.read += 1
         bar.update()
         row, reason = clean(raw, shelf)
+        counts.noted["rows with messages beside a document, which are not read"] += bool(raw.get(CHAT)) and not is_chat(
+            raw
+        )
         if not reason and row["row_hash"] in seen:
             reason = "duplicate"
         if reason:
@@ -136,7 +155,7 @@ def _part(
             continue
         seen.add(row["row_hash"])
         batch.append(row)
-        size = len(row["document"]) + len(row["answer"])
+        size = len(row["document"]) + len(row["question"]) + len(row["answer"])
         in_batch, in_part = in_batch + size, in_part + size
         if in_batch >= BATCH_CHARACTERS or in_part >= PART_CHARACTERS:
             yield from measure(batch, counts)
@@ -148,18 +167,21 @@ def _part(
 
 def clean(raw: Row, shelf: Books | None) -> tuple[Row, str]:
     """Return a row in the store's columns, and the reason to drop it; empty if it is usable."""
-    chat = CHAT in raw
+    chat = is_chat(raw)
     row: Row = from_chat(raw) if chat else {name: raw.get(name) for name in REQUIRED}
+    row["answer"] = answer_text(row["answer"])
     if row["document"] is None and shelf is not None:
         row["document"] = shelf.text(str(row["id"]))
     if row["document"] is None and row["source"] == institutional.SOURCE:
         return row, "document is not part of the data set"
     for name in ("document", "question", "answer"):
-        if not isinstance(row[name], str):
+        if row[name] is None:
             return row, f"no {name}"
+        if not isinstance(row[name], str):
+            return row, f"{name} of type {type(row[name]).__name__}"
         if not row[name].strip() and not (chat and name == "document"):
             return row, f"empty {name}"
-    row |= {name: str(row[name] or "") for name in ("id", "source", "language")}
+    row |= {name: "" if row[name] is None else str(row[name]) for name in ("id", "source", "language")}
     named = {name: text for name, text in raw.items() if name.startswith(RESPONSE_PREFIX)}
     responses = {name: text for name, text in named.items() if isinstance(text, str) and text.strip()}
     row |= {
@@ -171,58 +193,72 @@ def clean(raw: Row, shelf: Books | None) -> tuple[Row, str]:
     }
     if reason := _malformed(row):
         return row, reason
-    texts = (row[name] for name in ("document", "question", "answer"))
-    return row | {
-        "document_hash": digest(row["document"] or row["question"]),
-        "row_hash": digest(*texts, *map(str, responses.items())),
-    }, ""
+    return row | {"document_hash": digest(row["document"] or row["question"]), "row_hash": row_hash(row)}, ""
+
+
+def is_chat(raw: Row) -> bool:
+    """Whether a row is a chat: it has messages, and no document, question or answer beside a document column."""
+    named = any(raw.get(name) is not None for name in ("document", "question", "answer"))
+    return CHAT in raw and ("document" not in raw or (raw[CHAT] is not None and not named))
+
+
+def answer_text(value: Any) -> Any:
+    """Return an answer as text if it has only one meaning as text; otherwise unchanged, and null for NaN.
+
+    The one item of a list stands for itself. A float without decimals stays: it may have been a whole number.
+    """
+    if isinstance(value, list) and len(value) == 1:
+        return answer_text(value[0])
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    exact = isinstance(value, int) or (isinstance(value, float) and not value.is_integer() and math.isfinite(value))
+    return str(value) if exact else value
 
 
 def _malformed(row: Row) -> str:
-    """Return why a row would fail later: a column of the wrong type, text that is not Unicode, malformed evidence."""
+    """Return why a row would fail later: a column of the wrong type, or malformed evidence."""
     for name in ("named_task", "evidence", "family_id"):
         if not isinstance(row[name], str):
             return f"{name.removeprefix('named_')} is not text"
     try:
-        for text in (*(value for value in row.values() if isinstance(value, str)), *row["responses"].values()):
-            text.encode("utf-8")
-    except UnicodeEncodeError:
-        return "text with an unpaired surrogate"
-    try:
-        [Evidence(**item) for item in json.loads(row["evidence"])]
-    except (TypeError, ValueError):
+        read_evidence(row["evidence"])
+    except ValueError:
         return "malformed evidence"
     return ""
 
 
 def from_chat(raw: Row) -> Row:
-    """Convert a chat row to LongBlocks' columns: the first user turn, after the system message, and the first reply.
+    """Convert a chat row to LongBlocks' columns: the first user turn, after the system messages, and the reply to it.
 
-    Turns that are missing or malformed are left null.
+    The question or answer is null if it is missing, is not text, or comes after another turn, such as that of a tool.
     """
-    system, request, reply = "", None, None
-    turns = raw[CHAT] if isinstance(raw[CHAT], list) else []
-    for turn in turns:
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        if not isinstance(content, str):
-            continue
-        if role == "system" and request is None:
-            system = content
-        elif role == "user" and request is None:
+    system: list[str] = []
+    request = reply = None
+    for turn in raw[CHAT] if isinstance(raw[CHAT], list) else []:
+        role, content = (turn.get("role"), _turn_text(turn.get("content"))) if isinstance(turn, dict) else (None, None)
+        if role in ("system", "developer") and request is None and content is not None:
+            system.append(content)
+        elif role == "user" and request is None and content is not None:
             request = content
-        elif role == "assistant" and request is not None:
-            reply = content
+        elif role != "assistant" or request is not None:  # an assistant may greet first
+            reply = content if role == "assistant" else None
             break
-    if request and system:
-        request = f"{system}\n\n{request}"
     return {
         "id": raw.get("id") or raw.get("uuid") or digest(str(request), str(reply)),
         "document": "",
         "source": raw.get("source") or raw.get("category") or "chat",
         "language": raw.get("language") or "",
-        "question": request,
+        "question": "\n\n".join([*filter(None, system), request]) if request else request,
         "answer": reply.rpartition(ANSWER_END)[2].strip() if reply else reply,
     }
+
+
+def _turn_text(content: Any) -> str | None:
+    """Return a turn's text, which may be given in parts; None if it has none, or other parts such as images."""
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        texts = [part.get("text") for part in content]
+        return "".join(texts) if texts and all(isinstance(text, str) for text in texts) else None
+    return content if isinstance(content, str) else None
 
 
 class Measure:

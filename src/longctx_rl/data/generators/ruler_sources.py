@@ -4,7 +4,6 @@ Each file is read once and cached. Questions are in a fixed shuffled order, so t
 sample.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,18 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from longctx_rl.files import BYTE_ORDER_MARK, mismatch, parsed_unicode
+
+QA = {"question": str, "answers": [{"text": str}], "is_impossible": bool | None}
+SQUAD = {"data": [{"paragraphs": [{"context": str, "qas": [QA]}]}]}
+HOTPOT = [
+    {
+        "question": str,
+        "answer": str,
+        "context": list[tuple[str, list[str]]],
+        "supporting_facts": list[tuple[str, int]],
+    }
+]
 WORDS = 60
 """Maximum words in a line of an essay; longer sentences are split."""
 
@@ -67,15 +78,16 @@ def essay_lines(path: str, rng: Random) -> Iterator[str]:
 
 @lru_cache(maxsize=4)
 def _lines(path: str) -> tuple[str, ...]:
-    files = sorted(Path(path).glob("*.txt")) if Path(path).is_dir() else [Path(path)]
+    files = sorted(Path(path).glob("[!.]*.txt")) if Path(path).is_dir() else [Path(path)]
     try:
-        texts = [file.read_text(encoding="utf-8") for file in files]
         texts = [
-            json.loads(text)["text"] if file.suffix == ".json" else text
-            for file, text in zip(files, texts, strict=True)
+            str(_json(str(file), {"text": str})["text"])
+            if file.suffix == ".json"
+            else file.read_text(encoding="utf-8-sig")
+            for file in files
         ]
         words = [sentence.split() for text in texts for sentence in re.split(r"(?<=[.!?])\s+", text)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise _unreadable(
             "essays", path, error, "a .txt file, a folder of them, or a .json file with a text"
         ) from error
@@ -95,7 +107,7 @@ def squad(path: str) -> Questions:
         ValueError: the file cannot be read, or is not SQuAD 2.0.
     """
     try:
-        paragraphs = [paragraph for article in _json(path)["data"] for paragraph in article["paragraphs"]]
+        paragraphs = [paragraph for article in _json(path, SQUAD)["data"] for paragraph in article["paragraphs"]]
         questions = [
             ReadingQuestion(
                 qa["question"],
@@ -105,10 +117,10 @@ def squad(path: str) -> Questions:
             )
             for paragraph in paragraphs
             for qa in paragraph["qas"]
-            if not qa.get("is_impossible", False)
+            if qa["answers"] and not qa.get("is_impossible")
         ]
         texts = [_line(paragraph["context"]) for paragraph in paragraphs]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise _unreadable("squad", path, error, "SQuAD 2.0's dev-v2.0.json") from error
     return _questions("squad", path, questions, texts)
 
@@ -122,12 +134,12 @@ def hotpot(path: str) -> Questions:
     """
     try:
         questions = []
-        for row in _json(path):
+        for row in _json(path, HOTPOT):
             paragraphs = {title: _line(f"{title}: {''.join(sentences)}") for title, sentences in row["context"]}
             titles = dict.fromkeys(title for title, _ in row["supporting_facts"])
             evidence = tuple(paragraphs[title] for title in titles if title in paragraphs)
             questions.append(ReadingQuestion(row["question"], (row["answer"],), tuple(paragraphs.values()), evidence))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise _unreadable("hotpot", path, error, "HotpotQA's hotpot_dev_distractor_v1.json") from error
     return _questions("hotpot", path, questions, [text for question in questions for text in question.paragraphs])
 
@@ -140,8 +152,11 @@ def _questions(name: str, path: str, questions: list[ReadingQuestion], texts: li
     return Questions(tuple(questions), paragraphs)
 
 
-def _json(path: str) -> Any:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def _json(path: str, kind: Any) -> Any:
+    value, problem = parsed_unicode(Path(path).read_bytes().removeprefix(BYTE_ORDER_MARK))
+    if problem := problem or mismatch(value, kind):
+        raise ValueError(f"it is {problem}")
+    return value
 
 
 def _line(text: str) -> str:

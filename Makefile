@@ -3,6 +3,7 @@
 PYTHON3 ?= python3
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
+PIP     := $(PYTHON) -m pip
 ARGS    ?=
 
 # The grids of each table, in the order in which they have to run.
@@ -50,7 +51,7 @@ mini-models: $(VENV)/.installed ## Train the shipped mini models again from rand
 	$(PYTHON) experiments/mini_models/build.py $(ARGS)
 
 larger-teacher: $(VENV)/.installed ## Train a mini teacher of twice the depth, half an hour; make table3-runs does it first
-	$(PYTHON) experiments/mini_models/larger_teacher.py
+	$(PYTHON) experiments/mini_models/larger_teacher.py $(ARGS)
 
 vllm-proof: $(VENV)/.installed-dev ## Build data and judge answers against a real vLLM server, 10 minutes
 	$(PYTHON) experiments/vllm/prove.py $(ARGS)
@@ -76,7 +77,7 @@ check-results: $(VENV)/.installed ## Fail if a committed result or number does n
 # Without a key nothing is installed, and the command says what to set.
 dashboard: $(VENV)/.installed ## A wandb workspace and report of a study (STUDY=table1; needs WANDB_API_KEY)
 	@test -z "$$WANDB_API_KEY" || $(MAKE) --no-print-directory $(VENV)/.installed-dashboard
-	$(PYTHON) -m longctx_rl.report dashboard $(or $(STUDY),table1)
+	$(PYTHON) -m longctx_rl.report dashboard '$(or $(STUDY),table1)'
 
 $(GRIDS:%=%-plan): %-plan: $(VENV)/.installed
 	@for grid in $($*); do $(PYTHON) -m longctx_rl -m +experiment=$$grid sweep.plan=true $(ARGS) || exit; done
@@ -118,19 +119,24 @@ clean: ## Remove caches and builds; runs and .venv stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamps: a second make does not install again unless pyproject.toml or constraints.txt changed.
+# Stamps: a second make does not install again unless pyproject.toml or constraints.txt changed, or Python is gone.
+ifneq ($(shell test -x $(PYTHON) && echo there),there)
+.PHONY: $(VENV)/.installed
+endif
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@test -x $(PYTHON) || $(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; choose one with: make PYTHON3=python3.12 $(MAKECMDGOALS)")'
-	test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@$(PIP) --version >/dev/null 2>&1 || command -v $(PYTHON3) >/dev/null || \
+	  { echo 'error: $(PYTHON3) is not installed; choose another Python with: make PYTHON3=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; choose one with: make PYTHON3=python3.12 $(MAKECMDGOALS)")'
+	$(PIP) --version >/dev/null 2>&1 || $(PYTHON3) -m venv $$($(PYTHON) -c '' 2>/dev/null || echo --clear) $(VENV)
+	$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/.installed-report: $(VENV)/.installed
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[report]'
+	$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[report]'
 	@touch $@
 
 $(VENV)/.installed-dashboard: $(VENV)/.installed
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dashboard]'
+	$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dashboard]'
 	@touch $@
 
 # Programs that some tests need, with their Debian packages: generated code runs in bubblewrap, the report page in Chromium.
@@ -144,5 +150,5 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	    apt-get install -qq -y --no-install-recommends $${pair#*=} >/dev/null; } || \
 	  echo "$${pair%=*} is not installed, so its tests are skipped: apt install $${pair#*=}"; \
 	done
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -108,7 +108,7 @@ def test_importing_a_command_and_its_help_load_nothing_heavy(module: str, tmp_pa
         ("longctx_rl.data", ("build",), "documents=FOLDER out=FOLDER"),
         ("longctx_rl.data", ("teacher-cache", "+algo=dgrpo"), "model.teacher_cache=null"),
         ("longctx_rl.data", ("teacher-cache", "+algo=dgrpo", "model.teacher_cache=x"), "model.teacher_cache=null"),
-        ("longctx_rl.report", ("tables", "nope"), "experiments/nope"),
+        ("longctx_rl.report", ("tables", "nope"), "no experiments/ here: run this command at the top"),
         ("longctx_rl.evals.functions", ("check", "nowhere.jsonl"), "nowhere.jsonl"),
     ],
 )

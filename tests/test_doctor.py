@@ -41,6 +41,25 @@ def test_a_run_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(decides)" in printed and line(printed, "fits: ")
 
 
+@pytest.mark.parametrize(
+    ("given", "bare"),
+    [
+        ("context=2k", "context=2048"),
+        ("context=2e3", "context=2000"),
+        ("memory=80GB", "memory=80"),
+        ("memory=80 GiB", "memory=80"),
+        ("memory=512MiB", "memory=0.5"),
+        ("memory=1TB", "memory=1024"),
+    ],
+)
+def test_units(given: str, bare: str, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for argument in (given, bare):
+        doctor.diagnose(["context=1120", "memory=24", argument])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
 def test_a_run_that_does_not_fit_says_what_to_change(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert not doctor.diagnose([*models, "context=32768", "devices=1", "memory=80"])
     printed = capsys.readouterr().out
@@ -103,7 +122,14 @@ def test_more_than_any_setting_can_save(models: list[str], capsys: pytest.Captur
     ("arguments", "sentence"),
     [
         (["model=mini"], "give context="),
-        (["context=many"], "give context="),
+        (["context=many"], "context=many: give context="),
+        (["context=-1"], "context=-1: give context="),
+        (["context=0.5"], "context=0.5: give a whole number"),
+        (["context=2k", "memory=80XB"], "memory=80XB: give memory=<GiB"),
+        (["context=2k", "devices=two"], "devices=two: give devices="),
+        (["context=2k", "dgrpo"], "write +algo=dgrpo"),
+        (["context=2k", "--algo=dgrpo"], "write +algo=dgrpo"),
+        (["context=2k", "model.student=/x=y"], """'model.student="/x=y"'"""),
         (["context=96"], "leaves no room"),
         (["context=5000"], "mini-student reads 4096 tokens"),
         (["context=4096", "model=nothing"], "choose one of"),

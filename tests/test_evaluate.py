@@ -435,7 +435,7 @@ def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("mini-student")
     tokenizer.add_tokens(["<one more>"])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(ValueError, match=r"1025 tokens.* 1024.*tokenizer=FOLDER"):
+    with pytest.raises(ValueError, match=r"1025 embeddings.* 1024.*tokenizer=FOLDER"):
         run(tmp_path / "out", *SHORT, f"tokenizer={tmp_path / 'tokenizer'}")
 
 

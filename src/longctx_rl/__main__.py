@@ -35,7 +35,7 @@ import sys
 from pathlib import Path
 
 from longctx_rl import cli
-from longctx_rl.config.compose import CommandLine, command_line, config_groups
+from longctx_rl.config.compose import command_line, config_groups
 from longctx_rl.launch import single
 
 EPILOGUE = "Print the whole configuration: python -m longctx_rl +algo=dgrpo --cfg job"
@@ -43,22 +43,18 @@ EPILOGUE = "Print the whole configuration: python -m longctx_rl +algo=dgrpo --cf
 
 def main() -> None:
     """Entry point. The exit code is that of the run, 0 or 1 for a sweep, or 2 if the command line cannot be used."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        groups = [f"  {name}: {', '.join(files)}" for name, files in config_groups().items()]
-        print("\n".join([str(__doc__).rstrip(), *groups, "", EPILOGUE]))
-        sys.exit(0)
-    try:
-        line = command_line()
-        if line.is_sweep:
-            sys.exit(_sweep(line))
-    except ValueError as error:
-        cli.complain(error)
-        sys.exit(cli.UNUSABLE)
-    if line.requests:  # empty after --cfg and --info, which print and return
-        sys.exit(single.single(line.requests[0]))
+    cli.run(_help if {"-h", "--help"} & set(sys.argv[1:]) else _train)
 
 
-def _sweep(line: CommandLine) -> int:
+def _help() -> int:
+    groups = [f"  {name}: {', '.join(files)}" for name, files in config_groups().items()]
+    return cli.show("\n".join([str(__doc__).rstrip(), *groups, "", EPILOGUE]))
+
+
+def _train() -> int:
+    line = command_line()
+    if not line.is_sweep:  # no request remains after --cfg and --info, which print and return
+        return single.single(line.requests[0]) if line.requests else 0
     from longctx_rl.launch.slurm import launcher_from
     from longctx_rl.launch.sweep import sweep
     from longctx_rl.report import results

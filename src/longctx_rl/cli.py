@@ -1,14 +1,17 @@
-"""Behaviour that all commands share: help, one line per error, exit codes, and ending with the parent process."""
+"""Behaviour that all commands share: help, output, one line per error, exit codes, stopping, and the parent process."""
 
 import ctypes
+import io
 import logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from types import FrameType, TracebackType
+from typing import NoReturn, TextIO
 
 UNUSABLE = 2
 """Exit code of a configuration, directory or checkpoint that cannot be used."""
@@ -18,6 +21,7 @@ INTERRUPTED = 130
 TRACEBACK_SWITCHES = ("LONGCTX_RL_TRACEBACK", "HYDRA_FULL_ERROR")
 """Environment variables that, if set to 1, also print the traceback of an error."""
 
+IMPORT_POLL_SECONDS = 0.1
 _SET_PARENT_DEATH_SIGNAL = 1
 
 
@@ -25,24 +29,102 @@ def main(description: str, work: Callable[[list[str]], str]) -> NoReturn:
     """Entry point of a command: print ``description`` for --help or without arguments, else the result of ``work``."""
     arguments = sys.argv[1:]
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(description)
-        sys.exit(0 if arguments else UNUSABLE)
+        run(lambda: show(description, 0 if arguments else UNUSABLE))
     command(lambda: work(arguments))
 
 
 def command(work: Callable[[], str]) -> NoReturn:
-    """Run ``work``, print its result, and exit. An error is printed as one line, and completed work is kept."""
+    """Run ``work``, print its result, and exit. An error is printed as one line, and finished work is kept."""
+    run(lambda: show(work()), "interrupted: the same command continues where it stopped")
+
+
+def show(text: str, code: int = 0) -> int:
+    """Print a command's result and return its exit code."""
+    print(text, flush=True)
+    return code
+
+
+def run(work: Callable[[], int], interrupted: str = "interrupted") -> NoReturn:
+    """Exit with the code that ``work`` returns. An error or an interruption is printed as one line."""
+    start()
     try:
-        print(work())
-        sys.exit(0)
+        sys.exit(work())
     except ValueError as error:
         complain(error)
+    except BrokenPipeError:  # the reader, such as head, has all that it wants
+        _discard(sys.stdout)
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        complain(f"{error.filename or 'a file'} cannot be read or written ({error.strerror}); completed work is kept")
+        complain(
+            f"{error.filename or 'a file'} cannot be read or written ({error.strerror or error}); finished work is kept"
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        complain(f"out of memory ({' '.join(str(error).split())}): lower rollout.batch_tokens; finished work is kept")
     except KeyboardInterrupt:
-        print("interrupted: the same command continues where it stopped", file=sys.stderr)
+        write(sys.stderr, f"{interrupted}\n")
         leave(INTERRUPTED)  # without waiting for pending requests
     sys.exit(UNUSABLE)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, or torch on a CPU or GPU, could not allocate memory."""
+    by_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return by_torch or isinstance(error, MemoryError)
+
+
+def start() -> None:
+    """Prepare a process for its command: closed standard streams, characters they lack, and Ctrl-C during imports."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the next file that is opened would get its number, and its output
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by raising KeyboardInterrupt, once no import is under way: libraries swallow it there."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            later = threading.Timer(IMPORT_POLL_SECONDS, os.kill, (os.getpid(), number))
+            later.daemon = True
+            later.start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals of a user, a scheduler or a closed terminal that stop a run; nohup ignores the last."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
+def _say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if kind is KeyboardInterrupt:
+        write(sys.stderr, "interrupted\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _say_interrupted  # commands import this module first, so this holds while they import the others
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write to a terminal or a pipe. Once it is gone, what is written is discarded, and the work goes on."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def complain(problem: ValueError | str, main_rank: bool = True) -> None:
@@ -55,7 +137,7 @@ def complain(problem: ValueError | str, main_rank: bool = True) -> None:
         time.sleep(15.0)  # Usually the main rank reports the same error meanwhile, and torchrun ends this process.
     if isinstance(problem, ValueError) and "1" in (os.environ.get(name) for name in TRACEBACK_SWITCHES):
         traceback.print_exception(problem)
-    print(f"error: {problem}", file=sys.stderr, flush=True)
+    write(sys.stderr, f"error: {' '.join(str(problem).splitlines())}\n")
 
 
 def leave(code: int) -> NoReturn:

@@ -1,14 +1,15 @@
 """``python -m longctx_rl.doctor model=qwen3_1_7b context=32768``: check whether a run will fit into memory.
 
-    context=TOKENS    prompt and completion together
+    context=TOKENS    prompt and completion together, such as 32768 or 32k; k is 1,024, as on model cards
     devices=N         default: the processes that the configuration asks for
-    memory=GIB        of each device; default: this machine's
+    memory=GIB        of each device, such as 80 or 80GB, which vendors of GPUs write for GiB; default: this machine's
 
 All other arguments are those of ``python -m longctx_rl``; without a method, +algo=dgrpo. The command reads the models'
 config.json, not their weights. Exit code 0: the run fits; 1: it does not, and the last line says what to change; 2: the
 arguments or the models cannot be used.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,27 +30,31 @@ from longctx_rl.policy.memory import (
 )
 from longctx_rl.policy.shape import DecoderSizes, model_sizes
 
-OWN = ("context", "devices", "memory")
+UNITS: dict[str, tuple[str, dict[str, float]]] = {
+    "context": ("tokens above 0, k for 1,024", {"": 1, "k": 2**10, "m": 2**20}),
+    "devices": ("a number above 0", {"": 1}),
+    "memory": (
+        "GiB above 0",
+        {"": 1, "g": 1, "gb": 1, "gib": 1, "mb": 2**-10, "mib": 2**-10, "tb": 2**10, "tib": 2**10},
+    ),
+}
+"""The command's own arguments: what each counts, and the factors of its units."""
 
 
 def main() -> None:
     """Entry point."""
-    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit(0 if sys.argv[1:] else cli.UNUSABLE)
-    try:
-        sys.exit(0 if diagnose(sys.argv[1:]) else 1)
-    except ValueError as error:
-        cli.complain(error)
-    sys.exit(cli.UNUSABLE)
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        cli.run(lambda: cli.show(str(__doc__), 0 if arguments else cli.UNUSABLE))
+    cli.run(lambda: 0 if diagnose(arguments) else 1)
 
 
 def diagnose(arguments: list[str]) -> bool:
     """Print the estimate and the verdict; whether the run fits."""
-    own = {name: value for name, _, value in (argument.partition("=") for argument in arguments) if name in OWN}
-    overrides = [argument for argument in arguments if argument.partition("=")[0] not in OWN]
+    own = {name: value for name, _, value in (argument.partition("=") for argument in arguments) if name in UNITS}
+    overrides = [argument for argument in arguments if argument.partition("=")[0] not in UNITS]
     config = composed(overrides)
-    context = int(number(own, "context", None))
+    context = whole(own, "context", None)
     student, teacher = model_sizes(config)
     completion = config.rollout.max_new_tokens
     if context <= completion:
@@ -57,7 +62,7 @@ def diagnose(arguments: list[str]) -> bool:
             f"context={context} leaves no room for a prompt with rollout.max_new_tokens={completion}: raise context"
         )
     check_context(context, config, student, teacher)
-    ranks = int(number(own, "devices", config.world_size))
+    ranks = whole(own, "devices", config.world_size)
     load = workload(config, prompt=context - completion, ranks=ranks, resident=SMALL_MODEL_NUMEL)
     memory = number(own, "memory", device_memory(config) / GIB)
     load, usage = choose(config, student, teacher, load, memory * GIB)
@@ -91,17 +96,24 @@ def check_context(context: int, config: Config, student: DecoderSizes, teacher: 
             )
 
 
+def whole(own: dict[str, str], name: str, default: int | None) -> int:
+    """A positive whole number of the command line."""
+    value = number(own, name, default)
+    if value != int(value):
+        raise ValueError(f"{name}={own[name]}: give a whole number")
+    return int(value)
+
+
 def number(own: dict[str, str], name: str, default: float | None) -> float:
-    """A positive number of the command line."""
+    """A positive number of the command line, with its unit."""
     if name not in own and default is not None:
         return default
-    try:
-        value = float(own.get(name, ""))
-    except ValueError:
-        value = 0.0
-    if value <= 0:
-        raise ValueError(f"give {name}=<a number above 0>, such as context=32768 devices=8 memory=80")
-    return value
+    unit, factors = UNITS[name]
+    read = re.fullmatch(r"(\d[\d_]*\.?\d*(?:e\+?\d+)?) ?([a-z]*)", own.get(name, "").lower(), re.ASCII)
+    if read is None or read[2] not in factors or not 0 < float(read[1]) < 1e12:
+        given = f"{name}={own[name]}: " if name in own else ""
+        raise ValueError(f"{given}give {name}=<{unit}>, such as context=32768 devices=8 memory=80")
+    return float(read[1]) * factors[read[2]]
 
 
 def changes(

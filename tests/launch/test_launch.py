@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from command_processes import finish, start, wait_for
 from launch.smoke_runs import RUN, SMOKE, Command, steps
+from longctx_rl.config.compose import composed
 from longctx_rl.policy.weights import SHIPPED
 from ports import free_port
 from small_runs import assert_same_steps, save_models, smoke, step_rows, train
@@ -48,6 +50,26 @@ def test_one_process_in_place(command: Command, tmp_path: Path) -> None:
     assert described["command"].startswith("python -m longctx_rl +algo=sft +experiment=smoke ")
     code, _, stderr = command(*arguments)
     assert code == 2 and stderr.startswith(f"error: {RUN}0 exists") and "resume=true" in stderr
+
+
+def test_the_command_after_a_run_can_be_typed(command: Command, tmp_path: Path) -> None:
+    """Also where the run's directory needs quotes."""
+    code, stdout, stderr = command("+algo=sft", *SMOKE, "engine=local", "budget.steps=1", 'experiment_name="é=1"')
+    assert code == 0, stderr
+    (follow,) = (line for line in stdout.splitlines() if "+algo=dgrpo" in line and "model.student" in line)
+    config = composed(shlex.split(follow)[3:])
+    assert (tmp_path / config.model.student / "config.json").is_file()
+
+
+def test_rows_in_longblocks_columns_without_a_network(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "tests").symlink_to(Path(__file__).parents[1])
+    settings = ("engine=local", "logging=none", "algo.group_size=2", f"data.longblocks.cache={tmp_path}")
+    code, _, stderr = command("+algo=dgrpo", "+experiment=smoke_longblocks", *settings)
+    assert code == 0, stderr
+    assert steps(tmp_path / "runs/smoke/dgrpo-mini-any-s0") == [1, 2]
 
 
 def test_ctrl_c_finishes_the_step_and_fewer_ranks_continue(tmp_path: Path) -> None:
@@ -99,7 +121,7 @@ def test_a_refusal_by_all_ranks_is_said_once_and_leaves_nothing(tmp_path: Path) 
     arguments = ["+algo=sft", *pretrained, f"model.student={model}", "engine.num_processes=2"]
     code, stdout, stderr = finish(start(arguments, tmp_path))
     assert code == 2 and stdout.startswith("loading ") and stdout.count("\n") == 1
-    assert stderr.startswith(f"error: {model} cannot be loaded") and stderr.count("\n") == 1
+    assert stderr.startswith(f"error: {model}/model.safetensors is no complete") and stderr.count("\n") == 1
     assert not (tmp_path / "runs" / "smoke").exists()
 
 

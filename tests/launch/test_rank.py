@@ -65,6 +65,31 @@ def test_a_full_disk(executed: Executed, config: Config, capsys: pytest.CaptureF
     assert stderr.endswith("resume=true\n")
 
 
+def test_too_little_memory(executed: Executed, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(config: Config) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    assert executed(config, fail) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: out of memory (DefaultCPUAllocator: ") and stderr.count("\n") == 1
+    assert "python -m longctx_rl.doctor" in stderr
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_an_interruption_says_how_to_continue(
+    steps: int, executed: Executed, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(config: Config) -> None:
+        if steps:
+            train_a_step(Path(config.run_dir))
+        raise KeyboardInterrupt
+
+    assert executed(config, stop) == 130
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("interrupted before the step was saved") and stderr.count("\n") == 1
+    assert ("; continue with python -m longctx_rl" in stderr) == bool(steps)
+
+
 def test_a_bug_keeps_its_traceback(executed: Executed, config: Config) -> None:
     def fail(config: Config) -> None:
         raise ZeroDivisionError
@@ -95,15 +120,16 @@ def test_an_interrupted_rank_tells_its_launcher(
     assert (tmp_path / "interrupted").exists()
 
 
-def test_sigterm_while_libraries_load_leaves_nothing(executed: Executed, config: Config) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_libraries_load_leaves_nothing(executed: Executed, config: Config, number: int) -> None:
     def load(config: Config) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(10.0)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     assert executed(config, load) == 130
     assert not Path(config.run_dir).exists()
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
 
 
 def test_a_child_dies_with_its_launcher(tmp_path: Path) -> None:

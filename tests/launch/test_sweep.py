@@ -1,15 +1,18 @@
 """Grids: finished runs are skipped, interrupted ones resume, failures are listed, costs are planned, jobs submitted."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from command_processes import finish, start
 from launch.smoke_runs import RUN, SMOKE, Command, steps
 from longctx_rl.config.compose import composed
-from longctx_rl.launch import costs
+from longctx_rl.config.schema import Config
+from longctx_rl.launch import costs, sweep
 from longctx_rl.runs import directory
 
 GRID = ("-m", "+algo=sft", *SMOKE, "engine=local", "resume=true")
@@ -47,6 +50,23 @@ def test_a_grid_that_is_continued(command: Command, tmp_path: Path) -> None:
     code, stdout, _ = command(*GRID[1:], "seed=2", "budget.steps=1")
     assert code == 0 and stdout.startswith(f"{RUN}2 is finished after 1 steps (budget.steps=1 is spent)")
     assert stdout.count("\n") == 1
+
+
+def test_a_run_whose_process_cannot_start_does_not_stop_the_others(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as with a full disk for temporary files."""
+
+    class NoSpace(sweep.Child):
+        def __init__(self, config: Config, *arguments: Any) -> None:
+            if config.seed == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().__init__(config, *arguments)
+
+    monkeypatch.setattr(sweep, "Child", NoSpace)
+    code, stdout, stderr = command(*GRID, "seed=0,1", "budget.steps=1")
+    assert code == 1 and "\nsweep: 1 of 2 runs succeeded\n  exit code 2: " in stdout
+    assert stderr.startswith("error: cannot write to ") and "(No space left on device): free space" in stderr
 
 
 @pytest.mark.slow

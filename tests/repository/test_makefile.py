@@ -1,4 +1,4 @@
-"""``make table3-runs``: a failure does not stop the rest, Ctrl-C does."""
+"""``make table3-runs``: a failure does not stop the rest, Ctrl-C does. The environment: made, and made again."""
 
 import shutil
 import subprocess
@@ -31,12 +31,12 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(checkout: Path, failing: str) -> tuple[int, list[str], str]:
+def make(checkout: Path, failing: str = "", *arguments: str) -> tuple[int, list[str], str]:
     (checkout / "failing").write_text(failing)
-    done = subprocess.run(
-        ["make", "table3-runs", "PYTHON=./python", "ARGS=sweep.jobs=2"], cwd=checkout, capture_output=True, text=True
-    )
-    return done.returncode, (checkout / "commands").read_text().splitlines(), done.stderr
+    given = arguments or ("table3-runs", "PYTHON=./python", "ARGS=sweep.jobs=2")
+    done = subprocess.run(["make", *given], cwd=checkout, capture_output=True, text=True)
+    commands = checkout / "commands"
+    return done.returncode, commands.read_text().splitlines() if commands.exists() else [], done.stderr
 
 
 def test_a_table_trains_evaluates_and_collects_in_this_order(checkout: Path) -> None:
@@ -57,3 +57,34 @@ def test_a_failure_does_not_stop_the_rest(checkout: Path, step: str) -> None:
 def test_ctrl_c_stops_it(checkout: Path, place: int) -> None:
     status, commands, stderr = make(checkout, f"{STEPS[place]} 130\n")
     assert status == 2 and len(commands) == place + 1 and "incomplete" not in stderr
+
+
+def test_arguments_reach_the_larger_teacher(checkout: Path) -> None:
+    status, commands, _ = make(checkout, "", "larger-teacher", "PYTHON=./python", "ARGS=engine.threads=1")
+    assert status == 0 and commands == ["experiments/mini_models/larger_teacher.py engine.threads=1"]
+
+
+@pytest.mark.parametrize("python", [None, "/nowhere"])
+def test_an_environment_that_does_not_work_is_made_again(checkout: Path, python: str | None) -> None:
+    """Though its stamp exists: its Python is missing, or was the system's before an upgrade."""
+    stub = checkout / "python"
+    stub.write_text(
+        f'{stub.read_text()}case "$*" in *--clear*) rm -r .venv; mkdir -p .venv/bin; cp python .venv/bin;; esac\n'
+    )
+    if python is not None:
+        (checkout / ".venv" / "bin").mkdir()
+        (checkout / ".venv" / "bin" / "python").symlink_to(python)
+    status, commands, stderr = make(checkout, "", "figures", "PYTHON3=./python")
+    assert status == 0, stderr
+    steps = [line.split()[1] for line in commands if line.startswith("-m") and "--version" not in line]
+    assert steps == ["venv", "pip", "longctx_rl.report"]
+
+
+def test_a_python_that_is_not_installed_is_one_line(checkout: Path) -> None:
+    status, commands, stderr = make(checkout, "", "figures", "PYTHON3=python3.99")
+    assert status == 2 and commands == []
+    assert stderr.startswith("error: python3.99 is not installed; choose another Python with: make PYTHON3=")
+
+
+def test_a_study_is_one_word(checkout: Path) -> None:
+    assert make(checkout, "", "dashboard", "PYTHON=./python", "STUDY=a b")[1] == ["-m longctx_rl.report dashboard a b"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -182,6 +183,22 @@ def test_a_broken_mirror_warns_once_and_does_not_stop_the_run(
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 3
     stderr = capsys.readouterr().err
     assert stderr == "warning: the wandb mirror stopped (ConnectionError: no network); the files on disk are complete\n"
+
+
+@pytest.mark.parametrize("home", [None, "/proc/nowhere"])
+def test_a_home_that_cannot_be_written_leaves_wandb_silent(
+    home: str | None, offline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wandb's process prints its log if it has no place for it, so it gets one in the run's folder."""
+    for name in ("WANDB_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")
+    if home is None:
+        monkeypatch.delenv("HOME")
+    else:
+        monkeypatch.setenv("HOME", home)
+    fake_wandb(monkeypatch, lambda **settings: FakeRun())
+    record(offline, tmp_path, range(1, 2))
+    assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / "wandb" / "cache")
 
 
 def test_a_hanging_mirror_does_not_block_the_run(

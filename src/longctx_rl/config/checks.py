@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, astuple
+from pathlib import Path
 
 from longctx_rl.config.data import GeneratedShortConfig
 from longctx_rl.config.eval import EvalConfig, EvaluateConfig, KLConfig
@@ -10,6 +11,9 @@ from longctx_rl.config.schema import AlgoConfig, Config
 from longctx_rl.objective.spec import ANCHORS, Divergence
 
 SHIPPED = ("mini-student", "mini-teacher")
+LONGEST_NAME = 200
+"""Bytes of a folder's name, which file systems limit to 255, some of them for temporary names."""
+MOST_THREADS = 1024
 SAMPLED_ESTIMATORS = ("k1", "k2", "k3")
 
 
@@ -36,6 +40,14 @@ def check_evaluate(config: EvaluateConfig) -> None:
 
 
 def _problems(c: Config) -> Iterator[str]:
+    name = c.experiment_name
+    if name in ("", ".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        yield (
+            f"experiment_name={name}: give the name of one folder, with at most {LONGEST_NAME} bytes and no slash; "
+            "runs_root=FOLDER says where it lies"
+        )
+    if Path(c.run_dir).name in ("", ".."):
+        yield f"run_dir={c.run_dir}: give a folder for this run alone, such as run_dir=runs/mine/first"
     yield from _algo(c.algo)
     if c.algo.weights.kd and c.model.teacher is None:
         yield f"algo.weights.kd={c.algo.weights.kd} needs a teacher: set model.teacher=<directory or Hub id>"
@@ -100,6 +112,9 @@ def _problems(c: Config) -> Iterator[str]:
 
 
 def _model(m: ModelConfig) -> Iterator[str]:
+    for key in ("student", "teacher", "tokenizer", "teacher_cache"):
+        if (name := getattr(m, key)) is not None and not name.strip():
+            yield f"model.{key} is empty: give a directory or a Hub id" + (", or null" if key != "student" else "")
     if m.architecture is not None and m.student not in SHIPPED:
         yield (
             f"model.architecture starts from random weights, so model.student={m.student} would be ignored: "
@@ -279,6 +294,8 @@ def _positive(c: Config) -> Iterator[str]:
         yield f"optim.betas={list(c.optim.betas)}: give two numbers from 0 up to below 1, such as [0.9, 0.95]"
     if not 0.0 <= c.optim.min_lr_ratio <= 1.0:
         yield f"optim.min_lr_ratio={c.optim.min_lr_ratio}: set it between 0 and 1"
+    if (c.engine.threads or 0) > MOST_THREADS:
+        yield f"engine.threads={c.engine.threads}: set it to at most {MOST_THREADS}, or null"
     for key, limit in limits.items():
         if limit is not None and not limit > 0:
             yield f"{key}={limit}: set it above 0, or null for none"

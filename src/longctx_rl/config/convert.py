@@ -6,6 +6,9 @@ Nothing is coerced silently: an unknown key, a missing key, a wrong type or a va
 
 import dataclasses
 import difflib
+import re
+import shlex
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,6 +52,19 @@ def plain(config: Any) -> dict[str, Any]:
     return result
 
 
+def setting(key: str, text: str) -> str:
+    """Return ``key=text`` as it is written in a shell, with quotes where the shell or Hydra needs them."""
+    word = re.fullmatch(r"(?!(null|true|false|nan|inf)$)(\w|\.?/)[\w./+-]*", text, re.ASCII | re.IGNORECASE)
+    return f"{key}={text}" if word and not text[0].isdigit() else shlex.quote(f"{key}={quoted(text)}")
+
+
+def quoted(text: str) -> str:
+    r"""Return a text in the quotes of Hydra's grammar. Backslashes are doubled only before a quotation mark."""
+    return (
+        '"' + re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), text, flags=re.S) + '"'
+    )
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys of nested mappings with their values."""
     for key, value in values.items():
@@ -78,7 +94,7 @@ def unknown_key(cls: type, key: str) -> str:
 
 def _hint(path: str, key: str, fields: Iterable[str]) -> str:
     names = list(fields)
-    close = difflib.get_close_matches(key, names, n=1)
+    close = difflib.get_close_matches(key.lower(), names, n=1)
     return f"did you mean {_join(path, close[0])}?" if close else f"choose from {', '.join(names)}"
 
 
@@ -108,17 +124,24 @@ def _value(kind: Any, value: Any, path: str) -> Any:
 
 
 def _scalar(kind: type, value: Any, path: str) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and number:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if kind is float and (whole or isinstance(value, float)) and abs(value) <= sys.float_info.max:
         return float(value)
-    if kind is int and number and float(value).is_integer():
+    if kind is int and (whole or (isinstance(value, float) and value.is_integer())) and abs(value) < 2**63:
         return int(value)
     if kind in (bool, str) and isinstance(value, kind):
         return value
-    if kind is str and number:
+    if kind is str and whole:
         return str(value)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    raise ValueError(f"{path}={_short(value)}: expected {names[kind]}")
+    hint = ""
+    if kind is str and isinstance(value, float):  # how it was typed is lost: 1e-4 is 0.0001 now
+        hint = f", so quote it: '{path}=\"...\"'"
+    elif kind in (int, float) and (whole or isinstance(value, float)) and not abs(value) < 2**63:
+        hint = ", finite and within 64 bits"
+    elif kind in (int, float) and isinstance(value, str) and re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", value):
+        hint = f", not a text: leave out the quotes, or read a variable with '{path}=${{oc.decode:${{oc.env:NAME}}}}'"
+    raise ValueError(f"{path}={_short(value)}: expected {names[kind]}{hint}")
 
 
 def _join(path: str, key: str) -> str:

@@ -1,5 +1,6 @@
 """Conversion of composed or stored YAML into a checked ``Config``, and back."""
 
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,22 @@ def load(composed: DictConfig) -> Config:
     """Convert and check a composed configuration. Raises ValueError, one sentence with key, value and fix."""
     if OmegaConf.is_missing(composed, "algo"):
         raise ValueError(f"choose an algorithm: +algo={'|'.join(ALGORITHMS)}")
-    try:
-        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"a value is missing or cannot be resolved: {str(error).splitlines()[0]}") from error
+    plain = resolved(composed)
     _check_complete(plain)
     config = convert.convert(Config, plain)
-    config = replace(config, eval=config.eval.with_files())
+    places = {name: os.path.expanduser(getattr(config, name)) for name in ("runs_root", "run_dir")}
+    config = replace(config, eval=config.eval.with_files(), **places)
     checks.check(config)
     return config
+
+
+def resolved(composed: DictConfig) -> Any:
+    """Return a composed configuration as plain data. Raises ValueError for a missing value or broken reference."""
+    try:
+        return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key, problem = error.full_key or "a value", str(error).splitlines()[0]
+        raise ValueError(f"{key} is missing or cannot be resolved ({problem}): give it a value, {key}=...") from error
 
 
 def _check_complete(plain: Any) -> None:
@@ -52,14 +60,17 @@ def read(path: Path) -> Config:
     """Read the config.yaml of a run, of an earlier version too. Raises ValueError if the file is not one."""
     try:
         loaded = OmegaConf.load(path)
-    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (OSError, YAMLError, ValueError, RecursionError, OmegaConfBaseException) as error:
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(loaded, DictConfig) or "algo" not in loaded:
         raise ValueError(f"{path} is not a run's config.yaml")
     for (key, former), value in FORMER_VALUES.items():
         if OmegaConf.select(loaded, key) == former:
             OmegaConf.update(loaded, key, value)
-    return load(loaded)
+    try:
+        return load(loaded)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def dump(config: Config) -> str:

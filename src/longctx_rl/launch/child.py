@@ -65,8 +65,7 @@ class Child:
     def code(self) -> int | None:
         code = self._process.poll()
         if self._echo and len(text := self.output()) > self._shown:
-            sys.stderr.write(text[self._shown :])
-            sys.stderr.flush()
+            cli.write(sys.stderr, text[self._shown :])
             self._shown = len(text)
         if code is None:
             return None

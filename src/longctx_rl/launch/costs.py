@@ -103,7 +103,7 @@ def measured(roots: set[str]) -> list[Measured]:
             try:
                 config = configuration.read(record.with_name("config.yaml"))
                 rows = _rows(record.with_name("metrics.jsonl"))
-            except (ValueError, FileNotFoundError):
+            except (ValueError, OSError):
                 continue
             progress = [row for row in rows if row.get("progress/trained_tokens")]
             if progress:

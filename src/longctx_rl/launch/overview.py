@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from longctx_rl import cli
 from longctx_rl.config.schema import Config
 from longctx_rl.launch import costs
 from longctx_rl.runs.progress import duration, share_spent
@@ -67,18 +68,16 @@ class Overview:
         self._last = time.monotonic()
         lines = [summary, *(f"  {run.line()}" for run in running)]
         self._clear()
-        self._terminal.write("".join(f"{line}\n" for line in lines))
-        self._terminal.flush()
+        cli.write(self._terminal, "".join(f"{line}\n" for line in lines))
         self._open = len(lines) if self._live else 0
 
     def say(self, text: str) -> None:
         """Write a message that is not rewritten."""
         self._clear()
-        self._terminal.write(f"{text}\n")
-        self._terminal.flush()
+        cli.write(self._terminal, f"{text}\n")
 
     def _clear(self) -> None:
         """Erase the lines that are about to be rewritten."""
         if self._open:
-            self._terminal.write(f"\x1b[{self._open}F\x1b[J")
+            cli.write(self._terminal, f"\x1b[{self._open}F\x1b[J")
             self._open = 0

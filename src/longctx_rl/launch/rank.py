@@ -9,14 +9,13 @@ import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 
 from longctx_rl import cli
 from longctx_rl.config.load import read
 from longctx_rl.config.schema import Config
 from longctx_rl.runs import directory
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS)
 """Errors of a disk that the user can fix."""
 HANDOVER = "LONGCTX_RL_HANDOVER"
 """Environment variable: the launcher's folder for its children, and the launcher's process id."""
@@ -29,12 +28,13 @@ def execute(config: Config) -> int:
     """
     die_with_launcher()
     main_rank = os.environ.get("RANK", "0") == "0"
-    before = signal.getsignal(signal.SIGTERM)
-    if main_rank:  # importing takes seconds, in which the run directory exists; then the loop handles the signal
-        signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.getsignal(number) for number in cli.stop_signals()}
+    if main_rank:  # importing takes seconds, in which the run directory exists; then the loop handles the signals
+        for number in before:
+            signal.signal(number, cli.interrupt)
     try:
         if main_rank:
-            print(loading_line(config), flush=True)
+            cli.write(sys.stdout, f"{loading_line(config)}\n")
         with directory.opened(config) if main_rank else nullcontext():
             if main_rank:
                 directory.append_log(config, loading_line(config))
@@ -51,7 +51,11 @@ def execute(config: Config) -> int:
             main_rank,
         )
         return cli.UNUSABLE
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if cli.is_out_of_memory(error):
+            advice = "python -m longctx_rl.doctor with the run's settings says what to change"
+            cli.complain(f"out of memory ({' '.join(str(error).split())}): {advice}", main_rank)
+            return cli.UNUSABLE
         from longctx_rl.engine.optimizer import TrainingDiverged  # torch is already loaded here
 
         if not isinstance(error, TrainingDiverged):
@@ -59,6 +63,9 @@ def execute(config: Config) -> int:
         cli.complain(str(error), main_rank)
         return cli.DIVERGED
     except KeyboardInterrupt:
+        trained = main_rank and directory.trained(Path(config.run_dir))
+        command = f"; continue with {directory.resume_command(config)}" if trained else ""
+        cli.write(sys.stderr, f"interrupted before the step was saved{command}\n")
         return cli.INTERRUPTED
     except SystemExit as stop:
         if stop.code != cli.INTERRUPTED or HANDOVER not in os.environ:
@@ -66,12 +73,9 @@ def execute(config: Config) -> int:
         # If a rank exits with an error, torchrun ends the others, which may still be closing their files.
         Path(os.environ[HANDOVER].partition(":")[2], "interrupted").touch()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _train(config: Config) -> None:
@@ -100,6 +104,7 @@ def main() -> None:
     """Entry point."""
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m longctx_rl.launch.rank CONFIG.yaml")
+    cli.start()
     cli.leave(execute(read(Path(sys.argv[1]))))
 
 

@@ -25,8 +25,6 @@ from longctx_rl.runs.environment import command, cores
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM)
-
 
 def single(request: RunRequest) -> int:
     """Start one run, in this process if it needs no other, and return its exit code."""
@@ -146,7 +144,7 @@ def _environment(config: Config, folder: str) -> Iterator[None]:
 
 @contextmanager
 def _forwarded_signals() -> Iterator[list[int]]:
-    """Forward Ctrl-C and SIGTERM to the children, which finish their step and save; a second signal kills them."""
+    """Forward Ctrl-C and its like to the children, which finish their step and save; a second signal kills them."""
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -160,7 +158,7 @@ def _forwarded_signals() -> Iterator[list[int]]:
         for child in children:
             child.send_signal(number if len(received) == 1 else signal.SIGKILL)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    before = {number: signal.signal(number, forward) for number in cli.stop_signals()}
     try:
         yield received
     except KeyboardInterrupt:
@@ -174,6 +172,7 @@ def main() -> None:
     """Entry point of one run of a sweep: ``python -m longctx_rl.launch.single CONFIG.yaml``."""
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m longctx_rl.launch.single CONFIG.yaml")
+    cli.start()
     rank.die_with_launcher()
     config = configuration.read(Path(sys.argv[1]))
     cli.leave(single(RunRequest(command() or f"python -m longctx_rl.launch.single {sys.argv[1]}", config)))

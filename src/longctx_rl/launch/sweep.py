@@ -5,6 +5,7 @@ any interruption. The output of a run goes to ``<experiment>/.sweep/<run>.txt``,
 """
 
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from types import FrameType
 
 from longctx_rl import cli
 from longctx_rl.config.schema import Config, RunRequest, SweepConfig
-from longctx_rl.launch import costs, single
+from longctx_rl.launch import costs
 from longctx_rl.launch.child import Child, Running, log_path, make_folder, remove_if_empty
 from longctx_rl.launch.overview import Overview, Watched
 from longctx_rl.launch.slurm import Launcher, submit
@@ -67,7 +68,7 @@ def _check_distinct(configs: Sequence[Config]) -> None:
     for path, count in Counter(config.run_dir for config in configs).items():
         if count > 1:
             raise ValueError(
-                f"several runs of this sweep share run_dir={path}: name what differs between them, such as "
+                f"several runs of this sweep share run_dir={path}: give each value once, or name what differs, such as "
                 "'run_dir=${runs_root}/${experiment_name}/${algo.name}-lr${optim.lr}-s${seed}'"
             )
 
@@ -130,7 +131,11 @@ class Sweep:
         assert config
         self._overview.say(f"[{number}/{len(self._requests)}] {request.command}")
         watched = Watched.starting(config)
-        child = Child(config, request.command, log_path(config), self._jobs)
+        try:
+            child = Child(config, request.command, log_path(config), self._jobs)
+        except OSError as error:
+            where = f"{tempfile.gettempdir()} or {log_path(config).parent}"
+            return self._refuse(request, f"cannot write to {where} ({error.strerror}): free space, or set TMPDIR")
         self._running.append(StartedRun(request, child, watched))
 
     def _startable(self, number: int, request: RunRequest) -> bool:
@@ -144,9 +149,12 @@ class Sweep:
             problem = ValueError(where.problem) if where.kind == "refused" else None
         if problem:
             self._overview.say(f"[{number}/{len(self._requests)}] {request.command}")
-            cli.complain(problem)
-            self._failures.append(f"  exit code {cli.UNUSABLE}: {request.command}\n    error: {problem}")
+            self._refuse(request, problem)
         return problem is None
+
+    def _refuse(self, request: RunRequest, problem: ValueError | str) -> None:
+        cli.complain(problem)
+        self._failures.append(f"  exit code {cli.UNUSABLE}: {request.command}\n    error: {problem}")
 
     def _submit(self, launcher: Launcher) -> None:
         ready = [request for number, request in self._waiting if self._startable(number, request)]
@@ -209,7 +217,7 @@ class Sweep:
         def count(number: int, frame: FrameType | None) -> None:
             self._stop_requests += 1
 
-        before = {number: signal.signal(number, count) for number in single.FORWARDED}
+        before = {number: signal.signal(number, count) for number in cli.stop_signals()}
         try:
             yield
         finally:

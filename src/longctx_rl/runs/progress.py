@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
+from longctx_rl import cli
 from longctx_rl.config.schema import BudgetConfig
 
 PLAIN_SECONDS = 10.0
@@ -30,11 +31,10 @@ class Progress:
         line = self.render(metrics, time.monotonic())
         plain = time.monotonic() - self._last_plain >= PLAIN_SECONDS or self.share_spent(metrics) >= 1.0
         if self._live:
-            self._terminal.write(_CLEAR + line)
+            cli.write(self._terminal, _CLEAR + line)
             self._line_open = True
         elif plain:
-            self._terminal.write(line + "\n")
-        self._terminal.flush()
+            cli.write(self._terminal, f"{line}\n")
         if plain:
             self._last_plain = time.monotonic()
             self._write_log(line)
@@ -42,15 +42,13 @@ class Progress:
     def say(self, text: str) -> None:
         """Write a message on its own line."""
         self.end_line()
-        self._terminal.write(text + "\n")
-        self._terminal.flush()
+        cli.write(self._terminal, f"{text}\n")
         self._write_log(text)
 
     def end_line(self) -> None:
         """Finish the live line, so that further output starts below it."""
         if self._line_open:
-            self._terminal.write("\n")
-            self._terminal.flush()
+            cli.write(self._terminal, "\n")
             self._line_open = False
 
     def share_spent(self, metrics: Mapping[str, float]) -> float:

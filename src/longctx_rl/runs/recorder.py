@@ -138,7 +138,8 @@ def cut_back(run_dir: Path, resume_step: int | None, evaluated: bool) -> None:
         ]
         write_text(metrics, "".join(json.dumps(row) + "\n" for row in kept))
     for rollouts in (run_dir / "rollouts").glob("step-*.jsonl"):
-        if int(rollouts.stem.removeprefix("step-")) > last:
+        step = rollouts.stem.removeprefix("step-")
+        if step.isdecimal() and int(step) > last:
             rollouts.unlink()
 
 

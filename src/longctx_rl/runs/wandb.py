@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from longctx_rl import cli
 from longctx_rl.config import convert
 from longctx_rl.config.eval import EvaluateConfig
 from longctx_rl.config.logging import LoggingConfig
@@ -193,10 +194,11 @@ class Mirror:
 
     def _work(self, settings: dict[str, Any]) -> None:
         try:
+            folder = Path(settings["dir"])
             os.environ.setdefault("WANDB_SILENT", "true")
+            _provide_cache(folder)
             import wandb
 
-            folder = Path(settings["dir"])
             earlier = sorted((folder / "wandb").glob("offline-run-*"))
             sent = any(any(piece.glob("*.wandb.synced")) for piece in earlier)
             run = wandb.init(**settings, settings=wandb.Settings(silent=True, console="off", init_timeout=60))
@@ -216,7 +218,21 @@ class Mirror:
     def _give_up(self, reason: str) -> None:
         if not self._failed:
             self._failed = True
-            print(f"warning: the wandb mirror stopped ({reason}); the files on disk are complete", file=sys.stderr)
+            reason = " ".join(reason.split())
+            cli.write(sys.stderr, f"warning: the wandb mirror stopped ({reason}); the files on disk are complete\n")
+
+
+def _provide_cache(folder: Path) -> None:
+    """Give wandb a cache in the run's folder if its own cannot be written: it would print its log to stderr."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "wandb")
+        logs = Path(os.environ.get("WANDB_CACHE_DIR") or home, "logs")
+        logs.mkdir(parents=True, exist_ok=True)
+        usable = os.access(logs, os.W_OK) and "HOME" in os.environ
+    except (OSError, RuntimeError):  # the latter without a home
+        usable = False
+    if not usable:
+        os.environ["WANDB_CACHE_DIR"] = str(folder / "wandb" / "cache")
 
 
 def _set_aside(pieces: Sequence[Path]) -> None:

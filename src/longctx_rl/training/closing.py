@@ -1,8 +1,8 @@
 """The closing text of a finished run: accuracy before and after, costs, and what to try next."""
 
-import shlex
 from pathlib import Path
 
+from longctx_rl.config.convert import setting
 from longctx_rl.config.schema import ALGORITHMS, Config
 from longctx_rl.evals.evaluation import Evaluation
 from longctx_rl.training.state import TrainState
@@ -31,12 +31,12 @@ def next_commands(config: Config) -> list[str]:
     """Return two commands that build on this run."""
     others = ",".join(name for name in ALGORITHMS if name != config.algo.name)
     follow = "dgrpo" if config.algo.source == "dataset" else config.algo.name
-    export = shlex.quote(f"{config.run_dir}/export")
+    student = setting("model.student", f"{config.run_dir}/export")
     trained = "mini" if config.model.architecture else config.model.name
     task = "mix" if set(config.task.mixture) & {"copy", "lookup", "pairs", "drill"} else config.task.name
     same = f"model={trained} task={task} seed={config.seed}"
-    after = shlex.quote(f"after-{Path(config.run_dir).name}")
+    name = setting("experiment_name", f"after-{Path(config.run_dir).name}")
     return [
         f"python -m longctx_rl -m +algo={others} {same}",
-        f"python -m longctx_rl +algo={follow} {same} model.student={export} experiment_name={after}",
+        f"python -m longctx_rl +algo={follow} {same} {student} {name}",
     ]

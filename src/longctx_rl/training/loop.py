@@ -30,17 +30,20 @@ from longctx_rl.types import RolloutGroup
 
 
 class Interrupt:
-    """Makes Ctrl-C and SIGTERM end the loop after its step. A second one, or one before the loop, ends the process."""
+    """Makes Ctrl-C, SIGTERM and a closed terminal end the loop after its step.
+
+    A second one, or one before the loop, ends the process.
+    """
 
     def __init__(self) -> None:
         self.requested = False
         self.training = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in cli.stop_signals():
             signal.signal(number, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested or not self.training:
-            raise KeyboardInterrupt
+            return cli.interrupt(number, frame)
         self.requested = True
 
 

@@ -81,25 +81,23 @@ def command_line() -> CommandLine:
     try:
         flags, unknown = parser.parse_known_intermixed_args()
     except argparse.ArgumentError as error:
-        unknown = [
-            item for item in sys.argv[1:] if re.match(r"-\w+=", item)
-        ]  # argparse reads -model=mini as -m odel=mini
+        # argparse reads -model=mini as -m odel=mini
+        unknown = [item for item in sys.argv[1:] if re.match(r"-\w+=", item)]
         if not unknown:
             raise ValueError(f"{error}; python -m longctx_rl --help shows the options") from error
     if unknown:
         raise ValueError(_not_an_option(unknown[0]))
-    given = {name for name, value in vars(flags).items() if value} - {"overrides", "run", "multirun", "config_dir"}
-    if given & {"cfg", "info", "hydra_help", "shell_completion"}:
-        _print(flags.overrides)
-        return CommandLine([], False, None)
-    if given:
-        raise ValueError(f"--{min(given).replace('_', '-')} starts no run: leave it out, or add --cfg job")
     folder = Path(flags.config_dir or "").resolve()
     if not folder.is_dir():
         raise ValueError(f"--config-dir {flags.config_dir} is not a folder: give one with files as in conf/")
     searched = [f"hydra.searchpath=[{convert.quoted(f'file://{folder}')}]"] if flags.config_dir else []
+    given = {name for name, value in vars(flags).items() if value} - {"overrides", "run", "multirun", "config_dir"}
+    if given and not given & {"cfg", "info", "hydra_help", "shell_completion"}:
+        raise ValueError(f"--{min(given).replace('_', '-')} starts no run: leave it out, or add --cfg job")
     with _in_one_sentence(Config), _initialized():
         overrides = _parsed([*searched, *flags.overrides])
+        if given:
+            return _print(flags.overrides)
         if flags.multirun:
             return _sweep(overrides)
         if any(override.key_or_group == "hydra/launcher" for override in overrides):
@@ -110,7 +108,7 @@ def command_line() -> CommandLine:
         return CommandLine([request], False, None)
 
 
-def _print(overrides: Sequence[str]) -> None:
+def _print(overrides: Sequence[str]) -> CommandLine:
     """Let Hydra print what --cfg, --info and its other options request."""
     sys.argv[1:] = [
         *(item for item in sys.argv[1:] if item not in overrides),
@@ -118,12 +116,13 @@ def _print(overrides: Sequence[str]) -> None:
     ]  # as Hydra's argparse needs it
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints its errors over several lines instead of raising them
+    GlobalHydra.instance().clear()
     try:
-        with _in_one_sentence(Config):
-            hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(lambda _: None)()
+        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(lambda _: None)()
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         os.environ.update({} if before is None else {"HYDRA_FULL_ERROR": before})
+    return CommandLine([], False, None)
 
 
 def _sweep(overrides: list[Override]) -> CommandLine:
@@ -349,8 +348,8 @@ def _unreadable(line: str) -> str:
         if choices := [_choice(group, name) for group, files in groups.items() if name in files]:
             return f"{line} is a value without a key: write {' or '.join(choices)}"
         name, _, value = name.partition(":")
-        setting = f"{name or 'seed'}={value.strip() or 'VALUE'}"
-        return f"{line or repr(line)} is not of the form KEY=VALUE: write {setting}, without spaces around ="
+        setting = f"{name}={value.strip() or 'VALUE'}" if re.fullmatch(r"[\w.]+", name) else "seed=1"
+        return f"{line or repr(line)} is not of the form KEY=VALUE, without spaces around =, such as {setting}"
     if not name:
         return f"{line} has no key: write KEY=VALUE, without spaces around ="
     if not re.fullmatch(r"(\+{0,2}|~)[A-Za-z_$][\w$/-]*(\.[\w$-]+)*(@[\w.:$-]*)?", key, re.ASCII):

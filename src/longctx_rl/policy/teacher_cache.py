@@ -26,7 +26,7 @@ from longctx_rl.types import GroupSpan, HiddenSignal, PackedGroups, SampledSigna
 
 ALIGNMENT = 64
 """Entries start at multiples of this many bytes."""
-REPAIR = "repeat the command that built the cache, which keeps all other signals"
+REPAIR = "repeat the command that built the cache, which keeps all intact signals"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class TeacherCache:
         index, data = folder / "index.jsonl", folder / "signals.bin"
         size = data.stat().st_size if data.exists() else 0
         for line in json_lines(index) if index.exists() else ():
-            if mismatch(line.value, list[Any]) or [type(part) for part in line.value] != [str, int, int, int]:
+            if mismatch(line.value, tuple[str, int, int, int]):
                 continue  # damaged, or the last line of a killed build
             key, start, tokens, checksum = line.value
             if 0 <= start <= size - self._entry_bytes(tokens):  # else its line reached the disk before its signals did
@@ -219,7 +219,7 @@ class TeacherCache:
         file = self.folder / "head.safetensors"
         content = file.read_bytes() if file.is_file() else b""
         if zlib.crc32(content) != self._head_crc32:
-            raise ValueError(f"{file} is damaged: {REPAIR}")
+            raise ValueError(f"{file} is damaged, or an older version wrote it: {REPAIR}")
         return load(content)["head"]
 
     def close(self) -> None:

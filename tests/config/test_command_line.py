@@ -53,6 +53,15 @@ def test_options_may_stand_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_jobs_of_a_cluster_write_below_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = "-m +algo=sft seed=0,1 hydra/launcher=submitit_local hydra.launcher.timeout_min=9 runs_root=elsewhere"
+    launcher = line(arguments, monkeypatch).launcher
+    assert launcher is not None
+    name, settings = launcher
+    assert (name, settings["timeout_min"]) == ("submitit_local", 9)
+    assert str(settings["submitit_folder"]).startswith("elsewhere/.submitit")
+
+
 def test_files_of_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Sweeps find them, too, and so does the command of each run."""
     folder = tmp_path_factory.mktemp("own conf")

@@ -130,7 +130,8 @@ def _sweep(overrides: list[Override]) -> CommandLine:
     requests: list[RunRequest] = []
     launchers: list[tuple[str, dict[str, Any]]] = []
     for chosen in _by_experiment(overrides):
-        files = [item for item in chosen if item.is_hydra_override() or item.key_or_group in config_groups()]
+        of_sweep = {*config_groups(), "runs_root"}  # what the launcher's settings can depend on
+        files = [item for item in chosen if item.is_hydra_override() or item.key_or_group in of_sweep]
         settings = _composed_by_hydra("config", [item for item in files if not item.is_sweep_override()], True).hydra
         launchers.append((settings.runtime.choices["hydra/launcher"], dict(settings.launcher)))
         grid = _parsed(f"{key}={values}" for key, values in (settings.sweeper.params or {}).items())

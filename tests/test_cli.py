@@ -7,9 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
 import pytest
 
+import longctx_rl.__main__
+import longctx_rl.doctor
+import longctx_rl.evaluate
+import longctx_rl.harness
 from command_processes import SOURCE
 from longctx_rl import cli
 
@@ -28,12 +34,43 @@ def test_a_file_that_cannot_be_read_or_written_is_one_line(tmp_path: Path, capsy
         assert refused(work, capsys).startswith(f"{missing} cannot be read or written (No such file")
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("alloc: can't allocate memory: 9 bytes\nsee above")])
-def test_too_little_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (MemoryError(), "MemoryError"),
+        (
+            RuntimeError("alloc: can't allocate memory: 9 bytes\nsee above"),
+            "alloc: can't allocate memory: 9 bytes see above",
+        ),
+    ],
+)
+def test_too_little_memory_is_one_line(error: Exception, cause: str, capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> str:
         raise error
 
-    assert refused(fail, capsys).startswith("out of memory (")
+    assert refused(fail, capsys) == f"out of memory ({cause}): {cli.MORE_MEMORY}; finished work is kept\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "work", "advice"),
+    [
+        (longctx_rl.__main__, "_train", "python -m longctx_rl.doctor with"),
+        (longctx_rl.evaluate, "composed_evaluate", "lower rollout.batch_tokens;"),
+        (longctx_rl.harness, "composed_harness", "lower batch_tokens;"),
+        (longctx_rl.doctor, "diagnose", cli.MORE_MEMORY),
+    ],
+)
+def test_the_advice_on_memory_names_a_setting_of_the_command(
+    module: ModuleType, work: str, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr(sys, "argv", ["command", "seed=1"])
+    monkeypatch.setattr(module, work, fail)
+    with pytest.raises(SystemExit):
+        module.main()
+    assert capsys.readouterr().err.startswith(f"error: out of memory (MemoryError): {advice}")
 
 
 def test_a_bug_keeps_its_traceback() -> None:
@@ -85,6 +122,16 @@ def test_a_command_ends_quietly_with_its_reader() -> None:
     assert (shell.returncode, shell.stdout, shell.stderr) == (128 + signal.SIGPIPE, "line\n", "")
 
 
+def test_a_broken_pipe_to_another_process_is_an_error() -> None:
+    code = (
+        "import os; from longctx_rl import cli; r, w = os.pipe(); os.close(r); cli.command(lambda: os.write(w, b'x'))"
+    )
+    process = started(code)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (cli.UNUSABLE, "")
+    assert stderr == "error: a file cannot be read or written (Broken pipe); finished work is kept\n"
+
+
 def test_characters_that_the_terminal_lacks_are_escaped() -> None:
     code = "from longctx_rl import cli; cli.command(lambda: 'a\u00e9\u2192')"
     stdout, stderr = started(code, PYTHONIOENCODING="ascii").communicate(timeout=60)
@@ -97,18 +144,30 @@ def test_an_interruption_is_raised_after_the_import_that_it_meets(tmp_path: Path
         "import time; print('importing', flush=True)\n"
         "try: time.sleep(0.5)\nexcept KeyboardInterrupt: print('swallowed')\nprint('imported')\n"
     )
+    (tmp_path / "hydra.py").write_text("import time; print('importing', flush=True); time.sleep(9)")
+    doctor = "import runpy; runpy.run_module('longctx_rl.doctor', run_name='__main__', alter_sys=True)"
     work = "import greedy; import time; time.sleep(9)"
     for code, output, error, status in (
-        (f"cli.command(lambda: exec({work!r}))", "importing\nimported\n", "interrupted: the same command", 130),
-        ("print('importing', flush=True); import time; time.sleep(9)", "importing\n", "interrupted\n", -signal.SIGINT),
+        (
+            f"from longctx_rl import cli\ncli.command(lambda: exec({work!r}))",
+            "importing\nimported\n",
+            "interrupted: the same command",
+            130,
+        ),
+        (doctor, "importing\n", "interrupted\n", -signal.SIGINT),
     ):
-        process = started(f"from longctx_rl import cli\n{code}", PYTHONPATH=f"{SOURCE}:{tmp_path}")
+        process = started(code, PYTHONPATH=f"{tmp_path}:{SOURCE}")
         assert process.stdout and process.stdout.readline() == "importing\n"
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
         assert (process.returncode, "importing\n" + stdout) == (status, output)
         assert stderr.startswith(error) and stderr.count("\n") == 1
+
+
+def test_a_program_that_imports_the_package_keeps_its_hook() -> None:
+    code = "import sys; before = sys.excepthook; from longctx_rl.runs import progress; print(sys.excepthook is before)"
+    assert started(code).communicate(timeout=60) == ("True\n", "")
 
 
 def test_nohup_is_respected() -> None:

@@ -123,6 +123,7 @@ def test_more_than_any_setting_can_save(models: list[str], capsys: pytest.Captur
     [
         (["model=mini"], "give context="),
         (["context=many"], "context=many: give context="),
+        (["context=1_"], "context=1_: give context="),
         (["context=-1"], "context=-1: give context="),
         (["context=0.5"], "context=0.5: give a whole number"),
         (["context=2k", "memory=80XB"], "memory=80XB: give memory=<GiB"),

@@ -36,14 +36,14 @@ from pathlib import Path
 
 from longctx_rl import cli
 from longctx_rl.config.compose import command_line, config_groups
-from longctx_rl.launch import single
+from longctx_rl.launch import rank, single
 
 EPILOGUE = "Print the whole configuration: python -m longctx_rl +algo=dgrpo --cfg job"
 
 
 def main() -> None:
     """Entry point. The exit code is that of the run, 0 or 1 for a sweep, or 2 if the command line cannot be used."""
-    cli.run(_help if {"-h", "--help"} & set(sys.argv[1:]) else _train)
+    cli.run(_help if {"-h", "--help"} & set(sys.argv[1:]) else _train, memory=rank.MEMORY_ADVICE)
 
 
 def _help() -> int:

@@ -4,6 +4,7 @@ import ctypes
 import io
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -21,21 +22,23 @@ INTERRUPTED = 130
 TRACEBACK_SWITCHES = ("LONGCTX_RL_TRACEBACK", "HYDRA_FULL_ERROR")
 """Environment variables that, if set to 1, also print the traceback of an error."""
 
+MORE_MEMORY = "free memory, or use a machine with more"
+"""Advice of a command without a setting that lowers what it takes."""
 IMPORT_POLL_SECONDS = 0.1
 _SET_PARENT_DEATH_SIGNAL = 1
 
 
-def main(description: str, work: Callable[[list[str]], str]) -> NoReturn:
+def main(description: str, work: Callable[[list[str]], str], memory: str = MORE_MEMORY) -> NoReturn:
     """Entry point of a command: print ``description`` for --help or without arguments, else the result of ``work``."""
     arguments = sys.argv[1:]
     if not arguments or {"-h", "--help"} & set(arguments):
         run(lambda: show(description, 0 if arguments else UNUSABLE))
-    command(lambda: work(arguments))
+    command(lambda: work(arguments), memory)
 
 
-def command(work: Callable[[], str]) -> NoReturn:
+def command(work: Callable[[], str], memory: str = MORE_MEMORY) -> NoReturn:
     """Run ``work``, print its result, and exit. An error is printed as one line, and finished work is kept."""
-    run(lambda: show(work()), "interrupted: the same command continues where it stopped")
+    run(lambda: show(work()), "interrupted: the same command continues where it stopped", memory)
 
 
 def show(text: str, code: int = 0) -> int:
@@ -44,24 +47,29 @@ def show(text: str, code: int = 0) -> int:
     return code
 
 
-def run(work: Callable[[], int], interrupted: str = "interrupted") -> NoReturn:
-    """Exit with the code that ``work`` returns. An error or an interruption is printed as one line."""
+def run(work: Callable[[], int], interrupted: str = "interrupted", memory: str = MORE_MEMORY) -> NoReturn:
+    """Exit with the code that ``work`` returns. An error or an interruption is printed as one line.
+
+    Args:
+        interrupted: what is printed after an interruption.
+        memory: what to do when memory runs out.
+    """
     start()
     try:
         sys.exit(work())
     except ValueError as error:
         complain(error)
-    except BrokenPipeError:  # the reader, such as head, has all that it wants
-        _discard(sys.stdout)
-        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
+            _discard(sys.stdout)
+            sys.exit(128 + signal.SIGPIPE)
         complain(
             f"{error.filename or 'a file'} cannot be read or written ({error.strerror or error}); finished work is kept"
         )
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        complain(f"out of memory ({' '.join(str(error).split())}): lower rollout.batch_tokens; finished work is kept")
+        complain(f"{out_of_memory(error)}: {memory}; finished work is kept")
     except KeyboardInterrupt:
         write(sys.stderr, f"{interrupted}\n")
         leave(INTERRUPTED)  # without waiting for pending requests
@@ -72,6 +80,11 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether Python, or torch on a CPU or GPU, could not allocate memory."""
     by_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     return by_torch or isinstance(error, MemoryError)
+
+
+def out_of_memory(error: Exception) -> str:
+    """Return the beginning of the message about an error for which ``is_out_of_memory``."""
+    return f"out of memory ({' '.join(str(error).split()) or type(error).__name__})"
 
 
 def start() -> None:
@@ -111,7 +124,8 @@ def _say_interrupted(kind: type[BaseException], error: BaseException, trace: Tra
         sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = _say_interrupted  # commands import this module first, so this holds while they import the others
+if str(getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None)).startswith("longctx_rl."):
+    sys.excepthook = _say_interrupted  # commands import this module first, so this holds while they import the others
 
 
 def write(stream: TextIO, text: str) -> None:
@@ -121,6 +135,13 @@ def write(stream: TextIO, text: str) -> None:
         stream.flush()
     except OSError:
         _discard(stream)
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether the reader of a pipe, such as head, is gone. Flushing does not tell: a failed write is not kept."""
+    pipe = select.poll()
+    pipe.register(stream, 0)
+    return bool(pipe.poll(0))
 
 
 def _discard(stream: TextIO) -> None:

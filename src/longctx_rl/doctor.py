@@ -109,7 +109,7 @@ def number(own: dict[str, str], name: str, default: float | None) -> float:
     if name not in own and default is not None:
         return default
     unit, factors = UNITS[name]
-    read = re.fullmatch(r"(\d[\d_]*\.?\d*(?:e\+?\d+)?) ?([a-z]*)", own.get(name, "").lower(), re.ASCII)
+    read = re.fullmatch(r"(\d+(?:_\d+)*\.?\d*(?:e\+?\d+)?) ?([a-z]*)", own.get(name, "").lower(), re.ASCII)
     if read is None or read[2] not in factors or not 0 < float(read[1]) < 1e12:
         given = f"{name}={own[name]}: " if name in own else ""
         raise ValueError(f"{given}give {name}=<{unit}>, such as context=32768 devices=8 memory=80")

@@ -58,7 +58,7 @@ def mirror(config: EvaluateConfig) -> None:
 
 def main() -> None:
     """Entry point."""
-    cli.main(__doc__ or "", lambda overrides: evaluate(composed_evaluate(overrides)))
+    cli.main(__doc__ or "", lambda overrides: evaluate(composed_evaluate(overrides)), "lower rollout.batch_tokens")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def run(config: HarnessConfig) -> str:
 
 def main() -> None:
     """Entry point."""
-    cli.main(__doc__ or "", lambda overrides: run(composed_harness(overrides)))
+    cli.main(__doc__ or "", lambda overrides: run(composed_harness(overrides)), "lower batch_tokens")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -84,6 +85,17 @@ def test_home_directories(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert composed_evaluate(["checkpoint=x", "out=~/r"]).out == "/home/a b=c/r"
     harness = composed_harness(["checkpoint=x", "out='~/r'", "tasks=[a]", "include=~/t"])
     assert (harness.out, harness.include) == ("/home/a b=c/r", "/home/a b=c/t")
+
+
+@pytest.mark.parametrize("folder", ["", "--config-dir CONF "])
+def test_home_directories_are_printed(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", "/home/a")
+    assert not line(
+        f"{folder.replace('CONF', str(tmp_path))}+algo=sft model.student=~/x --cfg job", monkeypatch
+    ).requests
+    assert "student: /home/a/x\n" in capsys.readouterr().out
 
 
 TEXTS = st.text(

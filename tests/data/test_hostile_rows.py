@@ -196,7 +196,21 @@ def test_kinds_of_parquet(tmp_path: Path, kind: str) -> None:
         ({"train/a.jsonl": 1, "test/a.jsonl": 2}, "train", [1], {"test/a.jsonl": OTHER_SPLIT}),
         ({"data/chat-00-of-01.jsonl": 1, "code-0.jsonl": 2}, "chat", [1], {"code-0.jsonl": OTHER_SPLIT}),
         ({"part-00000-of-00002.jsonl": 1, "part-00001-of-00002.jsonl": 2}, "train", [1, 2], {}),
-        ({"a.jsonl": 1, "dev_b.jsonl": 2}, "train", [1], {"dev_b.jsonl": OTHER_SPLIT}),
+        (
+            {"train_sft-00000-of-00001.jsonl": 1, "test_sft-00000-of-00001.jsonl": 2},
+            "train",
+            [1],
+            {"test_sft-00000-of-00001.jsonl": OTHER_SPLIT},
+        ),
+        ({"more.jsonl": 2, "train_a.jsonl": 1, "dev.jsonl": 3}, "train", [2, 1], {"dev.jsonl": OTHER_SPLIT}),
+        ({"dev-tools.jsonl": 1, "test-kitchen/a.jsonl": 2, "train.jsonl": 3}, "train", [1, 2, 3], {}),
+        (
+            {"a.jsonl": 1, "Test_0.jsonl": 2, "val-0-of-1-ab1.jsonl": 3},
+            "test",
+            [2, 1],
+            {"val-0-of-1-ab1.jsonl": OTHER_SPLIT},
+        ),
+        ({"train/a.jsonl": 1, "train.00-of-02.jsonl": 2, "b.jsonl": 3}, "train", [3, 2, 1], {}),
         ({"validation.jsonl": 1, "train.jsonl": 2}, "validation", [1], {"train.jsonl": OTHER_SPLIT}),
         ({"a.jsonl": 1, "b.json": "[]", "c.csv": "id"}, "train", [1], {"b.json": OTHER_FORMAT, "c.csv": OTHER_FORMAT}),
         ({"a.jsonl": 1, **HIDDEN}, "train", [1], {}),
@@ -244,7 +258,7 @@ def test_what_was_lost_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_data_set_of_the_hub_without_a_network_keeps_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The HTTP library's error of a refused connection is no OSError."""
+    """The HTTP library's error of a refused connection is not an OSError."""
 
     def refused(*_: Any, **__: Any) -> None:
         raise HfHubHTTPError.__bases__[0]("connection refused")

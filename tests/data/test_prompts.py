@@ -99,6 +99,9 @@ HEADLESS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im
         ({"tool_use": HEADLESS}, r"fails .*multiple chat templates"),
         (5, r"fails .*TypeError"),
         (None, r"no chat template.*chat=False"),
+        ("{% set f = '%Y' %}{{ messages[0].content }}{{ strftime_now(f) }}", r"'strftime_now\('.*change daily: write"),
+        ("{{ messages[0].content }}{{ strftime_now('%d' ~ ' %Y') }}", r"'strftime_now\('.*change daily"),
+        ("{% set now = strftime_now %}{{ messages[0].content }}{{ now('%Y') }}", r"'= strftime_now'.*change daily"),
         (HEADLESS, r"ignores add_generation_prompt, so prompts would end in '<\|im_end\|>\\n' instead"),
     ],
 )
@@ -126,6 +129,9 @@ def test_template_problems_are_reported(template: Any, problem: str) -> None:
             "[assistant]<think>",
         ),
         ("{{ messages[0].content }}{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
+        ("{{ messages[0].content }}{{ strftime_now( '%d %b %Y' ) }}", "26 Jul 2024"),
+        ('{{ messages[0].content }}{{ strftime_now (format = "%Y %H:%M") }}', "2024 00:00"),
+        ("{{ messages[0].content }}{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% endif %}", "2024"),
         ({"default": "{{ messages[0].content }}A:", "rag": "x"}, "A:"),
     ],
     ids=[
@@ -134,6 +140,9 @@ def test_template_problems_are_reported(template: Any, problem: str) -> None:
         "plain text",
         "the model opens its own thoughts",
         "a date",
+        "a date with spaces",
+        "a date with its argument named",
+        "a date if there is one",
         "several",
     ],
 )

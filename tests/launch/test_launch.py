@@ -121,7 +121,7 @@ def test_a_refusal_by_all_ranks_is_said_once_and_leaves_nothing(tmp_path: Path) 
     arguments = ["+algo=sft", *pretrained, f"model.student={model}", "engine.num_processes=2"]
     code, stdout, stderr = finish(start(arguments, tmp_path))
     assert code == 2 and stdout.startswith("loading ") and stdout.count("\n") == 1
-    assert stderr.startswith(f"error: {model}/model.safetensors is no complete") and stderr.count("\n") == 1
+    assert stderr.startswith(f"error: {model}/model.safetensors is not a complete") and stderr.count("\n") == 1
     assert not (tmp_path / "runs" / "smoke").exists()
 
 

@@ -3,14 +3,17 @@
 import math
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 
 from longctx_rl.config.model import YarnConfig
-from longctx_rl.policy.loading import load_model
+from longctx_rl.policy.loading import load_model, load_tokenizer
 from longctx_rl.policy.shape import KNOWN
-from longctx_rl.policy.weights import SHIPPED
+from longctx_rl.policy.weights import SHIPPED, explained
+from longctx_rl.rollout.agreement import check_samples
+from longctx_rl.rollout.hf import HFSampler
 
 
 @pytest.fixture
@@ -49,3 +52,26 @@ def test_known_sizes_are_those_of_the_model_cards(name: str, billions: float, wi
     known = KNOWN[name]
     assert known.parameters / 1e9 == pytest.approx(billions, rel=0.03)
     assert known.layers * known.layer_parameters / 1e9 == pytest.approx(without_embedding, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_too_little_memory_is_not_a_damaged_model(
+    error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    with pytest.raises(type(error)) as raised, explained("student", str(folder)):
+        fail()
+    assert raised.value is error
+    monkeypatch.setattr(HFSampler, "sample", fail)
+    with pytest.raises(type(error)) as raised:
+        check_samples(load_model(str(folder)), load_tokenizer(str(folder)))
+    assert raised.value is error

@@ -70,17 +70,17 @@ def edit(path: Path, **changes: Any) -> None:
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantised .*give the model that it was"),
         ({"quantization_config": "awq"}, "is quantised"),
         ({"transformers_weights": "other.safetensors"}, "transformers_weights=other.safetensors"),
-        ({"architectures": ["BertForMaskedLM"]}, r"no causal language model \(architectures=BertForMaskedLM"),
-        ({"architectures": ["Qwen3ForSequenceClassification"]}, "no causal language model"),
-        ({"architectures": ["Qwen2_5_VLForConditionalGeneration"]}, "no causal language model"),
-        ({"is_encoder_decoder": True}, "no causal language model"),
+        ({"architectures": ["BertForMaskedLM"]}, r"not a causal language model \(architectures=BertForMaskedLM"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "not a causal language model"),
+        ({"architectures": ["Qwen2_5_VLForConditionalGeneration"]}, "not a causal language model"),
+        ({"is_encoder_decoder": True}, "not a causal language model"),
         (
             {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": None},
             "=5, which does not divide hidden_size",
         ),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3, which does not divide num_attention_heads=4"),
-        ({"num_attention_heads": 0}, "num_attention_heads=0, which is no positive integer"),
-        ({"hidden_size": "64"}, "hidden_size='64', which is no positive integer"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0, which is not a positive integer"),
+        ({"hidden_size": "64"}, "hidden_size='64', which is not a positive integer"),
         ({"max_position_embeddings": 4096.5}, "max_position_embeddings=4096.5"),
         ({"vocab_size": True}, "vocab_size=True"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": -4.0}}, "factor=-4.0"),
@@ -98,9 +98,9 @@ def test_a_config_that_is_refused_without_torch(folder: Path, changes: dict[str,
     ("changes", "match"),
     [
         ({"model_type": "nothing"}, "model_type=nothing, unknown to transformers .*choose a dense decoder"),
-        ({"model_type": "t5"}, "no causal language model of text"),
-        ({"model_type": "qwen2_5_vl"}, "no causal language model of text"),
-        ({"model_type": "gemma3"}, "no causal language model of text"),
+        ({"model_type": "t5"}, "not a causal language model of text"),
+        ({"model_type": "qwen2_5_vl"}, "not a causal language model of text"),
+        ({"model_type": "gemma3"}, "not a causal language model of text"),
         ({"model_type": "qwen3_moe"}, "lacks model.layers.0.mlp.experts"),
         ({"model_type": "mamba", "layer_types": None}, "lacks backbone"),
         (
@@ -207,10 +207,10 @@ def map_to(file: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda f: (f / WEIGHTS).write_bytes(b""), "no complete safetensors file"),
-        (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:1000]), "no complete safetensors file"),
+        (lambda f: (f / WEIGHTS).write_bytes(b""), "not a complete safetensors file"),
+        (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:1000]), "not a complete safetensors file"),
         (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-10]), "ends before its last tensor"),
-        (lambda f: (f / WEIGHTS).write_bytes(b"\xff" * 100), "no complete safetensors file"),
+        (lambda f: (f / WEIGHTS).write_bytes(b"\xff" * 100), "not a complete safetensors file"),
         (lambda f: (f / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid"), "run git lfs pull"),
         (lambda f: (f / WEIGHTS).unlink(), r"has no weights \(model.safetensors\)"),
         (lambda f: (f / WEIGHTS).rename(f / "pytorch_model.bin"), r"from_pretrained\(FOLDER\).save_pretrained\(NEW\)"),
@@ -249,7 +249,7 @@ def test_files_that_are_refused(folder: Path, change: Callable[[Path], object], 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0[]", b"\x08\0\0\0\0\0\0\0" + b'{"a": 1}'])
 def test_no_hash_of_a_broken_file(folder: Path, content: bytes) -> None:
     (folder / WEIGHTS).write_bytes(content)
-    refused("no complete safetensors file", weights_hash, folder)
+    refused("not a complete safetensors file", weights_hash, folder)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +258,9 @@ def test_no_hash_of_a_broken_file(folder: Path, content: bytes) -> None:
         (lambda: BertLMHeadModel(BertConfig(**SMALL)), "is an encoder"),
         (
             lambda: T5ForConditionalGeneration(T5Config(vocab_size=37, d_model=16, num_layers=1, d_ff=16)),
-            "no causal language model",
+            "not a causal language model",
         ),
-        (lambda: Qwen3ForSequenceClassification(Qwen3Config(**SMALL)), "no causal language model"),
+        (lambda: Qwen3ForSequenceClassification(Qwen3Config(**SMALL)), "not a causal language model"),
     ],
 )
 def test_other_kinds_of_models(tmp_path: Path, model: Callable[[], PreTrainedModel], match: str) -> None:

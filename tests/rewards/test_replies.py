@@ -240,6 +240,22 @@ def test_another_database_is_refused_before_any_request(config: EndpointConfig) 
         Endpoint(replace(config, base_url="http://localhost:1/v1"), "writer")
 
 
+def test_a_cache_that_cannot_be_written_gives_its_replies(
+    config: EndpointConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+    with serving(lambda number, prompt: Reply("yes")) as server:
+        served = replace(config, base_url=server.url)
+        Endpoint(served, "writer").ask("Is it?")
+        monkeypatch.setattr(
+            sqlite3, "connect", lambda path, **options: connect(f"file:{path}?mode=ro", uri=True, **options)
+        )
+        asked = Endpoint(served, "writer")
+        assert asked.ask("Is it?").cached and len(server.requests) == 1
+        with pytest.raises(EndpointFailed, match=r"replies\.sqlite cannot be written .*readonly.*: set writer\.cache"):
+            asked.ask("Is it not?")
+
+
 def test_a_cache_of_an_unknown_user_is_refused(config: EndpointConfig) -> None:
     with pytest.raises(ValueError, match=r"^~nobody-here/a\.sqlite cannot be used .*writer\.cache"):
         Endpoint(replace(config, cache="~nobody-here/a.sqlite", base_url="http://localhost:1/v1"), "writer")

@@ -167,6 +167,29 @@ def test_lost_signals_are_computed_again(copied: Path, tiny: tuple[str, ...]) ->
     assert (folder / "signals.bin").read_bytes() == content
 
 
+def test_a_cache_without_checksums_is_read_and_gets_them(copied: Path, tiny: tuple[str, ...]) -> None:
+    """As the version before checksums wrote it."""
+    folder = folder_of(copied)
+    facts, index, data, head = (
+        folder / name for name in ("identity.json", "index.jsonl", "signals.bin", "head.safetensors")
+    )
+    before = {file: file.read_bytes() for file in (facts, index, data)}
+    old = json.loads(before[facts])
+    del old["head_crc32"]
+    facts.write_text(json.dumps(old))
+    lines = [json.loads(line) for line in before[index].splitlines()]
+    index.write_text("".join(json.dumps(line[:3]) + "\n" for line in lines))
+    assert len(TeacherCache(folder)) == len(lines) == 9
+    assert untimed(train(configured(copied, *tiny))) == untimed(train(smoke(copied / "live", *tiny)))
+    content = head.read_bytes()
+    for damaged in (b"", content[: len(content) // 2]):
+        head.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"head\.safetensors is damaged: repeat the command"):
+            TeacherCache(folder).head()
+    build(copied, *tiny)
+    assert {file: file.read_bytes() for file in before} == before and head.read_bytes() == content
+
+
 def test_a_teacher_that_has_changed_is_refused(whole: Path, models: Models, tmp_path: Path) -> None:
     """Its weights, or in config.json what the same weights compute with."""
     teacher = Path(shutil.copytree(models[1].partition("=")[2], tmp_path / "teacher"))

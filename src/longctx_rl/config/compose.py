@@ -97,7 +97,7 @@ def command_line() -> CommandLine:
     with _in_one_sentence(Config), _initialized():
         overrides = _parsed([*searched, *flags.overrides])
         if given:
-            return _print(flags.overrides)
+            return _print(flags.overrides, [override.input_line or "" for override in overrides[len(searched) :]])
         if flags.multirun:
             return _sweep(overrides)
         if any(override.key_or_group == "hydra/launcher" for override in overrides):
@@ -108,12 +108,9 @@ def command_line() -> CommandLine:
         return CommandLine([request], False, None)
 
 
-def _print(overrides: Sequence[str]) -> CommandLine:
-    """Let Hydra print what --cfg, --info and its other options request."""
-    sys.argv[1:] = [
-        *(item for item in sys.argv[1:] if item not in overrides),
-        *overrides,
-    ]  # as Hydra's argparse needs it
+def _print(typed: Sequence[str], parsed: Sequence[str]) -> CommandLine:
+    """Let Hydra print what --cfg, --info and its other options request, for overrides as typed and as parsed."""
+    sys.argv[1:] = [*(item for item in sys.argv[1:] if item not in typed), *parsed]  # as Hydra's argparse needs it
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints its errors over several lines instead of raising them
     GlobalHydra.instance().clear()
@@ -326,7 +323,7 @@ def _parsed(lines: Iterable[str]) -> list[Override]:
 
 
 def _check_choice(override: Override, files: list[str] | None) -> None:
-    """Raise ValueError for an override that chooses files of a group, which has these ``files``, by no name."""
+    """Raise ValueError if an override of a group does not name a file. ``files``: those that the group has."""
     value = override.value()
     if isinstance(value, dict) or not (files or "/" in override.key_or_group):
         return
@@ -362,7 +359,7 @@ def _unreadable(line: str) -> str:
 
 
 def _not_an_option(argument: str) -> str:
-    """Return what is wrong with an argument with dashes, which is no option, and how a setting is written."""
+    """Return what is wrong with an argument with dashes that is not an option, and how a setting is written."""
     key, _, value = argument.lstrip("-").partition("=")
     setting = _choice(key, value or "VALUE") if key else "seed=1"
     return f"{argument} is not an option; settings have no dashes: write {setting}, or see --help"

@@ -24,8 +24,10 @@ TokenIds = tuple[int, ...]
 UTF8_BYTES = 4
 """Maximum bytes, and therefore tokens, of a character."""
 
-DATE, TODAY = re.compile(r"""strftime_now\((['"])(.*?)\1\)"""), date(2024, 7, 26)
-"""How templates name the date, and the one that they are given, which is Llama 3's: prompts are the same tomorrow."""
+DATE = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(['"])([^'"]*)\1\s*\)""")
+OTHER_DATE = re.compile(r"strftime_now\s*\(|=\s*strftime_now\b")
+TODAY = date(2024, 7, 26)
+"""The date that templates are given instead of today's. It is Llama 3's default, so prompts are the same tomorrow."""
 
 _MARK, _REPLY = '\u241emES "s&a\nge\u241e', "\u241eREPLY\u241e"
 """Messages that a template must repeat to the letter: without another case, whitespace or escapes."""
@@ -96,7 +98,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, st
         settings: of ``apply_chat_template``.
 
     Raises:
-        ValueError: the template fails, or rejects the messages.
+        ValueError: the template fails, rejects the messages, or states today's date in a way that cannot be fixed.
     """
     try:
         template = DATE.sub(lambda call: repr(TODAY.strftime(call[2])), tokenizer.get_chat_template())
@@ -109,6 +111,11 @@ def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, st
             f"the chat template of {tokenizer.name_or_path} fails for the roles {roles} ({cause_of(error)}): correct "
             "it, or give another tokenizer"
         ) from error
+    if other := OTHER_DATE.search(template):
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} takes today's date from {other[0]!r}, so prompts would "
+            "change daily: write strftime_now('%d %b %Y'), or give another tokenizer"
+        )
     assert isinstance(text, str)
     return text
 

@@ -38,6 +38,9 @@ SPLITS = {
     "test": r"test(ing)?|eval(uation)?",
 }
 """Split to the names that files and folders of data sets give it."""
+OF = r"[-_.]of[-_.]\d+([-_.][\da-f]+)?"
+SHARD = rf"([-_.]\d+({OF})?)?"
+"""What may follow a split in a file's name: the number of a shard, of how many, and a hash."""
 
 
 @dataclass(slots=True)
@@ -126,8 +129,8 @@ def _local_rows(path: Path, split: str, problems: Problems) -> Iterator[Row]:
 def _files(path: Path, split: str, problems: Problems) -> list[Path]:
     """Return the files of a split, sorted by name; record those of other splits and formats as skipped.
 
-    If names spell splits, such as ``data/train-00000-of-00002.parquet`` or ``test/a.jsonl``, they decide. Hidden files
-    are ignored.
+    A file whose name spells no split belongs to each of them. A split with a name of its own, such as ``chat``, has
+    only the files that spell it, if there are any. Hidden files are ignored.
     """
     names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
@@ -135,16 +138,21 @@ def _files(path: Path, split: str, problems: Problems) -> list[Path]:
     others = [name for name in names if name.lower().endswith(NOT_READ) and not DESCRIPTIONS.fullmatch(Path(name).name)]
     problems.files |= dict.fromkeys(others, "neither .parquet nor .jsonl")
     chosen = [name for name in readable if _spells(name, split)]
-    if not chosen:
-        chosen = [name for name in readable if not any(_spells(name, other) for other in SPLITS)]
+    if split in SPLITS or not chosen:
+        chosen += [name for name in readable if not any(_spells(name, other) for other in SPLITS)]
     problems.files |= {name: "of another split" for name in readable if name not in set(chosen)}
-    return [path / name for name in chosen]
+    return [path / name for name in sorted(chosen)]
 
 
 def _spells(name: str, split: str) -> bool:
-    """Whether a folder or file is named after a split: ``test/``, ``test_0.jsonl``, ``test-00000-of-00001.parquet``."""
-    word = rf"({SPLITS.get(split, re.escape(split))})([-_. ].*)?"
-    return any(re.fullmatch(word, part, re.IGNORECASE) for part in name.split("/"))
+    """Whether a folder or file is named after a split: ``test/``, ``test_0.jsonl``, ``test-00000-of-00001.parquet``.
+
+    In the Hub's names of shards, the split may go on: ``test_sft-00000-of-00001.parquet``.
+    """
+    word = rf"({SPLITS.get(split, re.escape(split))})"
+    *folders, file = name.split("/")
+    stem = re.fullmatch(rf"{word}({SHARD}|_\w+[-_.]\d+{OF})", Path(file).stem, re.IGNORECASE)
+    return stem is not None or any(re.fullmatch(word, folder, re.IGNORECASE) for folder in folders)
 
 
 def _parquet_rows(file: Path, problems: Problems) -> Iterator[Row]:
@@ -201,7 +209,7 @@ def _hub_errors() -> tuple[type[Exception], ...]:
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
-    http_library: Any = HfHubHTTPError.__bases__  # without a network its own error is raised, which is no OSError
+    http_library: Any = HfHubHTTPError.__bases__  # without a network its own error is raised, which is not an OSError
     return (OSError, ValueError, RuntimeError, DatasetsError, *http_library)
 
 

@@ -50,7 +50,7 @@ def save_checkpoint(
         latest = latest_checkpoint(run_dir)
         raise ValueError(
             f"checkpoint {final} could not be written ({error.strerror or error}): free space or fix the permissions; "
-            f"resume=true then continues from {latest.name if latest else 'the start, because there is no other one'}"
+            f"resume=true then continues from {latest.name if latest else 'the start, as there is no other checkpoint'}"
         ) from error
     distributed.on_main(lambda: _prune(folder, keep))
     return final

@@ -17,6 +17,7 @@ from longctx_rl.runs import directory
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS)
 """Errors of a disk that the user can fix."""
+MEMORY_ADVICE = "python -m longctx_rl.doctor with the run's settings says what to change"
 HANDOVER = "LONGCTX_RL_HANDOVER"
 """Environment variable: the launcher's folder for its children, and the launcher's process id."""
 
@@ -53,8 +54,7 @@ def execute(config: Config) -> int:
         return cli.UNUSABLE
     except (MemoryError, RuntimeError) as error:
         if cli.is_out_of_memory(error):
-            advice = "python -m longctx_rl.doctor with the run's settings says what to change"
-            cli.complain(f"out of memory ({' '.join(str(error).split())}): {advice}", main_rank)
+            cli.complain(f"{cli.out_of_memory(error)}: {MEMORY_ADVICE}", main_rank)
             return cli.UNUSABLE
         from longctx_rl.engine.optimizer import TrainingDiverged  # torch is already loaded here
 

@@ -82,7 +82,7 @@ def stated_config(name: str) -> dict[str, Any] | None:
     named = values.get("architectures") or []
     if values.get("is_encoder_decoder") or (named and all(_is_other(each) for each in named)):
         raise ValueError(
-            f"{name} is no causal language model (architectures={', '.join(named)} in config.json): {OTHER}"
+            f"{name} is not a causal language model (architectures={', '.join(named)} in config.json): {OTHER}"
         )
     _check_sizes(path, values)
     return values
@@ -102,11 +102,11 @@ def _is_other(architecture: str) -> bool:
 
 
 def _check_sizes(path: Path, values: dict[str, Any]) -> None:
-    """Raise ValueError for sizes that are no positive integers, heads that do not divide, and rotations that shrink."""
+    """Raise ValueError for sizes that are not positive integers, heads that do not divide, rotations that shrink."""
     for key in COUNTS:
         value = values.get(key)
         if value is not None and (mismatch(value, int) or value < 1):
-            raise ValueError(f"{path} sets {key}={value!r}, which is no positive integer: {COMPLETE}")
+            raise ValueError(f"{path} sets {key}={value!r}, which is not a positive integer: {COMPLETE}")
     heads, shared = values.get("num_attention_heads"), values.get("num_key_value_heads")
     divisions = [("num_attention_heads", heads, "num_key_value_heads", shared)]
     if values.get("head_dim") is None:
@@ -119,7 +119,7 @@ def _check_sizes(path: Path, values: dict[str, Any]) -> None:
         return
     factor = rope.get("factor")
     if factor is not None and (mismatch(factor, float) or factor < 1):
-        raise ValueError(f"{path} stretches its context by factor={factor!r}, which is no number from 1 up: {COMPLETE}")
+        raise ValueError(f"{path} stretches its context by factor={factor!r}, which must be at least 1: {COMPLETE}")
     if rope.get("rope_type", rope.get("type")) in ("longrope", "su"):
         raise ValueError(
             f"{path} sets rope_type=longrope, with which scores depend on the lengths of other texts in a row: {OTHER}"

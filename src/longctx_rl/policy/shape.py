@@ -191,7 +191,7 @@ def load_config(name: str) -> "PreTrainedConfig":
         composite = config.get_text_config() is not config
     kind = config.model_type
     if config.is_encoder_decoder or composite or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ValueError(f"{name} is no causal language model of text (model_type={kind} in config.json): {OTHER}")
+        raise ValueError(f"{name} is not a causal language model of text (model_type={kind} in config.json): {OTHER}")
     return config
 
 
@@ -205,7 +205,7 @@ def _refuse_experts(config: "PreTrainedConfig") -> None:
 
 
 def sizes_of(name: str) -> DecoderSizes:
-    """Return the sizes of a model by its name. Raises ValueError if it cannot be loaded or is no dense decoder."""
+    """Return the sizes of a model by its name. Raises ValueError if it cannot be loaded or is not a dense decoder."""
     if name in KNOWN:
         return KNOWN[name]
     stated = stated_config(name)

@@ -5,17 +5,20 @@ the identity (``identity.json``), the teacher's output weights for the exact div
 concatenated signals (``signals.bin``, memory-mapped), and their offsets and checksums (``index.jsonl``, a line per
 group). A group's key is a hash of its tokens, so another prompt, template or completion is another entry. An entry
 exists once its line is written; bytes that a killed build wrote after the last complete entry are truncated. A damaged
-entry is never used, and the next build computes it again.
+entry is never used, and the next build computes it again. A cache of the version before checksums is used without them,
+and the next build adds them.
 """
 
 import hashlib
 import json
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
@@ -88,14 +91,14 @@ class TeacherCache:
         self.context: int = facts["context"]
         self.width: int = facts["width"]
         self._head_crc32: int | None = facts.get("head_crc32")
-        self._entries: dict[str, tuple[int, int, int]] = {}
-        """Key to position, number of tokens and checksum."""
+        self._entries: dict[str, tuple[int, int, int | None]] = {}
+        """Key to position, number of tokens and checksum; None in a cache of the version before checksums."""
         index, data = folder / "index.jsonl", folder / "signals.bin"
         size = data.stat().st_size if data.exists() else 0
         for line in json_lines(index) if index.exists() else ():
-            if mismatch(line.value, tuple[str, int, int, int]):
+            if mismatch(line.value, tuple[str, int, int, int] | tuple[str, int, int]):
                 continue  # damaged, or the last line of a killed build
-            key, start, tokens, checksum = line.value
+            key, start, tokens, checksum = (*line.value, None)[:4]
             if 0 <= start <= size - self._entry_bytes(tokens):  # else its line reached the disk before its signals did
                 self._entries[key] = (start, tokens, checksum)
         self._bytes: Tensor | None = None
@@ -123,7 +126,11 @@ class TeacherCache:
             facts["head_crc32"] = zlib.crc32((folder / "head.safetensors").read_bytes())
         write_text(folder / "identity.json", json.dumps(facts, indent=2) + "\n")
         cache = cls(folder)
-        cache._entries = {key: entry for key, entry in cache._entries.items() if cache._content(key) is not None}
+        cache._entries = {
+            key: (start, tokens, zlib.crc32(content.numpy().data))
+            for key, (start, tokens, _) in cache._entries.items()
+            if (content := cache._content(key)) is not None
+        }
         cache._bytes = None
         end = max((start + cache._entry_bytes(tokens) for start, tokens, _ in cache._entries.values()), default=0)
         lines = [json.dumps([key, *entry]) + "\n" for key, entry in cache._entries.items()]
@@ -210,7 +217,7 @@ class TeacherCache:
             self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
         start, tokens, checksum = self._entries[key]
         content = self._bytes[start : start + self._entry_bytes(tokens)]
-        return content if zlib.crc32(content.numpy().data) == checksum else None
+        return content if checksum in (None, zlib.crc32(content.numpy().data)) else None
 
     def head(self) -> Tensor | None:
         """Return the teacher's output weights, [V, H], if the estimator is exact. Raises ValueError if damaged."""
@@ -218,9 +225,10 @@ class TeacherCache:
             return None
         file = self.folder / "head.safetensors"
         content = file.read_bytes() if file.is_file() else b""
-        if zlib.crc32(content) != self._head_crc32:
-            raise ValueError(f"{file} is damaged, or an older version wrote it: {REPAIR}")
-        return load(content)["head"]
+        if self._head_crc32 in (None, zlib.crc32(content)):
+            with suppress(SafetensorError):
+                return load(content)["head"]
+        raise ValueError(f"{file} is damaged: {REPAIR}")
 
     def close(self) -> None:
         """Close the files and release the lock."""

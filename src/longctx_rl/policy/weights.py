@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longctx_rl import cli
 from longctx_rl.files import built, parsed_json, read_object
 
 SHIPPED = Path(__file__).parent.parent / "shipped_models"
@@ -77,10 +78,12 @@ def no_config(name: str, folder: Path) -> str:
 
 @contextmanager
 def explained(name: str, path: str) -> Iterator[None]:
-    """Turn whatever is raised while a model at ``path`` is loaded into a ValueError that names it and the cause."""
+    """Turn what is raised while a model at ``path`` is loaded, except for lack of memory, into a ValueError with it."""
     try:
         yield
     except Exception as error:  # parsers of others' files raise what they like; tokenizers even a bare Exception
+        if cli.is_out_of_memory(error):
+            raise
         if not Path(path).is_dir() and isinstance(error, OSError):
             raise ValueError(
                 f"model {name} is neither a directory nor in the local Hub cache, and the Hub could not be reached: "
@@ -194,7 +197,7 @@ def read_header(path: Path) -> tuple[int, dict[str, StoredTensor]]:
         The length of the header in bytes, and the tensors by name.
 
     Raises:
-        ValueError: it is no safetensors file, or ends before its last tensor.
+        ValueError: it is not a safetensors file, or ends before its last tensor.
     """
     try:
         with path.open("rb") as file:
@@ -213,5 +216,5 @@ def read_header(path: Path) -> tuple[int, dict[str, StoredTensor]]:
             if not 0 <= start <= end <= available:
                 raise ValueError("it ends before its last tensor")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no complete safetensors file ({error}): {COMPLETE}") from error
+        raise ValueError(f"{path} is not a complete safetensors file ({error}): {COMPLETE}") from error
     return HEADER + size, tensors

@@ -61,8 +61,7 @@ class Endpoint:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._replies = sqlite3.connect(path, check_same_thread=False, timeout=60.0)
             self._replies.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
-            with self._replies:  # fails now, not after the first reply, if the file cannot be written
-                self._replies.execute("DELETE FROM replies WHERE key = ''")
+            self._replies.execute("SELECT key, reply FROM replies LIMIT 0")  # fails if the table is another program's
         except (OSError, RuntimeError, sqlite3.Error) as error:  # RuntimeError: the user of ~user is unknown
             raise ValueError(
                 f"{config.cache} cannot be used as a cache of replies ({error}): set {key}.cache"

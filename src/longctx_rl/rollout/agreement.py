@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from longctx_rl import cli
 from longctx_rl.data.packing import pack
 from longctx_rl.engine import distributed
 from longctx_rl.policy.attention import dispatch
@@ -139,9 +140,9 @@ def _random_states(device: torch.device) -> list[Tensor]:
 def _failures_refused(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except FAILURES as error:
+        if cli.is_out_of_memory(error):
+            raise
         cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         name = type(model).__name__
         raise ValueError(f"{name} cannot be run on shared prompts ({cause}): {dispatch.OTHERS}") from error

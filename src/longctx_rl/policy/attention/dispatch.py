@@ -100,8 +100,8 @@ def install(model: PreTrainedModel) -> None:
     """Make ``model`` use ``packed_attention``.
 
     Raises:
-        ValueError: the model is no decoder with a body and a head, the architecture does not allow its attention to be
-            replaced, or it mixes tokens by anything but full causal attention: sliding or chunked windows, linear
+        ValueError: the model is not a decoder with a body and a head, the architecture does not allow its attention to
+            be replaced, or it mixes tokens by anything but full causal attention: sliding or chunked windows, linear
             attention, state-space layers.
     """
     name, config = type(model).__name__, model.config

@@ -196,7 +196,7 @@ class Mirror:
         try:
             folder = Path(settings["dir"])
             os.environ.setdefault("WANDB_SILENT", "true")
-            _provide_cache(folder)
+            provide_cache(folder)
             import wandb
 
             earlier = sorted((folder / "wandb").glob("offline-run-*"))
@@ -222,7 +222,7 @@ class Mirror:
             cli.write(sys.stderr, f"warning: the wandb mirror stopped ({reason}); the files on disk are complete\n")
 
 
-def _provide_cache(folder: Path) -> None:
+def provide_cache(folder: Path) -> None:
     """Give wandb a cache in the run's folder if its own cannot be written: it would print its log to stderr."""
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "wandb")

@@ -119,6 +119,7 @@ class Mirror:
         self._whole = False
         self._spent: dict[str, float] = {}
         self._patience = self.CLOSE_SECONDS
+        provide_cache(Path(settings["dir"]))
         self._thread = threading.Thread(target=self._work, args=(settings,), name="wandb mirror", daemon=True)
         self._thread.start()
 
@@ -196,7 +197,6 @@ class Mirror:
         try:
             folder = Path(settings["dir"])
             os.environ.setdefault("WANDB_SILENT", "true")
-            provide_cache(folder)
             import wandb
 
             earlier = sorted((folder / "wandb").glob("offline-run-*"))

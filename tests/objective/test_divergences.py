@@ -17,6 +17,7 @@ DIRECTIONS = [
     Divergence(direction="js", js_mixture=0.5),
     Divergence(direction="js", js_mixture=0.1),
     Divergence(direction="js", js_mixture=0.85),
+    Divergence(direction="entropy", entropy_scale=2.0),
 ]
 
 
@@ -36,6 +37,9 @@ def naive(p: list[float], q: list[float], divergence: Divergence) -> float:
         return kl(p, q)
     if divergence.direction == "forward":
         return kl(q, p)
+    if divergence.direction == "entropy":
+        share = min(1.0, -sum(y * math.log(y) for y in q if y > 0.0) / divergence.entropy_scale)
+        return share * kl(q, p) + (1 - share) * kl(p, q)
     m = divergence.js_mixture
     mixture = [m * y + (1 - m) * x for x, y in zip(p, q, strict=True)]
     return m * kl(q, mixture) + (1 - m) * kl(p, mixture)
@@ -73,6 +77,19 @@ def test_equal_distributions_have_divergence_zero_and_gradient_zero(divergence: 
     assert z.grad is not None and z.grad.abs().max() < 1e-14
 
 
+def test_entropy_mixture_has_both_directions_as_limits() -> None:
+    logp, logq = distributions(20, 6, 9)
+    for scale, direction in ((1e-9, "forward"), (1e12, "reverse")):
+        mixed = categorical(logp, logq, Divergence(direction="entropy", entropy_scale=scale))
+        torch.testing.assert_close(mixed, categorical(logp, logq, Divergence(direction=direction)))  # type: ignore[arg-type]
+    uniform = torch.full((1, 8), -math.log(8), dtype=torch.float64)
+    certain = torch.log_softmax(60.0 * torch.eye(8, dtype=torch.float64)[:1], -1)
+    student = torch.log_softmax(logits(21, 1, 8), -1)
+    for anchor, direction in ((uniform, "forward"), (certain, "reverse")):
+        mixed = categorical(student, anchor, Divergence(direction="entropy", entropy_scale=math.log(8)))
+        torch.testing.assert_close(mixed, categorical(student, anchor, Divergence(direction=direction)))  # type: ignore[arg-type]
+
+
 def top_k_signal(logq: Tensor, k: int) -> TopKSignal:
     best = logq.topk(k)
     return TopKSignal(best.indices, best.values)
@@ -106,7 +123,7 @@ def test_top_k_is_the_divergence_over_k_tokens_and_one_bucket(divergence: Diverg
         assert ours[row].item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("divergence", DIRECTIONS, ids=str)
+@pytest.mark.parametrize("divergence", [d for d in DIRECTIONS if d.direction != "entropy"], ids=str)
 def test_top_k_grows_from_below_to_the_exact_value(divergence: Divergence) -> None:
     logp, logq = distributions(7, 16, 11)
     exact = categorical(logp, logq, divergence)

@@ -42,9 +42,11 @@ DIVERGENCES = [
     Divergence(direction="reverse", estimator="exact"),
     Divergence(direction="forward", estimator="exact"),
     Divergence(direction="js", estimator="exact"),
+    Divergence(direction="entropy", estimator="exact"),
     Divergence(direction="reverse", estimator="topk", top_k=K),
     Divergence(direction="forward", estimator="topk", top_k=K),
     Divergence(direction="js", estimator="topk", top_k=K),
+    Divergence(direction="entropy", estimator="topk", top_k=K),
     Divergence(direction="reverse", estimator="k1", placement="advantage"),
     Divergence(direction="reverse", estimator="k2"),
     Divergence(direction="reverse", estimator="k3"),
@@ -131,10 +133,12 @@ def test_the_expected_gradient_is_the_exact_divergences(divergence: Divergence) 
         total += p * torch.autograd.grad(output.loss, z)[0]
 
     logp = torch.log_softmax(z, -1)
+    share = (-(logq.exp() * logq).sum()).clamp(max=1.0)
     logm = torch.logaddexp(logp, logq) - torch.tensor(2.0, dtype=torch.float64).log()
     exact = {
         "reverse": (logp.exp() * (logp - logq)).sum(),
         "forward": (logq.exp() * (logq - logp)).sum(),
+        "entropy": share * (logq.exp() * (logq - logp)).sum() + (1 - share) * (logp.exp() * (logp - logq)).sum(),
         "js": 0.5 * ((logp.exp() * (logp - logm)).sum() + (logq.exp() * (logq - logm)).sum()),
     }["forward" if divergence.estimator == "k3" else divergence.direction]
     torch.testing.assert_close(total, torch.autograd.grad(exact, z)[0], rtol=1e-9, atol=1e-12)

@@ -104,7 +104,8 @@ RATIOS = torch.tensor([0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 1.27, 1.29, 2.0], dtype
 def test_clip_removes_the_gradient_exactly_where_it_should(advantage: float, low: float, high: float) -> None:
     logprobs = RATIOS.log().requires_grad_()
     advantages = torch.full_like(RATIOS, advantage)
-    loss, ratio, removed = policy_gradient(logprobs, torch.zeros_like(RATIOS), advantages, low, high)
+    spec = method(pg=1.0, clip_low=low, clip_high=high)
+    loss, ratio, removed = policy_gradient(logprobs, torch.zeros_like(RATIOS), advantages, spec)
     (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
     torch.testing.assert_close(ratio.detach(), RATIOS)
     for i, r in enumerate(RATIOS.tolist()):
@@ -119,8 +120,67 @@ def test_clip_higher_keeps_tokens_that_the_symmetric_clip_drops() -> None:
     """DAPO's range [0.8, 1.28]: a ratio of 1.25 still learns from a positive advantage."""
     logprobs, zeros, ones = torch.tensor([1.25]).log().requires_grad_(), torch.zeros(1), torch.ones(1)
     for high, learns in ((0.2, False), (0.28, True)):
-        loss = policy_gradient(logprobs, zeros, ones, 0.2, high)[0].sum()
+        loss = policy_gradient(logprobs, zeros, ones, method(pg=1.0, clip_high=high))[0].sum()
         assert torch.autograd.grad(loss, logprobs)[0].abs().item() == pytest.approx(1.25 if learns else 0.0)
+
+
+SURROGATES = [(ratio, surrogate) for ratio in ("token", "sequence") for surrogate in ("clip", "cispo")]
+
+
+@pytest.mark.parametrize(("ratio", "surrogate"), SURROGATES)
+def test_every_surrogate_has_grpos_gradient_where_a_rollout_is_used_once(ratio: str, surrogate: str) -> None:
+    row = token_row(LENS, advantages=values(40).float())
+    grpo = run(method(pg=1.0), values(41), row)[1]
+    gradient = run(method(pg=1.0, ratio=ratio, surrogate=surrogate), values(41), row)[1]
+    torch.testing.assert_close(gradient, grpo, rtol=1e-12, atol=1e-15)
+
+
+def test_cispo_weighs_each_tokens_gradient_with_its_capped_ratio() -> None:
+    logprobs, old, advantages = values(42, 0.4), values(43, 0.4).float(), values(44).float()
+    row = token_row(LENS, advantages=advantages, old_logprobs=old)
+    output, gradient = run(method(pg=1.0, surrogate="cispo", aggregate="token"), logprobs, row)
+    ratio = (logprobs - old.double()).exp()
+    assert 0 < (ratio > 1.2).sum() < TOTAL and (ratio < 0.8).any()
+    torch.testing.assert_close(gradient, -ratio.clamp(max=1.2) * advantages.double() / TOTAL, rtol=1e-6, atol=1e-9)
+    assert output.sums["policy/clip_frac"].item() == pytest.approx((ratio > 1.2).double().mean().item())
+
+
+def test_sequence_ratio_is_the_geometric_mean_and_clips_whole_sequences() -> None:
+    """GSPO: with an advantage for each sequence, loss and gradient are those of one ratio for each sequence."""
+    logprobs, old = values(45, 0.5), values(46, 0.5).float()
+    each = torch.tensor([1.0, -0.5, 2.0, -1.5])
+    row = token_row(LENS, advantages=torch.repeat_interleave(each, torch.tensor(LENS)), old_logprobs=old)
+    output, gradient = run(method(pg=1.0, ratio="sequence"), logprobs, row)
+    leaf = logprobs.clone().requires_grad_()
+    ratios = torch.stack([gap.mean().exp() for gap in (leaf - old.double()).split(list(LENS))])
+    surrogate = torch.minimum(ratios * each, ratios.clamp(0.8, 1.2) * each)
+    (expected,) = torch.autograd.grad(-surrogate.mean(), leaf)
+    assert output.loss.item() == pytest.approx(-surrogate.mean().item(), rel=1e-6)
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
+    assert (expected == 0).any() and (expected != 0).any()
+
+
+def test_sequence_ratio_gives_each_token_its_own_advantage() -> None:
+    """GSPO-token: a token's gradient has its own advantage, not the mean of its sequence's."""
+    logprobs, old, advantages = values(47, 0.05), values(48, 0.05).float(), values(49).float()
+    row = token_row(LENS, advantages=advantages, old_logprobs=old)
+    _, gradient = run(method(pg=1.0, ratio="sequence", aggregate="token"), logprobs, row)
+    means = [gap.mean() for gap in (logprobs - old.double()).split(list(LENS))]
+    shared = torch.repeat_interleave(torch.stack(means).exp(), torch.tensor(LENS))
+    torch.testing.assert_close(gradient, -shared * advantages.double() / TOTAL, rtol=1e-6, atol=1e-9)
+
+
+def test_unlikely_tokens_get_a_constant_negative_advantage() -> None:
+    logprobs = torch.linspace(-4.0, -0.1, TOTAL, dtype=torch.float64)
+    unlikely = logprobs.exp() < 0.3
+    spec = method(unlikely=0.7, unlikely_below=0.3, aggregate="token")
+    output, gradient = run(spec, logprobs, token_row(LENS))
+    assert 0 < unlikely.sum() < TOTAL
+    torch.testing.assert_close(gradient, 0.7 * unlikely.double() / TOTAL)
+    assert output.sums["policy/unlikely_frac"].item() == pytest.approx(unlikely.double().mean().item())
+    row = token_row(LENS, advantages=values(50).float())
+    both = run(method(pg=1.0, unlikely=0.7, unlikely_below=0.3, aggregate="token"), logprobs, row)[1]
+    torch.testing.assert_close(both, run(method(pg=1.0, aggregate="token"), logprobs, row)[1] + gradient)
 
 
 def test_first_update_has_ratio_one_and_the_plain_policy_gradient() -> None:
@@ -234,6 +294,8 @@ def test_divergence_in_the_advantage_is_that_of_the_policy_that_drew_the_tokens(
         method(kd=1.0, in_advantage="kd"),
         method(pg=1.0, ref=0.1, aggregate="constant"),
         method(kd=1.0, aggregate="token"),
+        method(pg=1.0, ratio="sequence", surrogate="cispo"),
+        method(unlikely=1.0),
         method(),
     ],
     ids=str,

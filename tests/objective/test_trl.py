@@ -192,6 +192,23 @@ def test_loss_and_gradient_equal_trls(
     assert gradient.abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("first_update", [True, False], ids=["first", "later"])
+def test_cispo_and_sequence_ratios_equal_trls(first_update: bool) -> None:
+    case = Case.make(2)
+    for settings, spec in (
+        # TRL gives the cap of the ratio itself.
+        (
+            {"loss_type": "cispo", "epsilon_high": 1.25},
+            method(pg=1.0, surrogate="cispo", aggregate="token", clip_high=0.25),
+        ),
+        ({"loss_type": "grpo", "importance_sampling_level": "sequence"}, method(pg=1.0, ratio="sequence")),
+    ):
+        loss, gradient = case.trl(first_update=first_update, importance=None, **settings)
+        our_loss, our_gradient, _ = case.ours(spec, first_update=first_update)
+        torch.testing.assert_close(our_loss, loss, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(our_gradient, gradient, rtol=1e-6, atol=1e-9)
+
+
 def test_clipped_fraction_equals_trls() -> None:
     case = Case.make(1)
     trainer = Trainer(logps=case.logps, loss_type="grpo", epsilon_high=0.28)

@@ -1,10 +1,13 @@
 """Divergences between the policy and an anchor (teacher or reference), exact and estimated.
 
 Directions, with p the student and q the anchor: ``reverse`` KL(p || q), ``forward`` KL(q || p), ``js`` the generalised
-Jensen-Shannon divergence m KL(q || M) + (1 - m) KL(p || M) with mixture M = m q + (1 - m) p (GKD, arXiv 2306.13649).
+Jensen-Shannon divergence m KL(q || M) + (1 - m) KL(p || M) with mixture M = m q + (1 - m) p (GKD, arXiv 2306.13649),
+``entropy`` w KL(q || p) + (1 - w) KL(p || q) with w = min(1, H(q) / entropy_scale) for each token: a smooth form of
+entropy-aware distillation (arXiv 2603.07079), which adds the forward divergence where H(q) exceeds a threshold.
 
 Estimators: ``exact`` sums over the vocabulary. ``topk`` sums over the anchor's K most likely tokens and one bucket that
-holds all the rest; nothing is renormalised, so it is a lower bound of the exact value (data-processing inequality).
+holds all the rest; nothing is renormalised, so it is a lower bound of the exact value (data-processing inequality;
+not of ``entropy``, whose weight w is smaller, too, if outcomes are merged).
 ``k1``, ``k2``, ``k3`` use the sampled token alone (Schulman, "Approximating KL divergence", 2020) and estimate the
 reverse KL if the token was sampled from the student. As losses their gradients differ: in expectation k2's is that of
 the reverse KL and k3's that of the forward KL; k1's does not depend on the anchor, so k1 enters advantages only.
@@ -31,6 +34,10 @@ def categorical(logp: Tensor, logq: Tensor, divergence: Divergence) -> Tensor:
         return (logp.exp() * (logp - logq)).sum(-1)
     if divergence.direction == "forward":
         return (logq.exp() * (logq - logp)).sum(-1)
+    if divergence.direction == "entropy":
+        share = (entropy(logq) / divergence.entropy_scale).clamp(max=1.0)
+        reverse, forward = ((logp.exp() * (logp - logq)).sum(-1), (logq.exp() * (logq - logp)).sum(-1))
+        return share * forward + (1.0 - share) * reverse
     mixture = divergence.js_mixture
     q_share = torch.log(torch.tensor(mixture, dtype=logp.dtype, device=logp.device))
     p_share = torch.log1p(torch.tensor(-mixture, dtype=logp.dtype, device=logp.device))
@@ -38,6 +45,11 @@ def categorical(logp: Tensor, logq: Tensor, divergence: Divergence) -> Tensor:
     kl_q = (logq.exp() * (logq - logm)).sum(-1)
     kl_p = (logp.exp() * (logp - logm)).sum(-1)
     return mixture * kl_q + (1.0 - mixture) * kl_p
+
+
+def entropy(logprobs: Tensor) -> Tensor:
+    """Return the entropy in nats, [...], of distributions given by all their log-probabilities, [..., V]."""
+    return -(logprobs.exp() * logprobs).sum(-1)
 
 
 def sampled(logp: Tensor, logq: Tensor, estimator: Estimator) -> Tensor:

@@ -7,11 +7,13 @@ The configuration's ``algo`` group is an ``Objective`` with a few keys more, so 
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-Direction = Literal["reverse", "forward", "js"]
+Direction = Literal["reverse", "forward", "js", "entropy"]
 Estimator = Literal["exact", "topk", "k1", "k2", "k3"]
 Placement = Literal["loss", "advantage"]
 Aggregate = Literal["sequence", "token", "constant"]
 Baseline = Literal["mean", "leave_one_out"]
+Ratio = Literal["token", "sequence"]
+Surrogate = Literal["clip", "cispo"]
 
 ANCHORS = ("kd", "ref")
 """Weights that belong to a divergence: to the teacher, and to the student's initial weights."""
@@ -29,6 +31,8 @@ class Weights:
     """Divergence between student and teacher. dGRPO's beta."""
     ref: float = 0.0
     """Divergence between the student and its own initial weights."""
+    unlikely: float = 0.0
+    """Constant negative advantage of sampled tokens whose probability is below ``unlikely_below``; needs no teacher."""
 
     def only(self, *names: str) -> "Weights":
         """These weights with all others set to zero."""
@@ -40,7 +44,8 @@ class Divergence:
     """How the distance between two next-token distributions is measured and estimated."""
 
     direction: Direction = "reverse"
-    """``reverse``: KL(student || anchor). ``forward``: KL(anchor || student). ``js``: Jensen-Shannon."""
+    """``reverse``: KL(student || anchor). ``forward``: KL(anchor || student). ``js``: Jensen-Shannon. ``entropy``: per
+    token a mixture of forward and reverse, with more of forward the less certain the anchor is."""
     estimator: Estimator = "exact"
     """``exact``: the whole vocabulary. ``topk``: the anchor's K most likely tokens, and one bucket for the rest.
     ``k1``, ``k2``, ``k3``: the sampled token alone."""
@@ -49,6 +54,8 @@ class Divergence:
     top_k: int = 64
     js_mixture: float = 0.5
     """Weight of the anchor in Jensen-Shannon's mixture."""
+    entropy_scale: float = 1.0
+    """Entropy of the anchor in nats from which ``entropy`` is the forward divergence alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +71,20 @@ class Objective:
     """What a reward is compared with inside its group."""
     normalize_std: bool = True
     """Divide advantages by the group's standard deviation."""
+    ratio: Ratio = "token"
+    """What the policy gradient compares with the policy before the update: each token's probability, or the geometric
+    mean over its sequence (GSPO)."""
+    surrogate: Surrogate = "clip"
+    """``clip``: PPO's, whose gradient vanishes where the ratio is clipped. ``cispo``: the ratio, at most
+    1 + clip_high, is a constant weight, so every token keeps a gradient."""
     clip_low: float = 0.2
     """The probability ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     clip_high: float = 0.2
     importance_cap: float | None = None
     """Cap of the truncated importance weight between the policy before the update and the sampler; None: no
     correction."""
+    unlikely_below: float = 0.1
+    """Probability below which ``weights.unlikely`` applies."""
 
     def weight(self, anchor: str) -> float:
         """The coefficient of the divergence to ``kd`` or ``ref``."""
@@ -88,11 +103,11 @@ class Objective:
     def split(self) -> "tuple[Objective, ...]":
         """Objectives that add up to this one: the policy gradient, the divergence to the teacher, and the rest.
 
-        Returns only itself unless both of the first two exist as separate terms: with a divergence in the advantage,
-        the clip acts on their sum.
+        Returns only itself unless both of the first two exist as separate terms: the clip acts on everything that is in
+        the advantage together.
         """
         weights = self.weights
-        if not (weights.pg and weights.kd) or any(map(self.in_advantage, ANCHORS)):
+        if not (weights.pg and weights.kd) or weights.unlikely or any(map(self.in_advantage, ANCHORS)):
             return (self,)
         rest = replace(weights, pg=0.0, kd=0.0)
         parts = [weights.only("pg"), weights.only("kd"), *([rest] if rest != Weights() else [])]

@@ -20,23 +20,47 @@ class LossOutput:
 
 
 def policy_gradient(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, spec: Objective, sequence_ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """PPO's clipped surrogate, negated (arXiv 1707.06347, eq. 7; DAPO's clip-higher is ``clip_high > clip_low``).
+    """The policy-gradient loss of each token.
+
+    With ``surrogate="clip"`` PPO's clipped surrogate, negated (arXiv 1707.06347, eq. 7; DAPO's clip-higher is
+    ``clip_high > clip_low``); with ``cispo`` -log p(token) times advantage and the ratio, capped at 1 + clip_high and
+    constant (MiniMax-M1, arXiv 2506.13585; like its experiments without a lower clip). With ``ratio="sequence"`` all
+    tokens of a sequence share the geometric mean of their ratios, in the form that allows an advantage for each token
+    (GSPO-token, arXiv 2507.18071, eq. 13).
+    Where each rollout is used once, ratios are 1 and all four have the gradient -advantage * grad log p.
 
     Args:
         logprobs: [T] log-probabilities under the policy being updated.
         old_logprobs: [T] log-probabilities under the policy before the update; detached.
         advantages: [T].
+        sequence_ids: [T] index of each token's sequence, for ``ratio="sequence"``.
 
     Returns:
-        Loss, ratio, and whether the clip removed the gradient; [T] each.
+        Loss, ratio, and whether the clip acts, which removes the gradient (``clip``) or lowers its weight (``cispo``);
+        [T] each.
     """
-    ratio = torch.exp(logprobs - old_logprobs)
-    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
-    removed = ((advantages > 0) & (ratio > 1.0 + clip_high)) | ((advantages < 0) & (ratio < 1.0 - clip_low))
-    return -surrogate, ratio, removed
+    log_ratio = logprobs - old_logprobs
+    if spec.ratio == "sequence":
+        assert sequence_ids is not None
+        shared = sequence_means(log_ratio.detach(), sequence_ids)
+        log_ratio = shared + logprobs - logprobs.detach()
+    ratio = torch.exp(log_ratio)
+    low, high = 1.0 - spec.clip_low, 1.0 + spec.clip_high
+    if spec.surrogate == "cispo":
+        return -ratio.detach().clamp(max=high) * advantages * logprobs, ratio, ratio > high
+    clipped = ratio.clamp(low, high)
+    removed = ((advantages > 0) & (ratio > high)) | ((advantages < 0) & (ratio < low))
+    return -torch.minimum(ratio * advantages, clipped * advantages), ratio, removed
+
+
+def sequence_means(values: Tensor, sequence_ids: Tensor) -> Tensor:
+    """Return for each token the mean of ``values`` over its sequence, [T]."""
+    count = int(sequence_ids.max()) + 1 if sequence_ids.numel() else 0
+    sums = values.new_zeros(count).index_add(0, sequence_ids, values)
+    sizes = values.new_zeros(count).index_add(0, sequence_ids, torch.ones_like(values))
+    return (sums / sizes.clamp(min=1))[sequence_ids]
 
 
 def objective(
@@ -78,7 +102,7 @@ def objective(
                 loss = loss + weight * term
     if packed.sampler_logprobs is not None:
         sums["policy/sampler_mismatch"] = sampler_mismatch(_old_logprobs(logprobs, packed), packed).sum() * per_token
-    if spec.weights.pg or any(map(spec.in_advantage, ANCHORS)):
+    if spec.weights.pg or spec.weights.unlikely or any(map(spec.in_advantage, ANCHORS)):
         term, more, maxima = _pg_term(spec, scores, packed, weights, per_token)
         sums |= more
         loss = loss + term
@@ -116,7 +140,10 @@ def _pg_term(
     since_rollout = logprobs.detach() - old_logprobs
     for anchor in filter(spec.in_advantage, ANCHORS):
         advantages = advantages - spec.weight(anchor) * (scores.divergences[anchor].detach() - since_rollout)
-    losses, ratio, removed = policy_gradient(logprobs, old_logprobs, advantages, spec.clip_low, spec.clip_high)
+    if spec.weights.unlikely:
+        unlikely = old_logprobs.exp() < spec.unlikely_below
+        advantages = advantages - spec.weights.unlikely * unlikely
+    losses, ratio, clipped = policy_gradient(logprobs, old_logprobs, advantages, spec, packed.sequence_ids)
     if spec.importance_cap is not None and packed.num_loss_tokens:
         assert packed.sampler_logprobs is not None, "truncated importance weights need the sampler's log-probabilities"
         importance = torch.exp(old_logprobs - packed.sampler_logprobs.to(logprobs.dtype))
@@ -125,7 +152,9 @@ def _pg_term(
     sums = {
         "loss/pg": term.detach(),
         "policy/ratio_mean": ratio.detach().sum() * per_token,
-        "policy/clip_frac": removed.to(logprobs.dtype).sum() * per_token,
+        "policy/clip_frac": clipped.to(logprobs.dtype).sum() * per_token,
     }
+    if spec.weights.unlikely:
+        sums["policy/unlikely_frac"] = unlikely.to(logprobs.dtype).sum() * per_token
     maxima = {"policy/ratio_max": ratio.detach().max()} if ratio.numel() else {}
     return term, sums, maxima

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from config.composing import config_with
 from longctx_rl import cli
 from longctx_rl.config.reward import RewardConfig
 from longctx_rl.launch import rank
@@ -152,3 +153,17 @@ def test_a_run_whose_judge_goes_down_is_saved_and_resumes(
         assert rank.execute(replace(config, resume=True)) == 0
     steps = [row["step"] for row in rows_of(Path(config.run_dir))]
     assert before and steps[: len(before)] == before and steps[-1] == 3 and len(set(steps)) == len(steps)
+
+
+def test_the_preset_of_the_context_reward_is_longrlvrs() -> None:
+    settings = config_with("+algo=grpo", "reward=evidence").reward
+    assert settings.evidence_beta == 2.0
+    assert score(settings, f"{STEP}.\nAnswer: KesDal") == pytest.approx(1.0)
+    assert score(settings, f"{STEP}.\nAnswer: BelMar") == pytest.approx(0.05)
+    assert score(settings, "Answer: KesDal") == pytest.approx(0.5)
+
+
+def test_examples_without_evidence_are_scored_by_their_answer() -> None:
+    settings = config(answer=1.0, evidence=0.1, grounded=0.9)
+    assert score(settings, "Answer: KesDal", example=replace(HOP, evidence=())) == 1.0
+    assert score(settings, "Answer: unknown", example=replace(HOP, evidence=(), answer="unknown")) < 0.6

@@ -7,7 +7,7 @@ Parts:
 - ``answer``, in [0, 1], from the task's grader;
 - ``evidence``, in [0, 1], F-beta of the restated evidence;
 - ``grounded``, answer times evidence: with the weights 1, eta and 1 - eta for answer, evidence and grounded, the score
-  is LongRLVR's reward (arXiv 2603.02146);
+  is LongRLVR's reward (arXiv 2603.02146). Examples whose answers restate no evidence are scored without these two;
 - ``format``, whether there is a final answer;
 - the penalties ``overlong`` (DAPO's soft penalty, arXiv 2503.14476) and ``repetition``, in [-1, 0].
 
@@ -31,7 +31,7 @@ from longctx_rl.rewards.answers import (
 )
 from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rewards.judge import Judge, JudgeQuestion, check_judge
-from longctx_rl.types import Example, Reward
+from longctx_rl.types import UNANSWERABLE, Example, Reward
 
 JUDGE, EXECUTION = "judge", "execution"
 WHOLE: dict[str, Grader] = {
@@ -52,6 +52,8 @@ LONG: dict[str, Callable[[str, str], float]] = {"rouge_l": rules.rouge_l}
 """Graders of answers of several lines: all text after the last ``Answer:``, or the whole text if there is none."""
 GRADER_NAMES = (*WHOLE, *FINAL, *LONG, JUDGE, EXECUTION)
 PARTS = ("answer", "evidence", "grounded", "format", *PENALTIES)
+CONTEXT = ("evidence", "grounded")
+"""Parts that exist only for examples with evidence: LongRLVR's context reward."""
 REPEATED_WORDS = 8
 """Length, in words, of the sequences whose repetition is penalised."""
 
@@ -101,7 +103,7 @@ class Rewarder:
             code_rewards = self._code([(answered[index].text, answered[index].example) for index in running])
             for index, reward in zip(running, code_rewards, strict=True):
                 rewards[index] = {**rewards[index], **reward.parts}
-        return [self._weighed(parts) for parts in rewards]
+        return [self._weighed(parts, one.example) for parts, one in zip(rewards, answered, strict=True)]
 
     def _grader(self, example: Example) -> str:
         graders = self._config.graders
@@ -125,13 +127,20 @@ class Rewarder:
             parts["repetition"] = repetition(completion.text)
         return parts
 
-    def _weighed(self, parts: dict[str, float]) -> Reward:
+    def _weighed(self, parts: dict[str, float], example: Example) -> Reward:
         weights = self._config.weights
+        if not states_evidence(example):
+            weights = {name: weight for name, weight in weights.items() if name not in CONTEXT}
         if weights.get("grounded"):
             parts["grounded"] = parts["answer"] * parts["evidence"]
         total = sum(weight for name, weight in weights.items() if name not in PENALTIES)
         score = sum(weight * parts[name] for name, weight in weights.items() if weight)
         return Reward(score / total, parts)
+
+
+def states_evidence(example: Example) -> bool:
+    """Whether an answer is expected to restate what it rests on: code and continued text are not."""
+    return example.code is None and example.chat and bool(example.evidence or example.answer == UNANSWERABLE)
 
 
 def overlong(tokens: int, limit: int, buffer: int) -> float:
@@ -166,8 +175,11 @@ def check_reward(config: RewardConfig, tasks: Sequence[str]) -> None:
         raise ValueError(f"reward.evidence_beta={config.evidence_beta}: set it above 0")
     if config.weights.get("overlong") and not config.overlong_tokens > 0:
         raise ValueError("reward.weights.overlong needs reward.overlong_tokens above 0, such as 512")
-    if not sum(weight for name, weight in config.weights.items() if name not in PENALTIES):
-        raise ValueError("reward.weights gives no weight to any part except penalties: set reward.weights.answer=1")
+    if not sum(weight for name, weight in config.weights.items() if name not in (*PENALTIES, *CONTEXT)):
+        raise ValueError(
+            "reward.weights gives no weight to any part except penalties and evidence, which not every example has: "
+            "set reward.weights.answer=1"
+        )
     for task in tasks:
         if task not in config.graders and "other" not in config.graders:
             raise ValueError(f"reward={config.name} has no grader for task {task}: choose reward=rules or judge")

@@ -7,11 +7,12 @@ PIP     := $(PYTHON) -m pip
 ARGS    ?=
 
 # The grids of each table, in the order in which they have to run.
-GRIDS  := table1 table2 table3
+GRIDS  := table1 table2 table3 table4
 table1 := table1
 table2 := cold_start table2_beta table2_mix table2_start table2_anchor table2_reference
 table3 := table3_estimator table3_k1 table3_direction table3_aggregate table3_group table3_group_flops \
 	table3_advantage table3_teacher
+table4 := table4_main table4_views table4_teachers table4_rewards table4_unlikely
 
 # Scripts that train what these grids start from.
 before_table3 := experiments/mini_models/larger_teacher.py
@@ -20,8 +21,10 @@ before_table3 := experiments/mini_models/larger_teacher.py
 evaluation_table1 := eval=study eval.items=200
 evaluation_table2 := eval=ablation eval.items=100
 evaluation_table3 := $(evaluation_table2)
+evaluation_table4 := $(evaluation_table2)
 rows_table1 := base=mini-student teacher=mini-teacher
 rows_table2 := $(rows_table1)
+rows_table4 := $(rows_table1)
 rows_table3 := $(rows_table1) larger-teacher=runs/mini-models/larger-teacher/export
 
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
@@ -36,7 +39,7 @@ QUICK  := tests/objective tests/policy tests/engine tests/invariants tests/rollo
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
-	@echo '  make table1-plan    What the runs of table1 (table2, table3) will do and cost'
+	@echo '  make table1-plan    What the runs of table1 (table2, table3, table4) will do and cost'
 	@echo '  make table1-runs    Train, evaluate and collect them; the same command resumes after an interruption (ARGS="sweep.jobs=2 ...")'
 	@echo '  make table1         Its tables, figures and README numbers, from its committed results'
 

@@ -33,6 +33,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TABLES = {
     "table2": ("cold_start", *(grid for grid in GRIDS if grid.startswith("table2_"))),
     "table3": tuple(grid for grid in GRIDS if grid.startswith("table3_")),
+    "table4": tuple(grid for grid in GRIDS if grid.startswith("table4_")),
 }
 
 

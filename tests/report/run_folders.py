@@ -1,6 +1,7 @@
 """Run directories written by the writers that runs use, without training: what reports are tested on."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def write_config(path: Path, config: Config, overrides: Sequence[str]) -> None:
     (path / "config.yaml").write_text(configuration.dump(config))
     environment: dict[str, Any] = {
         "started": "2026-11-27T10:00:00+00:00",
-        "command": f"python -m longctx_rl {' '.join(overrides)}",
+        "command": f"python -m longctx_rl {shlex.join(overrides)}",
         "directory": "/home/someone",
         "longctx_rl": longctx_rl.__version__,
         "git": {"commit": "0123456789abcdef", "dirty": False},

@@ -12,7 +12,7 @@ from longctx_rl.report.collect import collect
 from longctx_rl.report.experiment import Experiment, open_experiment
 from longctx_rl.report.readings import last_step
 from longctx_rl.report.results import COSTS, CellScores, Result, read_all
-from longctx_rl.report.study import Value, difference
+from longctx_rl.report.study import COLUMNS, Value, difference
 from longctx_rl.report.tables import MINUS, Table, comma_separated, latex, markdown, percent, shown
 from longctx_rl.stats import Estimate
 from report.small_study import BASE, RUNS
@@ -197,6 +197,75 @@ def test_axes_are_read_and_compared_with_their_default(tmp_path: Path) -> None:
     (*_, listed) = ablation.tables_of(experiment, [*runs, odd])
     marked = {row for row, entries in listed.rows if entries[-1] == "matches no level of axes.yaml"}
     assert listed.name == "runs" and marked == {odd.name}
+
+
+def equivalence_study(tmp_path: Path, margin: float) -> Experiment:
+    (tmp_path / "axes.yaml").write_text(
+        "default: {algo.kd.view: evidence}\naxes:\n  view: {evidence: , document: {algo.kd.view: document}}\n"
+        f"equivalence: {{axis: view, level: document, column: code short, margin: {margin}}}\n"
+    )
+    return open_experiment(tmp_path)
+
+
+def test_equivalence_is_two_one_sided_tests_within_the_margin(tmp_path: Path) -> None:
+    """The same runs are equivalent within a wide margin, not within a narrow one, and the interval is that of 90 %."""
+
+    def run(view: str, seed: int) -> Result:
+        right = 200 + 3 * seed + 4 * (view == "evidence")
+        scores = {10: {f"f{index}": float(index * 7 % 400 < right) for index in range(400)}}
+        config = {"algo.kd.view": view}
+        cells = {("code", "short", 0): CellScores(scores=scores, cut={})}
+        return Result(name=f"{view}-{seed}", algo="opsd", seed=seed, config=config, cells=cells)
+
+    runs = [run(view, seed) for view in ("evidence", "document") for seed in range(4)]
+    verdicts = {}
+    for margin in (0.2, 0.02):
+        tables = {table.name: table for table in ablation.tables_of(equivalence_study(tmp_path, margin), runs)}
+        ((row, entries),) = tables["equivalence"].rows
+        assert row == f"evidence {MINUS} document" and entries[:2] == ("4", "4")
+        verdicts[margin] = entries[-1]
+    value = entries[2]
+    column = next(column for column in COLUMNS if column.title == "code short")
+    wider = difference(runs[:4], runs[4:], column)
+    assert isinstance(value, Value) and wider is not None
+    assert value.estimate.value == pytest.approx(0.01)
+    assert wider.estimate.low < value.estimate.low < value.estimate.high < wider.estimate.high
+    assert 0.02 < value.estimate.high < 0.2
+    assert verdicts == {0.2: "equivalent", 0.02: "equivalence not shown"}
+
+
+def test_an_equivalence_with_a_level_that_does_not_exist_is_one_sentence(tmp_path: Path) -> None:
+    equivalence_study(tmp_path, 0.05)
+    path = tmp_path / "axes.yaml"
+    path.write_text(path.read_text().replace("level: document", "level: nothing"))
+    with pytest.raises(ValueError, match="equivalence compares nothing with the default level of view: name a level"):
+        open_experiment(tmp_path)
+
+
+def test_levels_are_read_at_equal_cost_where_runs_were_evaluated_during_training(tmp_path: Path) -> None:
+    experiment = equivalence_study(tmp_path, 0.05)
+
+    def run(view: str, seed: int, steps: tuple[int, ...]) -> Result:
+        scores = {step: {f"f{index}": float(index < step // 10) for index in range(8)} for step in steps}
+        price = 2.0 if view == "evidence" else 1.0
+        other = ("trained_tokens", "wall_seconds", "prompts", "sampled_tokens")
+        costs = {step: dict.fromkeys(other, 1.0 * step) | {"flops": price * step} for step in steps}
+        cells = {("code", "short", 0): CellScores(scores=scores, cut={})}
+        return Result(
+            name=f"{view}-{seed}", algo="opsd", seed=seed, config={"algo.kd.view": view}, costs=costs, cells=cells
+        )
+
+    base = Result(
+        name="base", algo="base", seed=None,
+        cells={("code", "short", 0): CellScores(scores={0: {f"f{index}": 0.0 for index in range(8)}}, cut={})},
+    )  # fmt: skip
+    runs = [run(view, seed, (20, 40, 60)) for view in ("evidence", "document") for seed in (0, 1)]
+    tables = {table.name: table for table in ablation.tables_of(experiment, [base, *runs])}
+    (_, evidence), (_, document), _ = tables["view_equal_flops"].rows
+    gains = [entry.estimate.value for entry in (evidence[1], document[1]) if isinstance(entry, Value)]
+    assert gains == [pytest.approx(3 / 8), pytest.approx(6 / 8)]  # at 60 FLOPs: between steps 20 and 40, and at 60
+    at_end = [run(view, seed, (60,)) for view in ("evidence", "document") for seed in (0, 1)]
+    assert "view_equal_flops" not in {table.name for table in ablation.tables_of(experiment, [base, *at_end])}
 
 
 def test_axes_that_cannot_be_used_are_one_sentence(tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from longctx_rl.report.comparison import differences, from_base, pairs
-from longctx_rl.report.descriptions import costs, dynamics, fixed_of, levels, listing
+from longctx_rl.report.comparison import at_equal_cost, costs_apart, differences, from_base, pairs
+from longctx_rl.report.descriptions import all_of, costs, count, dynamics, fixed_of, levels, listing
 from longctx_rl.report.experiment import Experiment
-from longctx_rl.report.readings import Groups
+from longctx_rl.report.readings import Groups, equal_cost
 from longctx_rl.report.results import Result
-from longctx_rl.report.study import base_of, columns_of, methods_of
-from longctx_rl.report.tables import Table
+from longctx_rl.report.study import LEVEL, base_of, columns_of, difference, methods_of
+from longctx_rl.report.tables import MINUS, Table, percent
 
 
 def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
@@ -29,14 +29,50 @@ def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
             tables.append(differences(f"{axis}_differences", changed, groups[default], columns, caption))
         if base is not None:
             tables.append(differences(f"{axis}_gains", groups, [base], columns, from_base(base)))
+            tables += [at_equal_cost(cost, groups, base, columns, f"{axis}_equal_{cost}") for cost in _readable(groups)]
         if len(groups) > 2:
             tables.append(pairs(f"{axis}_pairs", groups, columns, "at the end of training"))
         tables.append(dynamics(groups, f"{axis}_dynamics"))
+    tables.append(equivalence(experiment, results))
     compared = {run.name: run.algo for runs in every.values() for run in runs}
     others = [run for run in results if run.trained and run.name not in compared]  # such as cold starts
     unplaced = {run.name for run in others if run.algo in compared.values()}
     tables += [costs(every | methods_of(others)), listing(results, unplaced)]
     return [table for table in tables if table is not None]
+
+
+def _readable(groups: Groups) -> list[str]:
+    """Costs at which levels can be compared where they are equal: every run was evaluated before and after."""
+    return [cost for cost in costs_apart(groups) if all(map(equal_cost(groups, cost)[2], all_of(groups)))]
+
+
+def equivalence(experiment: Experiment, results: Sequence[Result]) -> Table | None:
+    """Whether the default level and another are equivalent: two one-sided tests (Schuirmann, 1987).
+
+    None without such a question in axes.yaml, and without runs of both levels.
+    """
+    asked = experiment.equivalence
+    if asked is None:
+        return None
+    default = experiment.default_level(asked.axis)
+    assert default is not None
+    groups = groups_of(experiment, asked.axis, results)
+    column = next(column for column in columns_of(results) if column.title == asked.column)
+    if default not in groups or asked.level not in groups:
+        return None
+    value = difference(groups[default], groups[asked.level], column, confidence=1.0 - 2 * LEVEL)
+    if value is None:
+        return None
+    inside = -asked.margin < value.estimate.low and value.estimate.high < asked.margin
+    verdict = "equivalent" if inside else "equivalence not shown"
+    note = (
+        f"Percentage points of {column.title}, with the 90 % interval. The levels are called equivalent if it lies "
+        f"within the margin of {percent(asked.margin)} points either way, which was fixed in advance: two one-sided "
+        "tests at the 5 % level."
+    )
+    row = (count(groups[default]), count(groups[asked.level]), value, percent(asked.margin), verdict)
+    headings = ("", f"runs {default}", f"runs {asked.level}", column.title, "margin", "verdict")
+    return Table("equivalence", note, headings, ((f"{default} {MINUS} {asked.level}", row),), signed=True)
 
 
 def groups_of(experiment: Experiment, axis: str, results: Sequence[Result]) -> Groups:

@@ -123,7 +123,7 @@ def check_complete(experiment: Experiment, committed: Sequence[Result], requeste
             return evaluate_command(model, Path("runs", experiment.name, name), first.eval.name, first.eval.items)
 
         students = Counter(config.model.student for config in requested.values())
-        teachers = Counter(str(config.model.teacher) for config in requested.values() if config.needs_teacher)
+        teachers = Counter(config.external_teacher for config in requested.values() if config.external_teacher)
         if base_of(committed) is None or any(result.name == BASE for result in committed):
             problems += _fixed(committed, BASE, students, cells, again)
         problems += _fixed(committed, TEACHER, teachers, cells, again) if teachers else []

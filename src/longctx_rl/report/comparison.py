@@ -60,7 +60,7 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
     """All tables of a comparison of methods that can be computed from the results."""
     methods, base = methods_of(results), base_of(results)
     columns = columns_of(results)
-    recorded = [axis for axis in COSTS if spending(methods, axis) and not _met_by_all(methods, axis)]
+    recorded = costs_apart(methods)
     tables: list[Table | None] = [levels("levels", methods, fixed_of(results, base), columns, caption=_base_note(base))]
     if base is not None:
         if set(HEADLINE) <= set(columns):
@@ -146,8 +146,13 @@ def from_base(base: Result) -> str:
     return f"Difference from {'the base' if base.name == BASE else base.name} in percentage points"
 
 
-def at_equal_cost(axis: str, methods: Groups, base: Result, columns: Sequence[Column]) -> Table:
-    """Gains over the base, with each run read where it has spent the total of the cheapest method."""
+def at_equal_cost(
+    axis: str, methods: Groups, base: Result, columns: Sequence[Column], name: str | None = None
+) -> Table:
+    """Gains over the base, with each run read where it has spent the total of the cheapest method.
+
+    ``name``: of the table; None: ``equal_<axis>``.
+    """
     limit, spent, reading = equal_cost(methods, axis)
     places = []
     for row, runs in methods.items():
@@ -163,7 +168,7 @@ def at_equal_cost(axis: str, methods: Groups, base: Result, columns: Sequence[Co
         f"interpolated. Cost and step at which a method is read, means over runs: {', '.join(places)}. Evaluations "
         "during training have fewer items; all rows use the items that every run answered where it is read"
     )
-    return differences(f"equal_{axis}", methods, [base], columns, caption, reading, all_of(methods))
+    return differences(name or f"equal_{axis}", methods, [base], columns, caption, reading, all_of(methods))
 
 
 def transfers(methods: Groups, base: Result) -> Table:
@@ -225,10 +230,14 @@ def pairs(name: str, methods: Groups, columns: Sequence[Column], where: str, rea
     return Table(name, note, ("", *headings), tuple(rows), signed=True)
 
 
-def _met_by_all(methods: Groups, axis: str) -> bool:
-    """Whether all runs have spent the same total, so that each is read at its end."""
-    _, _, reading = equal_cost(methods, axis)
-    return all(reading(run) == final(run) for run in all_of(methods))
+def costs_apart(methods: Groups) -> list[str]:
+    """Costs of which runs have not all spent the same, so that they are not all read at their ends."""
+
+    def met_by_all(axis: str) -> bool:
+        _, _, reading = equal_cost(methods, axis)
+        return all(reading(run) == final(run) for run in all_of(methods))
+
+    return [axis for axis in COSTS if spending(methods, axis) and not met_by_all(axis)]
 
 
 def _detectable(values: Mapping[str, Value | None]) -> str | None:

@@ -9,12 +9,25 @@ from typing import Any
 
 import yaml
 
+from longctx_rl.config.convert import convert
 from longctx_rl.report.results import Result, settings
 from longctx_rl.runs.directory import MAY_CHANGE
 
 WHERE = tuple(key for key in MAY_CHANGE if key != "budget.")
 """Prefixes of keys that say where and how a run is executed, not what it computes."""
 NO_SETTINGS = (*WHERE, "experiment_name")
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalence:
+    """A question whose answer can be that two levels do not differ: the default level of an axis and another one."""
+
+    axis: str
+    level: str
+    column: str
+    """Heading of the column of the tables."""
+    margin: float
+    """Largest difference that is called none, as a share: 0.05 is 5 points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +39,7 @@ class Experiment:
     """Varied key to its default value."""
     axes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Axis to level to the values that differ from the defaults."""
+    equivalence: Equivalence | None = None
 
     @property
     def name(self) -> str:
@@ -68,13 +82,22 @@ def open_experiment(folder: Path) -> Experiment:
         levels = {
             axis: {str(level): dict(values or {}) for level, values in given.items()} for axis, given in axes.items()
         }
+        equivalence = convert(Equivalence, content["equivalence"]) if "equivalence" in content else None
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is invalid ({error}): give `default:` and `axes:`, as in docs/report.md") from error
     for axis, given in levels.items():
         for level, values in given.items():
             if unknown := sorted(values.keys() - defaults.keys()):
                 raise ValueError(f"{path}: {axis}, level {level} sets {unknown[0]}: give it a value under default:")
-    return Experiment(folder, defaults, levels)
+    experiment = Experiment(folder, defaults, levels, equivalence)
+    if equivalence is not None and (
+        equivalence.level not in levels.get(equivalence.axis, {}) or not experiment.default_level(equivalence.axis)
+    ):
+        raise ValueError(
+            f"{path}: equivalence compares {equivalence.level} with the default level of {equivalence.axis}: name a "
+            "level of an axis that has one"
+        )
+    return experiment
 
 
 def check_cells(experiment: Experiment, results: Sequence[Result]) -> list[str]:

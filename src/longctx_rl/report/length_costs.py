@@ -7,7 +7,7 @@ completion length of the runs.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from longctx_rl.policy.shape import ModelShape, step_flops
@@ -34,6 +34,10 @@ class PromptCost:
     """FLOPs per trained token."""
 
 
+VIEWS_OF_OWN_LENGTH = ("evidence", "short", "retrieved", "closed", "wrong")
+"""Views whose prompt does not grow with the document; as measured, it costs the same at every length."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Group:
     prompt_len: float
@@ -53,7 +57,11 @@ def cost_at(run: Result, length: float) -> PromptCost | None:
     shapes = {name: ModelShape(**sizes) for name, sizes in models.items()}
     student = shapes.pop("student")
     group = _Group(length, (answer,) * completions)
-    flops = step_flops(student, shapes.values(), [group], completions * answer, updates=updates, sampled=sampled)
+    read = group
+    if run.config.get("algo.kd.view", "document") in VIEWS_OF_OWN_LENGTH:
+        read = replace(group, prompt_len=spent["teacher_tokens"] / spent["prompts"] - completions * answer)
+    frozen = [(shape, [read if name == "kd" else group]) for name, shape in shapes.items()]
+    flops = step_flops(student, frozen, [group], completions * answer, updates=updates, sampled=sampled)
     return PromptCost(flops, flops / trained)
 
 

@@ -18,7 +18,7 @@ from longctx_rl.report.results import Cell, Result
 from longctx_rl.stats import Contrast, Estimate, contrast, holm, retention_influence
 from longctx_rl.stats.studies import Scores
 
-METHODS = ("sft", "kd", "grpo", "opd", "dgrpo")
+METHODS = ("sft", "kd", "grpo", "opd", "dgrpo", "opsd", "dgrpo_self")
 """In the order of the tables."""
 BASE, TEACHER = "base", "teacher"
 LEVEL = 0.05
@@ -115,13 +115,14 @@ def difference(
     column: Column,
     reading: Reading = final,
     among: Sequence[Result] = (),
+    confidence: float = 0.95,
 ) -> Value | None:
     """The mean of ``runs`` minus that of ``others``, over the families that they and all ``among`` answered."""
     scores = arms([runs, others, *([among] if among else [])], column, reading)
     if scores is None:
         return None
     after, before = scores[:2]
-    inference = contrast([after, -before])
+    inference = contrast([after, -before], confidence=confidence)
     return _value(inference, after, alone=len(after) < 2 or (others[0].trained and len(before) < 2))
 
 

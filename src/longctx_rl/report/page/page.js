@@ -67,7 +67,7 @@ const COLOURS = {
   light: ["#16191d", "#0072B2", "#D55E00", "#009E73", "#B35C92", "#B87D00", "#3E8FBF"],
   dark: ["#eceff2", "#56A0E9", "#F08232", "#2FC79A", "#E39BC4", "#E6B422", "#9AD4F5"],
 };
-const PLACES = { dgrpo: 0, sft: 1, grpo: 2, kd: 3, opd: 4 };
+const PLACES = { dgrpo: 0, sft: 1, grpo: 2, kd: 3, opd: 4, opsd: 5, dgrpo_self: 6 };
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const SVG_DASHES = ["", "6 3", "2 3", "6 3 2 3", "9 4", "9 3 2 3"];
 const MARKERS = ["circle", "square", "triangle-up", "diamond", "cross", "x", "star"];
@@ -78,7 +78,7 @@ const theme = () => document.documentElement.dataset.theme || "light";
 /** Colour, dash and marker of an arm: fixed by its method if each method has one arm. */
 function look(arm) {
   const alone = arms.filter((one) => one.algo === arms[arm].algo).length === 1;
-  const known = alone && arms.length <= 5 ? PLACES[arms[arm].algo] : undefined;
+  const known = alone && arms.length <= 7 ? PLACES[arms[arm].algo] : undefined;
   const place = known === undefined ? arm : known;
   return {
     colour: COLOURS[theme()][place % 7], dash: place % DASHES.length, marker: place % MARKERS.length,

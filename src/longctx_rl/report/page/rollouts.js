@@ -41,6 +41,11 @@ function completionBlock(one, index) {
     element("pre", { tabindex: "0", "aria-label": "completion" }, ...completionText(one)));
 }
 
+/** What the teacher of a run reads instead of the prompt, which it corrects each token from. */
+function viewBlock(view) {
+  return view ? [element("details", { open: "" }, element("summary", {}, `the teacher reads (${view[0]})`), element("blockquote", { tabindex: "0" }, `… ${view[1]}`))] : [];
+}
+
 function drawRollouts() {
   const prompt = promptsOf()[Number(byId("prompt").value)];
   if (!prompt) {
@@ -51,7 +56,8 @@ function drawRollouts() {
   mine.sort((one, other) => runs[one[0]].arm - runs[other[0]].arm);
   byId("prompt-text").replaceChildren(element("blockquote", { tabindex: "0" }, `… ${prompt.prompt}`), element("p", {}, `Reference answer: ${prompt.answer}`));
   const cards = mine.map(([run, group]) => element(
-    "div", { class: "card" }, titled(runs[run].arm), element("div", { class: "facts" }, runs[run].name), ...group.map(completionBlock)));
+    "div", { class: "card" }, titled(runs[run].arm), element("div", { class: "facts" }, runs[run].name),
+    ...viewBlock((prompt.views || {})[run]), ...group.map(completionBlock)));
   byId("rollout-cards").replaceChildren(...(cards.length ? cards : [element("p", {}, "No selected method has rollouts of this prompt.")]));
   byId("rollouts-note").textContent = "Completions of the policy at this step, before the step's update; methods that learn from recorded answers " +
     `have none. This page contains ${data("rollouts").steps.length} of ${data("rollouts").saved} saved steps.`;

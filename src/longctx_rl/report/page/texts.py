@@ -63,6 +63,8 @@ def rollouts(runs: Sequence[Run]) -> dict[str, Any]:
                 prompts = steps.setdefault(step, {})
                 entry = prompts.setdefault(str(prompt["id"]), {**prompt, "by": {}})
                 entry["by"].setdefault(index, []).append(_completion(row))
+                if row.get("view"):
+                    entry.setdefault("views", {})[index] = [str(row.get("view_kind", "")), _shortened(row["view"])]
     ordered = sorted(steps)
     priority = [*ordered[-1:], *ordered[:1], *ordered[1:-1]]
     kept: list[int] = []

@@ -138,3 +138,18 @@ def relative_difference(ours: dict[str, Tensor], expected: dict[str, Tensor]) ->
     largest = max(value.abs().max().item() for value in expected.values())
     assert largest > 0.0
     return max((ours[name] - expected[name]).abs().max().item() for name in expected) / largest
+
+
+def separate_logits(model: PreTrainedModel, groups: list[RolloutGroup]) -> tuple[Tensor, Tensor]:
+    """Logits [T, V] that predict each loss token, and those tokens [T]: one plain forward for each completion."""
+    logits, targets = [], []
+    for one in groups:
+        for completion in one.completions:
+            ids = torch.tensor([[*one.prompt_ids, *completion.token_ids]])
+            output = model(ids).logits[0]
+            mask = completion.loss_mask or (True,) * len(completion.token_ids)
+            for offset, (token, counts) in enumerate(zip(completion.token_ids, mask, strict=True)):
+                if counts:
+                    logits.append(output[len(one.prompt_ids) + offset - 1])
+                    targets.append(token)
+    return torch.stack(logits), torch.tensor(targets)

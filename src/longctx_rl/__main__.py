@@ -9,12 +9,15 @@ Methods (the only setting without a default)
   +algo=grpo      exploration: policy gradient of group-relative rewards
   +algo=opd       distillation on the student's own tokens: reverse KL to the teacher
   +algo=dgrpo     exploration and on-policy distillation: grpo + 0.5 opd
+  +algo=opsd      opd with the student's initial weights as the teacher, which read only the evidence
+  +algo=dgrpo_self  dgrpo with that teacher
 
 Settings
   model=mini task=multihop seed=1         a file of a group below, or a value
   optim.lr=1e-4 budget.steps=200          any value that --cfg job prints
   model.student=runs/a/b/export           start from an earlier run, such as an SFT cold start
   algo.kd.estimator=topk algo.kd.top_k=64 any part of the objective
+  algo.kd.teacher=ema algo.kd.view=short  who the teacher is, and what it reads (docs/algorithms.md)
   engine.num_processes=2                  processes on this machine; engine=local: plain torch, no DeepSpeed
 
 Sweep             python -m longctx_rl -m +algo=sft,kd,grpo,opd,dgrpo seed=0,1,2

@@ -83,7 +83,7 @@ def diagnose(arguments: list[str]) -> bool:
 
 def check_context(context: int, config: Config, student: DecoderSizes, teacher: DecoderSizes | None) -> None:
     """Raise ValueError for more tokens than student or teacher reads: the run would be refused."""
-    models = ((config.model.student, student), (config.model.teacher, teacher))
+    models = ((config.model.student, student), (config.external_teacher, teacher if config.external_teacher else None))
     yarn = config.model.yarn
     for name, sizes in models:
         if sizes is None:

@@ -143,6 +143,11 @@ class RolloutGroup:
     """[G], empty before grading."""
     advantages: tuple[float, ...] = ()
     """[G], empty before they are computed; broadcast over each completion's tokens."""
+    views: tuple[tuple[int, ...], ...] = ()
+    """Prompts that the teacher reads instead: one for the group, or one for each completion where they answer different
+    questions. Empty: it reads the student's."""
+    view_kinds: tuple[str, ...] = ()
+    """What each of ``views`` is; see ``data.views.ViewPrompt``."""
 
     @property
     def num_tokens(self) -> int:
@@ -245,4 +250,5 @@ class TokenScores(NamedTuple):
     divergences: dict[str, Tensor]
     """``kd`` and ``ref``, [T] each, differentiable."""
     diagnostics: dict[str, Tensor]
-    """[T] each, detached, against the teacher: ``kl_reverse``, ``kl_forward``, ``agree_top1``, ``logprob_gap``."""
+    """[T] each, detached, against the teacher: ``kl_reverse``, ``kl_forward``, ``agree_top1``, ``logprob_gap``; and its
+    ``entropy``."""

@@ -10,6 +10,7 @@ import yaml
 from config.composing import composed_once, config_with
 from longctx_rl.config import convert, load
 from longctx_rl.config.compose import config_directory
+from longctx_rl.config.distillation import DistillationConfig
 from longctx_rl.config.schema import ALGORITHMS
 from longctx_rl.objective.spec import Divergence, Weights
 
@@ -32,12 +33,27 @@ PAPER = {
     "grpo": ("policy", 8, (0.0, 1.0, 0.0, 0.0)),
     "opd": ("policy", 8, (0.0, 0.0, 1.0, 0.0)),
     "dgrpo": ("policy", 8, (0.0, 1.0, 0.5, 0.0)),
+    "opsd": ("policy", 8, (0.0, 0.0, 1.0, 0.0)),
+    "dgrpo_self": ("policy", 8, (0.0, 1.0, 0.5, 0.0)),
 }
+SELF_TAUGHT = ("opsd", "dgrpo_self")
 
 
-DIVERGENCE = {"direction": "reverse", "estimator": "exact", "placement": "loss", "top_k": 64, "js_mixture": 0.5}
+DIVERGENCE = {
+    "direction": "reverse",
+    "estimator": "exact",
+    "placement": "loss",
+    "top_k": 64,
+    "js_mixture": 0.5,
+    "entropy_scale": 1.0,
+}
+TEACHER = {"teacher": "external", "view": "document", "view_tokens": 256, "ema_half_life": None}
 SHARED: dict[str, object] = {
     "updates_per_rollout": 1,
+    "draws": 1,
+    "ratio": "token",
+    "surrogate": "clip",
+    "unlikely_below": 0.1,
     "aggregate": "sequence",
     "baseline": "mean",
     "normalize_std": True,
@@ -52,12 +68,15 @@ def test_each_method_resolves_to_its_row_of_the_table(algo: str) -> None:
     """Every resolved value, whichever file it comes from, so that earlier runs stay comparable."""
     source, group_size, weights = PAPER[algo]
     recorded = source == "dataset"
-    assert convert.plain(config_with(f"+algo={algo}").algo) == {
+    resolved = convert.plain(config_with(f"+algo={algo}").algo)
+    assert "{answer}" in resolved["kd"].pop("answer_prompt")
+    own = {"teacher": "initial", "view": "evidence"} if algo in SELF_TAUGHT else {}
+    assert resolved == {
         "name": algo,
         "source": source,
         "group_size": group_size,
-        "weights": dict(zip(("ce", "pg", "kd", "ref"), weights, strict=True)),
-        "kd": DIVERGENCE | {"direction": "forward" if recorded else "reverse"},
+        "weights": dict(zip(("ce", "pg", "kd", "ref"), weights, strict=True)) | {"unlikely": 0.0},
+        "kd": DIVERGENCE | TEACHER | own | {"direction": "forward" if recorded else "reverse"},
         "ref": DIVERGENCE | {"estimator": "exact" if recorded else "k3"},
         **SHARED,
     }
@@ -67,7 +86,8 @@ def test_the_shared_file_of_the_methods_lists_every_weight_and_every_part_of_a_d
     """Otherwise a new weight could not be set on the command line."""
     base = yaml.safe_load((CONF / "algo" / "_base.yaml").read_text())
     assert base["weights"] == asdict(Weights())
-    assert base["kd"].keys() == base["ref"].keys() == asdict(Divergence()).keys()
+    assert base["kd"].keys() == asdict(DistillationConfig()).keys()
+    assert base["ref"].keys() == asdict(Divergence()).keys()
     assert sorted(path.stem for path in (CONF / "algo").glob("[!_]*.yaml")) == sorted(ALGORITHMS)
 
 

@@ -122,7 +122,7 @@ def test_a_step_of_the_shipped_pair(settings: tuple[str, ...], tmp_path: Path) -
     startup.init(config)
     try:
         parts, watch = build_parts(config), Stopwatch()
-        groups = sampled_groups(parts, [0, 1], 0, watch)
+        groups = sampled_groups(parts, 0, 0, watch).groups
         (packed, expected, gaps), (one_by_one, found, found_gaps) = (
             update(chosen, prepare(chosen, groups, watch), global_count(groups), watch, compare_terms=True)
             for chosen in (replace(parts, one_at_a_time=flag) for flag in (False, True))

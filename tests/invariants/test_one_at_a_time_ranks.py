@@ -36,7 +36,7 @@ def steps(config: Config) -> tuple[list[RolloutGroup], dict[str, Step]]:
     """Sample this rank's groups, and take the same step packed, one at a time, again, and without the teacher."""
     startup.init(config)
     parts, watch = build_parts(config), Stopwatch()
-    groups = sampled_groups(parts, PROMPTS[distributed.rank() :: distributed.world_size()], 0, watch)
+    groups = sampled_groups(parts, PROMPTS[0], 0, watch).groups
     policy_gradient = replace(config, algo=replace(config.algo, weights=Weights(pg=1.0)))
     results = {}
     for name, chosen, compare_terms in (

@@ -118,15 +118,17 @@ def test_diagnostics_of_the_teacher(divergence: Divergence) -> None:
         torch.testing.assert_close(found["kl_reverse"], gap.exp() - 1 - gap)
         torch.testing.assert_close(found["logprob_gap"], gap)
         return
-    assert found.keys() == {"kl_reverse", "kl_forward", "agree_top1", "logprob_gap"}
+    assert found.keys() == {"kl_reverse", "kl_forward", "agree_top1", "entropy", "logprob_gap"}
     torch.testing.assert_close(found["agree_top1"], (logp.argmax(-1) == logq.argmax(-1)).double())
     reverse, forward = ((a.exp() * (a - b)).sum(-1) for a, b in ((logp, logq), (logq, logp)))
     if divergence.estimator == "exact":
         torch.testing.assert_close(found["kl_reverse"], reverse)
         torch.testing.assert_close(found["kl_forward"], forward)
         torch.testing.assert_close(found["logprob_gap"], gap)
+        torch.testing.assert_close(found["entropy"], -(logq.exp() * logq).sum(-1))
     else:
         assert isinstance(signal, TopKSignal)
+        assert (found["entropy"] < -(logq.exp() * logq).sum(-1)).all()  # the unlisted tokens are one outcome
         assert (found["kl_reverse"] < reverse).all() and (found["kl_forward"] < forward).all()
         assert (found["logprob_gap"] >= gap - 1e-12).all()
         listed = (signal.ids == ROW.target_ids[:, None]).any(-1)

@@ -62,7 +62,7 @@ def test_cosine_of_policy_gradient_and_teacher(ce: float, tmp_path: Path) -> Non
     startup.init(config)
     try:
         parts, watch = build_parts(config), Stopwatch()
-        groups = sampled_groups(parts, [0, 1], 0, watch)
+        groups = sampled_groups(parts, 0, 0, watch).groups
         denominators = global_count(groups)
         rows = prepare(parts, groups, watch)
         assert len(rows) == 2

@@ -11,6 +11,8 @@ from longctx_rl.config.schema import AlgoConfig, Config
 from longctx_rl.objective.spec import ANCHORS, Divergence
 
 SHIPPED = ("mini-student", "mini-teacher")
+VIEW_TOKENS_LEAST = 64
+"""Smallest budget of a view in tokens: two passages of ``data.views``."""
 LONGEST_NAME = 200
 """Bytes of a folder's name, which file systems limit to 255, some of them for temporary names."""
 MOST_THREADS = 1024
@@ -49,8 +51,8 @@ def _problems(c: Config) -> Iterator[str]:
     if Path(c.run_dir).name in ("", ".."):
         yield f"run_dir={c.run_dir}: give a folder for this run alone, such as run_dir=runs/mine/first"
     yield from _algo(c.algo)
-    if c.algo.weights.kd and c.model.teacher is None:
-        yield f"algo.weights.kd={c.algo.weights.kd} needs a teacher: set model.teacher=<directory or Hub id>"
+    if c.algo.weights.kd:
+        yield from _teacher(c)
     if c.model.teacher_cache is not None and c.algo.weights.kd and c.algo.source == "policy":
         yield (
             f"model.teacher_cache={c.model.teacher_cache} is for recorded answers, but +algo={c.algo.name} samples "
@@ -111,6 +113,52 @@ def _problems(c: Config) -> Iterator[str]:
     yield from _suites(c.eval)
 
 
+def _teacher(c: Config) -> Iterator[str]:
+    kd, name = c.algo.kd, c.algo.name
+    if not kd.itself and c.model.teacher is None:
+        yield (
+            f"algo.weights.kd={c.algo.weights.kd} needs a teacher: set model.teacher=<directory or Hub id>, or "
+            "algo.kd.teacher=initial with a view"
+        )
+    if kd.itself and kd.view == "document" and kd.teacher != "ema":
+        yield (
+            f"algo.kd.teacher={kd.teacher} reads what the student reads, so at the start it has nothing to correct: "
+            "set algo.kd.view=evidence, or another view"
+        )
+    if kd.teacher == "policy" and c.algo.updates_per_rollout > 1:
+        yield (
+            f"algo.kd.teacher=policy is the student before the update, but algo.updates_per_rollout="
+            f"{c.algo.updates_per_rollout} updates it several times: set one update, or algo.kd.teacher=ema"
+        )
+    if kd.teacher == "ema" and not (kd.ema_half_life is not None and kd.ema_half_life > 0):
+        value = "null" if kd.ema_half_life is None else kd.ema_half_life
+        yield f"algo.kd.ema_half_life={value}: algo.kd.teacher=ema needs one above 0, such as 20 updates"
+    if kd.itself and c.model.architecture is not None:
+        yield (
+            f"algo.kd.teacher={kd.teacher} would be random weights (model.architecture): train the student first, or "
+            "set algo.kd.teacher=external"
+        )
+    if c.model.teacher_cache is not None and (kd.itself or kd.view != "document"):
+        yield (
+            f"model.teacher_cache={c.model.teacher_cache} holds signals of an external teacher that reads the "
+            f"document, but algo.kd.teacher={kd.teacher}, algo.kd.view={kd.view}: set model.teacher_cache=null"
+        )
+    if kd.view_tokens < VIEW_TOKENS_LEAST:
+        yield (f"algo.kd.view_tokens={kd.view_tokens} is less than one passage: set it to {VIEW_TOKENS_LEAST} or more")
+    if kd.view == "short" and c.data.longblocks is not None:
+        yield (
+            f"algo.kd.view=short generates the document again, which data={c.data.name} cannot: set "
+            "algo.kd.view=retrieved or evidence"
+        )
+    if kd.view == "answer" and kd.answer_prompt.count("{answer}") != 1:
+        yield f"algo.kd.answer_prompt has {{answer}} {kd.answer_prompt.count('{answer}')} times: write it once"
+    if kd.view == "answer" and c.algo.source == "dataset":
+        yield (
+            f"algo.kd.view=answer shows the teacher the answer that +algo={name} imitates: choose a method that "
+            "samples, such as +algo=opsd"
+        )
+
+
 def _model(m: ModelConfig) -> Iterator[str]:
     for key in ("student", "teacher", "tokenizer", "teacher_cache"):
         if (name := getattr(m, key)) is not None and not name.strip():
@@ -140,8 +188,15 @@ def _algo(a: AlgoConfig) -> Iterator[str]:
     weights = a.weights
     if min(astuple(weights)) < 0:
         yield f"algo.weights={asdict(weights)}: set every weight to 0 or more"
-    if not (weights.ce or weights.pg or weights.kd):
+    if not (weights.ce or weights.pg or weights.kd or weights.unlikely):
         yield "algo.weights are all zero, so nothing is learned: give ce, pg or kd a weight above 0"
+    if weights.unlikely and a.source == "dataset":
+        yield (
+            f"algo.weights.unlikely={weights.unlikely} needs tokens sampled from the policy, but algo.source=dataset: "
+            "set it to 0 or algo.source=policy"
+        )
+    if not 0.0 < a.unlikely_below <= 1.0:
+        yield f"algo.unlikely_below={a.unlikely_below}: set it above 0, and to 1 or less"
     if weights.pg and a.source == "dataset":
         yield (
             f"algo.weights.pg={weights.pg} needs tokens sampled from the policy, but algo.source=dataset: "
@@ -160,6 +215,13 @@ def _algo(a: AlgoConfig) -> Iterator[str]:
         yield f"algo.updates_per_rollout={a.updates_per_rollout} is for tokens sampled from the policy: set it to 1"
     if a.updates_per_rollout < 1:
         yield f"algo.updates_per_rollout={a.updates_per_rollout}: set it to 1 or more"
+    if a.draws < 1:
+        yield f"algo.draws={a.draws}: set it to 1 or more"
+    if a.draws > 1 and not weights.pg:
+        yield (
+            f"algo.draws={a.draws} draws prompts until the rewards of a group differ, but algo.weights.pg=0 uses no "
+            "rewards: set algo.draws=1"
+        )
     if not (0 < a.clip_low < 1 and a.clip_high > 0):
         yield f"algo.clip_low={a.clip_low}, algo.clip_high={a.clip_high}: need 0 < clip_low < 1 and clip_high > 0"
     if a.importance_cap is not None and a.importance_cap <= 0:
@@ -191,6 +253,8 @@ def _divergence(path: str, d: Divergence, source: str) -> Iterator[str]:
         yield f"{path}.top_k={d.top_k}: set it to 1 or more"
     if not 0.0 < d.js_mixture < 1.0:
         yield f"{path}.js_mixture={d.js_mixture}: set it strictly between 0 and 1"
+    if not d.entropy_scale > 0.0:
+        yield f"{path}.entropy_scale={d.entropy_scale}: set it above 0"
 
 
 def _short(s: GeneratedShortConfig) -> Iterator[str]:
@@ -311,6 +375,7 @@ def _positive(c: Config) -> Iterator[str]:
         "eval.times": c.eval.times,
         "logging.rollouts_every": c.logging.rollouts_every,
         "logging.rollouts_kept": c.logging.rollouts_kept,
+        "logging.gap_prompts": c.logging.gap_prompts,
     }.items():
         if value < 0:
             yield f"{key}={value}: set it to 0 or more"

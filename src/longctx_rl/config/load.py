@@ -10,8 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from longctx_rl.config import checks, convert
+from longctx_rl.config.distillation import DistillationConfig
 from longctx_rl.config.schema import ALGORITHMS, AlgoConfig, Config
-from longctx_rl.objective.spec import ANCHORS, Divergence
+from longctx_rl.objective.spec import Divergence
 
 FORMER_VALUES = {
     ("batch.backward", "scheduled"): "one_at_a_time",
@@ -20,12 +21,18 @@ FORMER_VALUES = {
 """Values that runs of earlier versions have in their config.yaml, and what they are called now."""
 
 
-def load(composed: DictConfig) -> Config:
-    """Convert and check a composed configuration. Raises ValueError, one sentence with key, value and fix."""
+def load(composed: DictConfig, *, complete: bool = True) -> Config:
+    """Convert and check a composed configuration. Raises ValueError, one sentence with key, value and fix.
+
+    Args:
+        complete: refuse a method that leaves a key to a default of the code. A run of an earlier version lacks the keys
+            that were added since, whose defaults are what it did.
+    """
     if OmegaConf.is_missing(composed, "algo"):
         raise ValueError(f"choose an algorithm: +algo={'|'.join(ALGORITHMS)}")
     plain = resolved(composed)
-    _check_complete(plain)
+    if complete:
+        _check_complete(plain)
     config = convert.convert(Config, plain)
     places = {name: os.path.expanduser(getattr(config, name)) for name in ("runs_root", "run_dir")}
     config = replace(config, eval=config.eval.with_files(), **places)
@@ -43,13 +50,14 @@ def resolved(composed: DictConfig) -> Any:
 
 
 def _check_complete(plain: Any) -> None:
-    """Raise ValueError for a method that leaves a key to a default of the code. Weights alone have one, 0."""
+    """Raise ValueError for a method that leaves a key to a default of the code. Weights alone may, to 0."""
     algo = plain["algo"] if isinstance(plain["algo"], dict) else {}
     if "name" not in algo:
         raise ValueError(f"algo has no name: choose an algorithm, +algo={'|'.join(ALGORITHMS)}")
     for path, kind, values in (
         ("algo", AlgoConfig, algo),
-        *((f"algo.{anchor}", Divergence, algo.get(anchor)) for anchor in ANCHORS),
+        ("algo.kd", DistillationConfig, algo.get("kd")),
+        ("algo.ref", Divergence, algo.get("ref")),
     ):
         for field in fields(kind):
             if isinstance(values, dict) and field.name not in values:
@@ -68,7 +76,7 @@ def read(path: Path) -> Config:
         if OmegaConf.select(loaded, key) == former:
             OmegaConf.update(loaded, key, value)
     try:
-        return load(loaded)
+        return load(loaded, complete=False)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

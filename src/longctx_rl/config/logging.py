@@ -20,5 +20,8 @@ class LoggingConfig:
     """Steps between saved rollouts. 0: none."""
     rollouts_kept: int
     """Number of groups saved each time."""
+    gap_prompts: int = 0
+    """Methods that sample and whose teacher reads a view: prompts that student and teacher answer before the first
+    step. The difference of their scores is ``view/score_gap``. 0: not measured."""
     artifacts: bool = False
     """True: also upload the trained model (export/). Metrics, evaluations and the configuration are always uploaded."""

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from longctx_rl.config.data import DataConfig, TaskConfig
+from longctx_rl.config.distillation import DistillationConfig
 from longctx_rl.config.eval import EvalConfig
 from longctx_rl.config.logging import LoggingConfig
 from longctx_rl.config.model import ModelConfig
 from longctx_rl.config.reward import RewardConfig
 from longctx_rl.objective.spec import Objective
 
-ALGORITHMS = ("sft", "kd", "grpo", "opd", "dgrpo")
+ALGORITHMS = ("sft", "kd", "grpo", "opd", "dgrpo", "opsd", "dgrpo_self")
 SMALL_MODEL_NUMEL = 20_000_000
 """Largest number of parameters that ZeRO-3 keeps in full on every rank: sharding smaller models costs time and saves
 hardly any memory."""
@@ -25,12 +26,16 @@ class AlgoConfig(Objective):
     """One method: who writes the tokens it trains on, and the objective it trains them with. See docs/algorithms.md."""
 
     name: str
+    kd: DistillationConfig
     source: Literal["dataset", "policy"]
     """Who writes the tokens that are trained on: ``dataset`` or ``policy``."""
     group_size: int
     """G, the number of completions per prompt."""
     updates_per_rollout: int
     """Optimizer steps on each batch of rollouts."""
+    draws: int = 1
+    """Most prompts that are drawn for each place of a step until the rewards of a group differ (DAPO's dynamic
+    sampling)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,8 +208,24 @@ class Config:
         return self.algo.weights.kd != 0.0
 
     @property
+    def external_teacher(self) -> str | None:
+        """The model that the run loads, or reads the signals of, as its teacher. None: there is none, or the student
+        teaches itself."""
+        return self.model.teacher if self.needs_teacher and not self.algo.kd.itself else None
+
+    @property
     def needs_reference(self) -> bool:
         return self.algo.weights.ref != 0.0
+
+    @property
+    def average_half_life(self) -> float | None:
+        """Half-life, in updates, of the average of the policy's weights that engines maintain. None: there is none."""
+        return self.algo.kd.ema_half_life if self.needs_teacher and self.algo.kd.teacher == "ema" else None
+
+    @property
+    def viewed(self) -> bool:
+        """Whether the teacher reads prompts of its own."""
+        return self.needs_teacher and self.algo.kd.view != "document"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Packing of groups into rows, the batch layout of every method."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -62,6 +62,26 @@ def pack(groups: Sequence[RolloutGroup], device: torch.device) -> PackedGroups:
         advantages=floats(row.advantages),
         sampler_logprobs=floats(row.sampler_logprobs) if sampled else None,
     )
+
+
+def viewed(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """Return the groups as the teacher reads them: the same loss tokens in the same order, after its own prompts.
+
+    A completion that begins with its question, without loss, leaves it out, since its view contains it.
+    """
+    result: list[RolloutGroup] = []
+    for group in groups:
+        if len(group.views) <= 1:
+            result.append(replace(group, prompt_ids=group.views[0]) if group.views else group)
+            continue
+        for prompt_ids, completion in zip(group.views, group.completions, strict=True):
+            mask = completion.loss_mask
+            asked = 0 if mask is None else mask.index(True)
+            answer = replace(
+                completion, token_ids=completion.token_ids[asked:], loss_mask=None if mask is None else mask[asked:]
+            )
+            result.append(RolloutGroup(group.example, prompt_ids, (answer,)))
+    return result
 
 
 @dataclass(slots=True)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+EVIDENCE_TRIED = 64
+"""Training examples among which one with evidence is expected, if a setting needs it."""
+
+
 class TrainingSource(Protocol):
     """An endless indexed stream: document i is a function of the configuration and i only.
 
@@ -56,14 +60,30 @@ class MiniSource:
         self.tokenizer = tokenizer
 
     def document(self, index: int) -> tuple[Example, ...]:
+        task, family, length = self._drawn(index)
+        return generate(task, family, split="train", length=length, tokenizer=self.tokenizer, questions=self.questions)
+
+    def shortened(self, index: int, length: int) -> Example:
+        """Return the first question of document ``index`` about a document that makes a prompt of at most ``length``
+        tokens, or about the shortest one that its task allows if that is longer."""
+        task, family, own = self._drawn(index)
+        for wanted in (min(own, length), 0):
+            try:
+                return generate(task, family, split="train", length=wanted, tokenizer=self.tokenizer)[0]
+            except ValueError:
+                if not wanted:
+                    raise
+        raise AssertionError
+
+    def _drawn(self, index: int) -> tuple[str, int, int]:
+        """Task, family and length of document ``index``."""
         draw = random.Random(f"train {self.seed} {index}")
         mixture, lengths = self.mixture, self.lengths
         if self.short is not None and draw.random() < self.short.share:
             mixture, lengths = self.short.mixture, self.short.lengths
         task = draw.choices(tuple(mixture), tuple(mixture.values()))[0]
         length = draw.choice(lengths)
-        family = draw.randrange(self.families if self.families is not None else 2**48)
-        return generate(task, family, split="train", length=length, tokenizer=self.tokenizer, questions=self.questions)
+        return task, draw.randrange(self.families if self.families is not None else 2**48), length
 
     def describe(self) -> dict[str, Any]:
         made: dict[str, Any] = {"generated": "LongBlocks-mini", "tasks": self.mixture}
@@ -115,10 +135,28 @@ def check_tasks(config: Config) -> None:
                 raise ValueError(f"{key}={task} does not exist: choose from {', '.join(known)}")
 
 
+def check_evidence(config: Config, source: TrainingSource) -> None:
+    """Raise ValueError for a setting that needs evidence, and training examples that have none."""
+    keys = []
+    if config.viewed and config.algo.kd.view in ("evidence", "wrong"):
+        keys.append((f"algo.kd.view={config.algo.kd.view}", "algo.kd.view=retrieved"))
+    if config.algo.source == "policy":
+        parts = [part for part in ("evidence", "grounded") if config.reward.weights.get(part)]
+        keys += [(f"reward.weights.{part}={config.reward.weights[part]}", f"reward.weights.{part}=0") for part in parts]
+    if keys and not any(source.document(index)[0].evidence for index in range(EVIDENCE_TRIED)):
+        raise ValueError(
+            f"{keys[0][0]} needs examples with evidence, but the first {EVIDENCE_TRIED} of data={config.data.name} "
+            f"have none: set {keys[0][1]}, or build data with evidence (python -m longctx_rl.data build)"
+        )
+
+
 def check_lengths(config: Config, context: int) -> None:
     """Raise ValueError if prompts do not fit the model's context of ``context`` tokens."""
     training = "data.lengths" if config.data.longblocks is None else "data.longblocks.max_tokens"
     needs = {training: config.data.longest + config.rollout.max_new_tokens}
+    if config.viewed and config.algo.kd.view == "answer":  # its tokens are at most its bytes
+        beside = len(config.algo.kd.answer_prompt.encode()) + config.rollout.max_new_tokens
+        needs["algo.kd.answer_prompt"] = needs[training] + beside
     if config.data.short is not None and config.data.longblocks is None:
         needs["data.short.lengths"] = max(config.data.short.lengths) + config.rollout.max_new_tokens
     if config.eval.at_start or config.eval.at_end or config.eval.during:

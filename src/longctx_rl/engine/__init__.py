@@ -67,16 +67,24 @@ class Engine(Protocol):
         sharded.
         """
 
-    def full_weights(self) -> AbstractContextManager[nn.Module]:
-        """Yield the policy module for sampling and evaluation, with full weights unless rollout.gather_weights is off.
+    def full_weights(self, frozen: nn.Module | None = None) -> AbstractContextManager[nn.Module]:
+        """Yield the policy module, or a frozen scorer that ``freeze`` returned, for sampling and evaluation.
 
-        Call ``module.model.generate`` inside, with ``synced_gpus``; do not train inside.
+        It has full weights unless rollout.gather_weights is off. Call ``module.model.generate`` inside, with
+        ``synced_gpus``; do not train inside.
         """
 
     def full_parameter(self, parameter: Tensor) -> Tensor:
         """Return the full value, detached and in model.dtype, of a parameter of the policy or of a frozen module.
 
         The result is a copy, unless the parameter belongs to a replicated frozen module.
+        """
+
+    def write_average(self, module: nn.Module) -> None:
+        """Copy the exponential moving average of the policy's weights into a frozen module of the same architecture.
+
+        The average is in float32, sharded and saved like Adam's moments; only configurations with
+        ``Config.average_half_life`` have one.
         """
 
     def save(self, directory: Path) -> None:

@@ -12,7 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.config.schema import Config
 from longctx_rl.engine import StepOutcome, distributed, export, saved_state
-from longctx_rl.engine.optimizer import UpdateCounter, adamw, learning_rate, reset_state, set_learning_rate
+from longctx_rl.engine.optimizer import (
+    AVERAGE,
+    UpdateCounter,
+    adamw,
+    learning_rate,
+    reset_state,
+    set_learning_rate,
+    update_averages,
+)
 
 
 class LocalEngine:
@@ -27,8 +35,9 @@ class LocalEngine:
         self._total_steps = total_steps
         self._module = cast_parameters(module, torch.float32).to(self.device)
         self._optimizer = adamw(self._module, config.optim)
+        self._half_life = config.average_half_life
         for parameter in self._module.parameters():
-            reset_state(self._optimizer, parameter, updates=0)
+            reset_state(self._optimizer, parameter, updates=0, averaged=self._half_life is not None)
         self._progress = UpdateCounter()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -50,6 +59,8 @@ class LocalEngine:
         if not skipped:
             set_learning_rate(self._optimizer, lr)
             self._optimizer.step()
+            if self._half_life is not None:
+                update_averages(self._optimizer, self._half_life)
         self._optimizer.zero_grad()
         self._progress.record(skipped, self._optim.max_skipped)
         return StepOutcome(grad_norm=math.inf if skipped else norm, skipped=skipped, lr=lr)
@@ -58,21 +69,27 @@ class LocalEngine:
         return cast_parameters(module, self._dtype).to(self.device).requires_grad_(False).eval()
 
     @contextmanager
-    def full_weights(self) -> Iterator[nn.Module]:
+    def full_weights(self, frozen: nn.Module | None = None) -> Iterator[nn.Module]:
         with self._precision():
-            yield self._module
+            yield self._module if frozen is None else frozen
 
     def full_parameter(self, parameter: Tensor) -> Tensor:
         return parameter.detach().to(self._dtype, copy=parameter.requires_grad)
 
+    def write_average(self, module: nn.Module) -> None:
+        for parameter, frozen in zip(self._module.parameters(), module.parameters(), strict=True):
+            frozen.detach().copy_(self._stored(parameter, AVERAGE))
+
     def save(self, directory: Path) -> None:
-        saved_state.save(directory, self._module, self._progress, lambda parameter, key: self._stored(parameter, key))
+        averaged = self._half_life is not None
+        saved_state.save(directory, self._module, self._progress, self._stored, averaged=averaged)
 
     def load(self, directory: Path) -> None:
         def write(parameter: Tensor, key: str, value: Tensor) -> None:
             self._stored(parameter, key).copy_(value)
 
-        self._progress = saved_state.load(directory, self._module, write)
+        averaged = self._half_life is not None
+        self._progress = saved_state.load(directory, self._module, write, averaged=averaged)
         for parameter in self._module.parameters():
             self._optimizer.state[parameter]["step"].fill_(self._progress.updates)
 

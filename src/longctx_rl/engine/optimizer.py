@@ -13,6 +13,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's two running averages, by their names in torch's optimizer state."""
 
 
+AVERAGE = "average"
+"""Key of the exponential moving average of a weight, beside Adam's state and sharded like it."""
+
+
 class TrainingDiverged(RuntimeError):
     """Too many gradients in a row were not finite."""
 
@@ -67,12 +71,24 @@ def adamw(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def reset_state(optimizer: torch.optim.Optimizer, parameter: Tensor, updates: int) -> None:
-    """Give ``parameter`` zero moments and the step count ``updates``, in the format that fused AdamW creates itself."""
+def reset_state(optimizer: torch.optim.Optimizer, parameter: Tensor, updates: int, *, averaged: bool = False) -> None:
+    """Give ``parameter`` zero moments and the step count ``updates``, in the format that fused AdamW creates itself.
+
+    ``averaged``: also the average that ``update_averages`` maintains, which starts at the parameter's value.
+    """
     optimizer.state[parameter] = {
         "step": torch.tensor(float(updates), device=parameter.device),
         **{moment: torch.zeros_like(parameter, requires_grad=False) for moment in MOMENTS},
+        **({AVERAGE: parameter.detach().clone()} if averaged else {}),
     }
+
+
+@torch.no_grad()
+def update_averages(optimizer: torch.optim.Optimizer, half_life: float) -> None:
+    """Move each average towards its parameter, of which the weight halves in ``half_life`` updates."""
+    share = 1.0 - 0.5 ** (1.0 / half_life)
+    for parameter, state in optimizer.state.items():
+        state[AVERAGE].lerp_(parameter, share)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

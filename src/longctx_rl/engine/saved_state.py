@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from longctx_rl.engine import distributed
-from longctx_rl.engine.optimizer import MOMENTS, UpdateCounter, full_shape
+from longctx_rl.engine.optimizer import AVERAGE, MOMENTS, UpdateCounter, full_shape
 from longctx_rl.engine.tensors import TensorFiles, write_tensors
 from longctx_rl.files import built, read_object
 
 FORMAT = 1
 WEIGHTS = "weights"
-STEMS = {WEIGHTS: "weights", **{moment: f"adam_{moment}" for moment in MOMENTS}}
-"""Kind of value stored for each parameter, and the stem of its file."""
+STEMS = {WEIGHTS: "weights", **{moment: f"adam_{moment}" for moment in MOMENTS}, AVERAGE: "average"}
+"""Kind of value stored for each parameter, and the stem of its file; averages only where they are maintained."""
 
 Read = Callable[[Tensor, str], Tensor]
 """Maps (parameter, key of STEMS) to its full float32 tensor. A collective where parameters are sharded."""
@@ -27,14 +27,19 @@ Write = Callable[[Tensor, str, Tensor], None]
 """Sets the value of (parameter, key of STEMS) from a full float32 tensor."""
 
 
-def save(directory: Path, module: nn.Module, progress: UpdateCounter, read: Read) -> None:
+def stems(averaged: bool) -> dict[str, str]:
+    """Return the kinds of values, and the stems of their files, of an engine with or without averages."""
+    return {key: stem for key, stem in STEMS.items() if averaged or key != AVERAGE}
+
+
+def save(directory: Path, module: nn.Module, progress: UpdateCounter, read: Read, *, averaged: bool) -> None:
     """Write the state of ``module`` into an existing directory. Every rank calls it; OSError is raised on all."""
 
     def tensors(key: str) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in module.named_parameters():  # a tied weight is listed once
             yield name, read(parameter, key)
 
-    for key, stem in STEMS.items():
+    for key, stem in stems(averaged).items():
         write_tensors(directory, stem, tensors(key))
     content = {"format": FORMAT, "torch": torch.__version__, "progress": dataclasses.asdict(progress)}
     text = json.dumps(content, indent=1)
@@ -45,7 +50,7 @@ def save(directory: Path, module: nn.Module, progress: UpdateCounter, read: Read
     distributed.on_main(write_progress)
 
 
-def load(directory: Path, module: nn.Module, write: Write) -> UpdateCounter:
+def load(directory: Path, module: nn.Module, write: Write, *, averaged: bool) -> UpdateCounter:
     """Load the state in ``directory`` into ``module`` and return its counters. All ranks call it; the main rank reads.
 
     Raises ValueError on every rank if the files are missing or belong to another model.
@@ -56,7 +61,7 @@ def load(directory: Path, module: nn.Module, write: Write) -> UpdateCounter:
     if distributed.is_main():
         try:
             progress = _read_progress(directory)
-            files = {key: TensorFiles(directory, stem) for key, stem in STEMS.items()}
+            files = {key: TensorFiles(directory, stem) for key, stem in stems(averaged).items()}
             for tensors in files.values():
                 _compare(directory, module, tensors)
         except ValueError as error:
@@ -67,7 +72,7 @@ def load(directory: Path, module: nn.Module, write: Write) -> UpdateCounter:
     assert progress is not None
     device = next(module.parameters()).device
     for name, parameter in module.named_parameters():
-        for key in STEMS:
+        for key in stems(averaged):
             value = torch.empty(full_shape(parameter), device=device)
             if distributed.is_main():
                 value.copy_(files[key].get(name))

@@ -22,7 +22,16 @@ from transformers import PreTrainedTokenizerBase
 from longctx_rl.config.schema import SMALL_MODEL_NUMEL, Config
 from longctx_rl.engine import StepOutcome, distributed, export, saved_state
 from longctx_rl.engine.local import cast_parameters
-from longctx_rl.engine.optimizer import UpdateCounter, adamw, full_shape, learning_rate, reset_state, set_learning_rate
+from longctx_rl.engine.optimizer import (
+    AVERAGE,
+    UpdateCounter,
+    adamw,
+    full_shape,
+    learning_rate,
+    reset_state,
+    set_learning_rate,
+    update_averages,
+)
 
 RESIDENT_NUMEL = 100_000
 """In larger models, parameters up to this size (mostly norms) are replicated."""
@@ -113,8 +122,9 @@ class Zero3Engine:
         settings = deepspeed_config(config, _numel(module))
         self._engine = _initialize(self._module, settings, adamw(module, config.optim))
         self._adam = self._engine.optimizer.optimizer
+        self._half_life = config.average_half_life
         for shard in self._engine.optimizer.fp32_partitioned_groups_flat:
-            reset_state(self._adam, shard, updates=0)
+            reset_state(self._adam, shard, updates=0, averaged=self._half_life is not None)
         self._progress = UpdateCounter()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -140,6 +150,8 @@ class Zero3Engine:
         self._engine.step()
         skipped = bool(self._engine.optimizer.overflow)
         norm = math.inf if skipped else float(self._engine.get_global_grad_norm())
+        if self._half_life is not None and not skipped:
+            update_averages(self._adam, self._half_life)
         self._progress.record(skipped, self._optim.max_skipped)
         return StepOutcome(grad_norm=norm, skipped=skipped, lr=lr)
 
@@ -154,20 +166,31 @@ class Zero3Engine:
         return engine
 
     @contextmanager
-    def full_weights(self) -> Iterator[nn.Module]:
+    def full_weights(self, frozen: nn.Module | None = None) -> Iterator[nn.Module]:
         from deepspeed.runtime.zero import unwrap_model_for_generation
 
+        engine: Any = self._engine if frozen is None else frozen
+        sharded = hasattr(engine, "module")  # a replicated frozen module is not wrapped
         replaced = nn.functional.linear
         nn.functional.linear = LINEAR
         try:
-            with unwrap_model_for_generation(self._engine) if self._config.rollout.gather_weights else nullcontext():
-                yield self._module
+            gathers = sharded and self._config.rollout.gather_weights
+            with unwrap_model_for_generation(engine) if gathers else nullcontext():
+                yield engine.module if sharded else engine
         finally:
             nn.functional.linear = replaced
 
     def full_parameter(self, parameter: Tensor) -> Tensor:
         with _gathered(parameter):
             return parameter.detach().to(self._dtype, copy=hasattr(parameter, "ds_id"))
+
+    def write_average(self, module: nn.Module) -> None:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        for parameter, frozen in zip(self._module.parameters(), module.parameters(), strict=True):
+            average = safe_get_full_optimizer_state(parameter, AVERAGE)
+            with _gathered(frozen, modifier_rank=0) if hasattr(frozen, "ds_id") else nullcontext():
+                frozen.detach().copy_(average)
 
     def save(self, directory: Path) -> None:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -180,7 +203,7 @@ class Zero3Engine:
             )
             return whole
 
-        saved_state.save(directory, self._module, self._progress, read)
+        saved_state.save(directory, self._module, self._progress, read, averaged=self._half_life is not None)
 
     def load(self, directory: Path) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
@@ -194,7 +217,8 @@ class Zero3Engine:
             with _gathered(parameter, modifier_rank=0):  # the weights that forward passes use
                 parameter.detach().copy_(value)
 
-        self._progress = saved_state.load(directory, self._module, write)
+        averaged = self._half_life is not None
+        self._progress = saved_state.load(directory, self._module, write, averaged=averaged)
         for shard in self._engine.optimizer.fp32_partitioned_groups_flat:
             self._adam.state[shard]["step"].fill_(self._progress.updates)
 

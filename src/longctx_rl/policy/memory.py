@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from longctx_rl.config.distillation import TeacherKind
 from longctx_rl.config.schema import Config
 from longctx_rl.policy.shape import DecoderSizes
 
@@ -49,7 +50,7 @@ class Workload:
     sampled: bool
     """The policy samples the completions."""
     reference: bool
-    """A frozen copy of the initial policy is held."""
+    """A frozen copy of the initial policy is held, which a teacher with the initial weights shares."""
     exact: bool
     """The divergence sums over the whole vocabulary, so each rank holds the teacher's full head."""
     resident: int
@@ -60,6 +61,10 @@ class Workload:
     """All weights are gathered while sampling."""
     offload: bool
     """Optimizer states and master weights are kept in host memory."""
+    teacher: TeacherKind = "external"
+    """Who the teacher is, if there is one; ``policy`` holds no weights of its own."""
+    view: int | None = None
+    """Tokens of the longest prompt that the teacher reads, estimated from the kind of view. None: the student's."""
 
     @property
     def prompts(self) -> int:
@@ -107,6 +112,8 @@ def workload(config: Config, *, prompt: int, ranks: int, resident: int) -> Workl
         checkpointing=config.model.gradient_checkpointing,
         one_at_a_time=config.batch.backward == "one_at_a_time",
         sampled=sampled,
+        teacher=config.algo.kd.teacher,
+        view=view_length(config, prompt),
         reference=config.needs_reference,
         exact=config.needs_teacher and config.algo.kd.estimator == "exact",
         resident=resident,
@@ -114,6 +121,19 @@ def workload(config: Config, *, prompt: int, ranks: int, resident: int) -> Workl
         gather=config.rollout.gather_weights,
         offload=config.engine.offload_optimizer,
     )
+
+
+def view_length(config: Config, prompt: int) -> int | None:
+    """Return about how many tokens the teacher's view has where the student's prompt has ``prompt``; None: no view.
+
+    Evidence has no bound; it is estimated with ``view_tokens``.
+    """
+    kd = config.algo.kd
+    if not config.viewed:
+        return None
+    if kd.view == "answer":
+        return prompt + len(kd.answer_prompt)
+    return min(prompt, kd.view_tokens)
 
 
 def has_gpu() -> bool:
@@ -177,10 +197,13 @@ def _always(student: DecoderSizes, teacher: DecoderSizes | None, load: Workload)
     if not load.offload:
         parts |= {"master weights": master, "optimizer": moments}
     if teacher is not None:
-        parts["teacher weights"] = load.bytes * teacher.parameters * frozen_share
-        if load.exact and not load.replicated:
+        if load.teacher != "policy":
+            parts["teacher weights"] = load.bytes * teacher.parameters * frozen_share
+        if load.teacher == "ema":
+            parts["averaged weights"] = FLOAT * sharded
+        if load.exact and (not load.replicated or load.teacher == "policy"):
             parts["gathered teacher head"] = load.bytes * teacher.vocabulary * teacher.hidden
-    if load.reference:
+    if load.reference and not (teacher is not None and load.teacher == "initial"):
         parts["reference weights"] = load.bytes * count * frozen_share
     return parts
 
@@ -208,6 +231,8 @@ def sampling(student: DecoderSizes, load: Workload) -> dict[str, float]:
 
 def _teacher(teacher: DecoderSizes, load: Workload) -> dict[str, float]:
     tokens = row_tokens(load)
+    if load.view is not None:
+        tokens = tokens // load.group_tokens * (load.view + load.group * load.completion)
     parts = {"activations": load.bytes * tokens * _working(teacher)}
     if not load.replicated:
         parts["gathered layers"] = 2 * load.bytes * teacher.layer_parameters

@@ -1,15 +1,30 @@
 """The module that the engine wraps: body, head and scoring together, so that sharding hooks always fire."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from longctx_rl.objective.spec import Estimator
 from longctx_rl.policy.attention import dispatch
 from longctx_rl.policy.attention.prompt_states import PromptPass
-from longctx_rl.policy.scoring import Anchor, score_tokens
-from longctx_rl.types import PackedGroups, TokenScores
+from longctx_rl.policy.scoring import Anchor, log_softmax, num_pieces, score_tokens
+from longctx_rl.types import HiddenSignal, PackedGroups, SampledSignal, TeacherSignal, TokenScores, TopKSignal
+
+
+@dataclass(frozen=True, slots=True)
+class SignalRequest:
+    """What an anchor computes for the tokens of a row."""
+
+    estimator: Estimator
+    """``exact`` returns hidden states and head, ``topk`` ids and log-probabilities of the K most likely tokens, ``k1``,
+    ``k2`` and ``k3`` the log-probability of each target token."""
+    top_k: int
+    """K of ``topk``."""
+    head: Tensor | None
+    """[V, H] full output weights, passed through with the hidden states; for ``exact`` only."""
 
 
 class Policy(nn.Module):
@@ -63,7 +78,8 @@ class Policy(nn.Module):
         temperature: float,
         anchors: Mapping[str, Anchor] | None = None,
         prompt: PromptPass | None = None,
-    ) -> TokenScores | Tensor:
+        signal: SignalRequest | None = None,
+    ) -> TokenScores | TeacherSignal | Tensor:
         """Score every loss token of a packed row.
 
         Args:
@@ -71,10 +87,13 @@ class Policy(nn.Module):
             anchors: ``kd`` and ``ref`` signals for the same tokens.
             prompt: the row is a prompt, or one completion, whose ``source_index`` then counts the prompt's last token
                 as 0.
+            signal: the policy is its own anchor for this row, and only computes the signal.
 
         Returns:
             The scores of T loss tokens; for a row that is a prompt, its last hidden state, [1, H].
         """
+        if signal is not None:
+            return self.signal(packed, temperature, signal)
         if prompt is not None and prompt.role != "read":
             body = self.body(packed, prompt)
             nothing: Tensor = self.head(body[:0])
@@ -97,6 +116,38 @@ class Policy(nn.Module):
             vocabulary=self.vocabulary,
             pieces=packed.score_pieces,
         )
+
+    @torch.no_grad()
+    def signal(self, packed: PackedGroups, temperature: float, request: SignalRequest) -> TeacherSignal:
+        """Return the signal of these weights as an anchor; ``temperature`` divides the logits.
+
+        Raises:
+            ValueError: ``exact``, and the model's head has a bias, which the signal does not carry.
+        """
+        hidden = self.hidden(packed)
+        if request.estimator == "exact":
+            assert request.head is not None
+            if getattr(self.head, "bias", None) is not None:
+                raise ValueError(
+                    f"the head of {type(self.model).__name__} has a bias, which estimator=exact would ignore: "
+                    "set estimator=topk, or choose a teacher without one"
+                )
+            return HiddenSignal(hidden, request.head)
+        ids, logprobs = [], []
+        pieces = packed.score_pieces or num_pieces(packed.num_loss_tokens, self.chunk)
+        for part, targets in zip(
+            torch.tensor_split(hidden, pieces), torch.tensor_split(packed.target_ids, pieces), strict=True
+        ):
+            logq = log_softmax(self.head, part, temperature, self.vocabulary)
+            if request.estimator == "topk":
+                best = logq.topk(min(request.top_k, logq.shape[-1]))
+                ids.append(best.indices)
+                logprobs.append(best.values)
+            else:
+                logprobs.append(logq.gather(-1, targets[:, None])[:, 0])
+        if request.estimator == "topk":
+            return TopKSignal(torch.cat(ids), torch.cat(logprobs))
+        return SampledSignal(torch.cat(logprobs))
 
 
 LOGIT_CHANGES = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from longctx_rl.objective.divergences import anchor_distributions, categorical, divergence_of
+from longctx_rl.objective.divergences import anchor_distributions, categorical, divergence_of, entropy
 from longctx_rl.objective.spec import Divergence
 from longctx_rl.types import HiddenSignal, SampledSignal, TeacherSignal, TokenScores, TopKSignal
 
@@ -69,7 +69,7 @@ def score_tokens(
         logp = log_softmax(head, hidden, temperature, vocabulary)
         # gather would keep all of logp for its backward pass, and never free it if no loss reads these log-probs.
         logprobs = logp[torch.arange(len(targets), device=targets.device), targets]
-        entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
+        spread = entropy(logp.detach())
         divergences, diagnostics = [], []
         remaining = list(signal_tensors)
         for name in names:
@@ -79,7 +79,7 @@ def score_tokens(
             if name == "kd":
                 known: dict[str, Tensor] = {anchors[name].divergence.direction: divergences[-1].detach()}
                 diagnostics = _diagnostics(logp, pair, logprobs, targets, signal, known)
-        return (logprobs, entropy, *divergences, *diagnostics)
+        return (logprobs, spread, *divergences, *diagnostics)
 
     signals = [tensor for anchor in anchors.values() for tensor in _per_token(anchor.signal)]
     pieces = pieces or num_pieces(len(target_ids), chunk)
@@ -88,10 +88,10 @@ def score_tokens(
     results = []
     for arguments in zip(*columns, strict=True):
         results.append(checkpoint(score, *arguments, use_reentrant=False) if several else score(*arguments))
-    logprobs, entropy, *rest = [torch.cat(column) for column in zip(*results, strict=True)]
+    logprobs, spread, *rest = [torch.cat(column) for column in zip(*results, strict=True)]
     return TokenScores(
         logprobs=logprobs,
-        entropy=entropy,
+        entropy=spread,
         divergences=dict(zip(names, rest[: len(names)], strict=True)),
         diagnostics=dict(zip(_known(anchors), rest[len(names) :], strict=True)),
     )
@@ -103,7 +103,7 @@ def _known(anchors: Mapping[str, Anchor]) -> tuple[str, ...]:
         return ()
     if isinstance(anchors["kd"].signal, SampledSignal):
         return ("kl_reverse", "logprob_gap")
-    return ("kl_reverse", "kl_forward", "agree_top1", "logprob_gap")
+    return ("kl_reverse", "kl_forward", "agree_top1", "entropy", "logprob_gap")
 
 
 @torch.no_grad()
@@ -117,9 +117,10 @@ def _diagnostics(
 ) -> list[Tensor]:
     """Compare student and teacher; returns [t] tensors in the order of ``_known``.
 
-    If the signal is a distribution, the two KLs are sums over its outcomes: the vocabulary, or K tokens and the tail.
-    If it is the sampled token alone, the reverse KL is k3. In top-k, a sampled token outside the K gets the whole mass
-    of the tail, so ``logprob_gap`` is an upper bound there. ``known``: the divergence already computed, by direction.
+    If the signal is a distribution, the two KLs and the teacher's entropy are sums over its outcomes: the vocabulary,
+    or K tokens and the tail. If it is the sampled token alone, the reverse KL is k3. In top-k, a sampled token outside
+    the K gets the whole mass of the tail, so ``logprob_gap`` is an upper bound there. ``known``: the divergence already
+    computed, by direction.
     """
     logprobs = logprobs.detach()
     if pair is None:
@@ -138,7 +139,7 @@ def _diagnostics(
         best = anchor.argmax(-1)
         drawn = anchor.gather(-1, targets[:, None])[:, 0]
     agree = (logp.argmax(-1) == best).to(logprobs.dtype)
-    return [reverse, forward, agree, drawn - logprobs]
+    return [reverse, forward, agree, entropy(anchor), drawn - logprobs]
 
 
 def _per_token(signal: TeacherSignal) -> list[Tensor]:

@@ -84,7 +84,7 @@ class ModelShape:
 
 def step_flops(
     student: ModelShape,
-    frozen: Iterable[ModelShape],
+    frozen: Iterable[tuple[ModelShape, Sequence[Group]]],
     groups: Sequence[Group],
     loss_tokens: float,
     *,
@@ -93,11 +93,15 @@ def step_flops(
 ) -> float:
     """FLOPs of a step on packed groups: sampling, teacher and reference, and ``updates`` optimizer steps.
 
+    ``frozen``: the shape of each frozen model, with the groups as it reads them.
+
     Sampling computes each prompt and each completion once. Several updates need the old log-probabilities, which are
     one forward pass more.
     """
     passes = TRAINING * updates + sampled + (updates > 1)
-    return student.forward(groups, loss_tokens) * passes + sum(model.forward(groups, loss_tokens) for model in frozen)
+    return student.forward(groups, loss_tokens) * passes + sum(
+        model.forward(read, loss_tokens) for model, read in frozen
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,5 +250,7 @@ def model_sizes(config: Config) -> tuple[DecoderSizes, DecoderSizes | None]:
             tied=True,
             context=shape.max_length,
         )
-    teacher = model.teacher if config.needs_teacher and model.teacher_cache is None else None
+    if config.needs_teacher and config.algo.kd.itself:
+        return student, student
+    teacher = config.external_teacher if model.teacher_cache is None else None
     return student, None if teacher is None else sizes_of(teacher)

@@ -19,6 +19,8 @@ from longctx_rl.types import Completion, RolloutGroup
 
 PROMPT_TAIL = 400
 """Characters at the end of the document that are saved with a rollout."""
+VIEW_TOKENS = 1000
+"""Tokens at the end of the teacher's own prompt that are saved with a rollout."""
 GAP_DIGITS = 4
 """Decimal places of a token's gap to the teacher."""
 
@@ -156,6 +158,7 @@ def _rollout_rows(group: RolloutGroup, token_texts: TokenTexts) -> list[dict[str
             "task": example.task,
             "prompt_tail": f"{example.document[-PROMPT_TAIL:]}\n\n{example.question}",
             "answer": example.answer,
+            **_view(group, token_texts),
             "completion": completion.text,
             "tokens": len(completion.token_ids),
             "finish_reason": completion.finish_reason,
@@ -166,6 +169,13 @@ def _rollout_rows(group: RolloutGroup, token_texts: TokenTexts) -> list[dict[str
         }
         for index, completion in enumerate(group.completions)
     ]
+
+
+def _view(group: RolloutGroup, token_texts: TokenTexts) -> dict[str, Any]:
+    """Return ``view`` and ``view_kind``, the end of the prompt that the teacher reads instead, if it reads its own."""
+    if not group.views:
+        return {}
+    return {"view": "".join(token_texts(group.views[0][-VIEW_TOKENS:])), "view_kind": group.view_kinds[0]}
 
 
 def _token_columns(completion: Completion, token_texts: TokenTexts) -> dict[str, Any]:

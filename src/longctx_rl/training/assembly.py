@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl.config.schema import SMALL_MODEL_NUMEL, Config
-from longctx_rl.data.source import TrainingSource, open_source
+from longctx_rl.data.source import TrainingSource, check_evidence, open_source
+from longctx_rl.data.views import Views
 from longctx_rl.engine import distributed, startup
 from longctx_rl.evals.evaluation import Evaluation
 from longctx_rl.policy.loading import (
@@ -30,7 +31,7 @@ from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rollout import agreement
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.sandbox import probe
-from longctx_rl.training.anchors import freeze, load_frozen, load_student
+from longctx_rl.training.anchors import build_anchors, load_frozen, load_student
 from longctx_rl.training.cached_teacher import cached_anchor
 from longctx_rl.training.parts import Parts
 from longctx_rl.training.preflight import executes_code, preflight
@@ -45,12 +46,13 @@ def build_parts(config: Config) -> Parts:
     preflight(config)
     model = config.model
     tokenizer = load_tokenizer(model.tokenizer or model.student)
-    vocabulary = check_pair(model, tokenizer) if config.needs_teacher else None
+    vocabulary = check_pair(model, tokenizer) if config.external_teacher is not None else None
     source = open_source(config, tokenizer)
     if config.algo.source == "policy":
         check_reward(config.reward, source.tasks)  # the tasks of a data set are known only now
+    check_evidence(config, source)
     load, note = plan_memory(config)
-    notes = tuple(filter(None, (note, pair_note(model, tokenizer) if config.needs_teacher else None)))
+    notes = tuple(filter(None, (note, pair_note(model, tokenizer) if config.external_teacher is not None else None)))
     # Random weights would depend on the number of ranks if each rank initialised its own shard.
     shards = nullcontext() if model.architecture is not None else startup.loading(config)
     with shards:
@@ -80,7 +82,7 @@ def build_parts(config: Config) -> Parts:
         )
 
     code = code_grader(config, source)
-    anchors = {name: freeze(config, engine, name, scorer) for name, scorer in frozen.items()}
+    anchors = build_anchors(config, engine, policy, frozen)
     check_agreement(config, tokenizer, policy, sharded)  # only on its engine can a sharded model run
     if config.needs_teacher and model.teacher_cache is not None:
         anchors["kd"], teacher_context = cached_anchor(config, tokenizer, vocabulary)
@@ -93,7 +95,9 @@ def build_parts(config: Config) -> Parts:
         shape=shape,
         context=context,
         source=source,
+        views=Views(config, source, tokenizer) if config.viewed else None,
         sampler=sampler(config.rollout.temperature, config.rollout.max_new_tokens),
+        greedy=sampler(0.0, config.rollout.max_new_tokens),
         rewarder=Rewarder(config.reward, config.rollout.max_new_tokens, code),
         evaluation=Evaluation(config.eval, tokenizer, lambda limit: sampler(0.0, limit), Path(config.run_dir), code),
         code=code,

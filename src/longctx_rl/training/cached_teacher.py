@@ -102,7 +102,7 @@ def build(config: Config) -> Path:
         for step in tqdm(range(steps), desc="querying the teacher", unit=" steps", disable=None):
             groups = recorded_groups(source, tokenizer, range(step * prompts, (step + 1) * prompts))
             rows = packed_in_step(groups, config.batch.micro_batch_tokens, config.model.scoring_chunk, device)
-            for packed in rows:
+            for packed, _ in rows:
                 keys = [group_key(packed, span) for span in packed.spans]
                 if all(key in cache for key, _ in keys):
                     continue

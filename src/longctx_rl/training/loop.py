@@ -20,9 +20,17 @@ from longctx_rl.policy.weights import weights_hash
 from longctx_rl.rewards.judge import GraderUnavailable
 from longctx_rl.runs import directory
 from longctx_rl.runs.recorder import Recorder, build_recorder
-from longctx_rl.training import closing
+from longctx_rl.training import closing, view_gap
 from longctx_rl.training.assembly import build_parts, peak_gib
-from longctx_rl.training.groups import recorded_groups, rollout_metrics, rollout_sums, sampled_groups, with_teacher_gaps
+from longctx_rl.training.groups import (
+    recorded_groups,
+    rollout_metrics,
+    rollout_sums,
+    sampled_groups,
+    view_metrics,
+    view_sums,
+    with_teacher_gaps,
+)
 from longctx_rl.training.parts import Parts
 from longctx_rl.training.state import Stopwatch, TrainState, parts_spent, spent, spent_share
 from longctx_rl.training.step import add_costs, global_count, prepare, update
@@ -89,8 +97,8 @@ def run(config: Config) -> None:
 def weights(config: Config) -> dict[str, str | None]:
     """Return hashes of the student's and teacher's weights on disk; None for a randomly initialised student."""
     names = {"student": None if config.model.architecture else config.model.student}
-    if config.needs_teacher and config.model.teacher_cache is None:
-        names["teacher"] = config.model.teacher
+    if config.external_teacher is not None and config.model.teacher_cache is None:
+        names["teacher"] = config.external_teacher
     return {role: name and weights_hash(name) for role, name in names.items()}
 
 
@@ -143,6 +151,8 @@ def train(parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interr
 def steps(parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> str | None:
     """Take steps, with evaluations and checkpoints between them. Returns why the run ended; None if interrupted."""
     config = parts.config
+    if state.step == 0 and parts.views is not None and config.algo.source == "policy" and config.logging.gap_prompts:
+        recorder.log(0, {"progress/step": 0} | view_gap.measure(parts))
     if state.step == 0 and config.eval.at_start and state.evaluated_step < 0:
         evaluate(parts, state, recorder, config.eval.items)
     reason = spent(state, config.budget)
@@ -174,13 +184,14 @@ def train_step(parts: Parts, state: TrainState, recorder: Recorder) -> None:
     """Take one step: collect groups, prepare rows, update the policy, record metrics."""
     config = parts.config
     start, watch = time.perf_counter(), Stopwatch()
-    indices = list(range(state.prompts, state.prompts + config.batch.prompts_per_step))
-    rank_indices = indices[distributed.rank() :: distributed.world_size()]
     sampled = config.algo.source == "policy"
     if sampled:
-        groups = sampled_groups(parts, rank_indices, state.step, watch)
+        drawn = sampled_groups(parts, state.prompts, state.step, watch)
+        groups = drawn.groups
     else:
-        groups = recorded_groups(parts.source, parts.tokenizer, rank_indices)
+        indices = range(state.prompts, state.prompts + config.batch.prompts_per_step)
+        own = indices[distributed.rank() :: distributed.world_size()]
+        groups = recorded_groups(parts.source, parts.tokenizer, own, parts.views)
     denominators = global_count(groups)
     rows = prepare(parts, groups, watch)
     every = config.optim.pg_kd_cosine_every
@@ -191,12 +202,16 @@ def train_step(parts: Parts, state: TrainState, recorder: Recorder) -> None:
         state.skipped += outcome.skipped
 
     state.step += 1
-    state.prompts += len(indices)
-    tokens = add_costs(parts, state, rows)
+    state.prompts += drawn.prompts if sampled else config.batch.prompts_per_step
+    tokens = add_costs(parts, state, rows, drawn.dropped if sampled else [])
+    if parts.views is not None:
+        metrics |= view_metrics(distributed.all_reduce_sum(view_sums(groups, gaps, parts.tokenizer)))
     if sampled:
         sums = distributed.all_reduce_sum(rollout_sums(groups))
         state.sampled_tokens += int(sums["tokens"])
         metrics |= rollout_metrics(sums)
+        if config.algo.draws > 1:
+            metrics["rollout/draws"] = drawn.prompts / config.batch.prompts_per_step
     seconds = distributed.broadcast(time.perf_counter() - start)  # all ranks must agree when budget.seconds is spent
     state.wall_seconds += seconds
     metrics |= {"grad/norm": outcome.grad_norm, "optim/lr": outcome.lr, "optim/skipped": state.skipped}

@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.config.schema import Config
 from longctx_rl.data.source import TrainingSource
+from longctx_rl.data.views import Views
 from longctx_rl.engine import Engine
 from longctx_rl.evals.evaluation import Evaluation
 from longctx_rl.policy.shape import ModelShape
@@ -26,7 +27,11 @@ class Parts:
     shape: ModelShape
     context: int
     source: TrainingSource
+    views: Views | None
+    """Renders the prompts that the teacher reads. None: it reads the student's."""
     sampler: Sampler
+    greedy: Sampler
+    """The same at temperature 0."""
     rewarder: Rewarder
     evaluation: Evaluation
     code: CodeGrader | None

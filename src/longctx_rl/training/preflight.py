@@ -41,10 +41,13 @@ def _models(config: Config) -> list[str]:
     model = config.model
     locate(model.tokenizer or model.student)
     names = [] if model.architecture is not None else [model.student]
-    if config.needs_teacher and model.teacher_cache is None:
-        assert model.teacher is not None
-        names.append(model.teacher)
-    elif config.needs_teacher and not any(Path(str(model.teacher_cache)).expanduser().glob("teacher-*")):
+    if config.external_teacher is not None and model.teacher_cache is None:
+        names.append(config.external_teacher)
+    elif (
+        model.teacher_cache is not None
+        and config.external_teacher is not None
+        and not any(Path(str(model.teacher_cache)).expanduser().glob("teacher-*"))
+    ):
         raise ValueError(
             f"model.teacher_cache={model.teacher_cache} holds no cache: build it with python -m longctx_rl.data "
             "teacher-cache and the run's own settings, or set model.teacher_cache=null"

@@ -13,12 +13,12 @@ from longctx_rl.objective.spec import Objective
 from longctx_rl.objective.terms import LossOutput, objective
 from longctx_rl.policy.scoring import Anchor, num_pieces
 from longctx_rl.policy.shape import step_flops
-from longctx_rl.training.anchors import anchor_signal
+from longctx_rl.training.anchors import anchor_signal, refreshed
 from longctx_rl.training.groups import packed_in_step
 from longctx_rl.training.one_at_a_time import OneAtATime, Piece, split
 from longctx_rl.training.parts import Parts
 from longctx_rl.training.state import Stopwatch, TrainState
-from longctx_rl.types import Denominators, PackedGroups, RolloutGroup, TokenScores
+from longctx_rl.types import Denominators, GroupSpan, PackedGroups, RolloutGroup, TokenScores
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,12 @@ class PreparedRow:
     anchors: dict[str, Anchor]
     pieces: tuple[Piece, ...] = ()
     """The completions of the row's group, if the gradient is computed one completion at a time."""
+    viewed: PackedGroups | None = None
+    """The row as the teacher reads it. None: it reads the student's."""
+
+    def read_by(self, anchor: str) -> PackedGroups:
+        """The row as the teacher (``kd``) or the reference (``ref``) reads it."""
+        return self.packed if self.viewed is None or anchor != "kd" else self.viewed
 
 
 def global_count(groups: Sequence[RolloutGroup]) -> Denominators:
@@ -48,12 +54,14 @@ def prepare(parts: Parts, groups: Sequence[RolloutGroup], watch: Stopwatch) -> l
     config, engine = parts.config, parts.engine
     row_tokens = 0 if parts.one_at_a_time else config.batch.micro_batch_tokens
     temperature = config.rollout.temperature
+    with watch("teacher"):
+        anchors = {name: refreshed(anchor, engine) for name, anchor in parts.anchors.items()}
     rows = []
-    for packed in packed_in_step(groups, row_tokens, config.model.scoring_chunk, engine.device):
+    for packed, viewed in packed_in_step(groups, row_tokens, config.model.scoring_chunk, engine.device):
         signals: dict[str, Anchor] = {}
-        for name, anchor in parts.anchors.items():
+        for name, anchor in anchors.items():
             with watch("teacher"):
-                signals[name] = anchor_signal(anchor, packed, temperature)
+                signals[name] = anchor_signal(anchor, viewed or packed if name == "kd" else packed, temperature)
         if config.algo.updates_per_rollout > 1:
             with watch("policy"), torch.no_grad():
                 old: TokenScores = engine.forward(packed, temperature=temperature)
@@ -63,7 +71,7 @@ def prepare(parts: Parts, groups: Sequence[RolloutGroup], watch: Stopwatch) -> l
             # Every rank calls the head as often as the longest possible completion needs.
             calls = num_pieces(config.rollout.max_new_tokens, config.model.scoring_chunk)
             pieces = split(packed, signals, config.algo.group_size, calls)
-        rows.append(PreparedRow(packed, signals, pieces))
+        rows.append(PreparedRow(packed, signals, pieces, viewed))
     return rows
 
 
@@ -167,11 +175,17 @@ def score_sums(scores: TokenScores, denominators: Denominators) -> dict[str, Ten
     return {name: values.sum() / denominators.num_tokens for name, values in known.items()}
 
 
-def add_costs(parts: Parts, state: TrainState, rows: Sequence[PreparedRow]) -> int:
-    """Add the cost of one step over the ``rows`` of all ranks to ``state``, and return the number of tokens in them."""
+def add_costs(parts: Parts, state: TrainState, rows: Sequence[PreparedRow], dropped: Sequence[RolloutGroup]) -> int:
+    """Add the cost of one step over the ``rows`` of all ranks to ``state``, and return the number of tokens in them.
+
+    ``dropped`` groups were sampled only.
+    """
     algo = parts.config.algo
-    cost = {"row": 0.0, "trained": 0.0, "teacher": 0.0, "flops": 0.0}
-    frozen = [anchor.shape for anchor in parts.anchors.values()]
+    cost = dict.fromkeys(("row", "trained", "teacher", "flops", "dropped"), 0.0)
+    for group in dropped:
+        lengths = tuple(len(completion.token_ids) for completion in group.completions)
+        cost["dropped"] += sum(lengths)
+        cost["flops"] += parts.shape.forward([GroupSpan(0, len(group.prompt_ids), lengths)], sum(lengths))
     updates, sampled = algo.updates_per_rollout, algo.source == "policy"
     for row in rows:
         packed = row.packed
@@ -180,10 +194,12 @@ def add_costs(parts: Parts, state: TrainState, rows: Sequence[PreparedRow]) -> i
             continue
         cost["row"] += tokens
         cost["trained"] += loss_tokens * updates
-        cost["teacher"] += tokens * ("kd" in parts.anchors)
+        frozen = [(anchor.shape, row.read_by(name).spans) for name, anchor in parts.anchors.items()]
+        cost["teacher"] += row.read_by("kd").input_ids.numel() * ("kd" in parts.anchors)
         cost["flops"] += step_flops(parts.shape, frozen, packed.spans, loss_tokens, updates=updates, sampled=sampled)
     total = distributed.all_reduce_sum(cost)
     state.trained_tokens += int(total["trained"])
     state.teacher_tokens += int(total["teacher"])
+    state.sampled_tokens += int(total["dropped"])
     state.flops += total["flops"]
     return int(total["row"])

@@ -14,7 +14,16 @@ from longctx_rl.policy.attention import dispatch
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.policy import Policy
 from longctx_rl.types import HiddenSignal, RolloutGroup, SampledSignal, TopKSignal
-from packed_builders import CPU, VOCABULARY, gradients, group, head_weight, relative_difference, tiny_model
+from packed_builders import (
+    CPU,
+    VOCABULARY,
+    gradients,
+    group,
+    head_weight,
+    relative_difference,
+    separate_logits,
+    tiny_model,
+)
 
 TEMPERATURE = 0.8
 
@@ -39,21 +48,6 @@ LAYOUTS = {
     ],
 }
 layouts = pytest.mark.parametrize("groups", LAYOUTS.values(), ids=LAYOUTS.keys())
-
-
-def separate_logits(model: PreTrainedModel, groups: list[RolloutGroup]) -> tuple[Tensor, Tensor]:
-    """Logits [T, V] that predict each loss token, and those tokens [T]: one plain forward for each completion."""
-    logits, targets = [], []
-    for one in groups:
-        for completion in one.completions:
-            ids = torch.tensor([[*one.prompt_ids, *completion.token_ids]])
-            output = model(ids).logits[0]
-            mask = completion.loss_mask or (True,) * len(completion.token_ids)
-            for offset, (token, counts) in enumerate(zip(completion.token_ids, mask, strict=True)):
-                if counts:
-                    logits.append(output[len(one.prompt_ids) + offset - 1])
-                    targets.append(token)
-    return torch.stack(logits), torch.tensor(targets)
 
 
 def separate_logprobs(model: PreTrainedModel, groups: list[RolloutGroup]) -> Tensor:

@@ -50,9 +50,7 @@ def text_of(ids: tuple[int, ...]) -> str:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("family", range(4))
 def test_evidence_is_in_the_documents_order_and_answers_the_question(task: str, family: int) -> None:
-    example = made(task, family)
-    if not example.evidence:
-        pytest.skip("a question without an answer")
+    example = next(one for later in range(family, 40) if (one := made(task, later)).evidence)
     text = evidence_text(example)
     places = [text.index(item.text) for item in sorted(example.evidence, key=lambda item: item.depth)]
     assert places == sorted(places)

@@ -242,6 +242,46 @@ def test_an_equivalence_with_a_level_that_does_not_exist_is_one_sentence(tmp_pat
         open_experiment(tmp_path)
 
 
+def test_a_metric_before_training_is_ranked_against_the_gain(tmp_path: Path) -> None:
+    """The rank correlation of scipy's independent example; levels that share their runs count once."""
+    (tmp_path / "axes.yaml").write_text(
+        "default: {view: a, teacher: initial}\n"
+        "axes:\n  view: {a: , b: {view: b}, c: {view: c}, d: {view: d}}\n"
+        "  teacher: {initial: , policy: {teacher: policy}}\n"
+        "prediction: {metric: view/score_gap, column: code short, axes: [view, teacher]}\n"
+    )
+    experiment = open_experiment(tmp_path)
+
+    def run(view: str, gap: float | None, right: int, teacher: str = "initial") -> Result:
+        scores = {step: {f"f{index}": float(index < right * step) for index in range(10)} for step in (0, 1)}
+        config = {"view": view, "teacher": teacher, "model.student": "mini"}
+        cells = {("code", "short", 0): CellScores(scores=scores, cut={})}
+        before = {} if gap is None else {"view/score_gap": gap}
+        return Result(name=f"{view}-{teacher}", algo="opsd", seed=0, config=config, before=before, cells=cells)
+
+    runs = [run("a", 0.1, 2), run("b", 0.2, 4), run("c", -0.3, 3), run("d", None, 9), run("a", 0.3, 5, "policy")]
+    tables = {table.name: table for table in ablation.tables_of(experiment, runs)}
+    rows = dict(tables["prediction"].rows)
+    assert list(rows) == ["view a", "view b", "view c", "teacher policy"]
+    assert [shown(entry, True) for entry in rows["view c"]] == [f"{MINUS}30.0", "+30.0 (one run)"]
+    assert (
+        "over the 4 rows: +0.80" in tables["prediction"].caption
+    )  # 1 - 6 (1 + 1) / (4 (16 - 1)): ranks 2 3 1 4, 1 3 2 4
+    few = {table.name for table in ablation.tables_of(experiment, runs[:2])}
+    assert "prediction" not in few
+
+
+def test_a_prediction_of_an_unknown_column_or_axis_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "axes.yaml"
+    text = "default: {view: a}\naxes: {view: {a: }}\nprediction: {metric: m, column: code short, axes: [view]}\n"
+    path.write_text(text.replace("code short", "nothing"))
+    with pytest.raises(ValueError, match="there is no column nothing: choose from long reasoning"):
+        open_experiment(tmp_path)
+    path.write_text(text.replace("[view]", "[nothing]"))
+    with pytest.raises(ValueError, match="prediction names the axis nothing: choose from view"):
+        open_experiment(tmp_path)
+
+
 def test_levels_are_read_at_equal_cost_where_runs_were_evaluated_during_training(tmp_path: Path) -> None:
     experiment = equivalence_study(tmp_path, 0.05)
 

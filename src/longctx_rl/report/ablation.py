@@ -1,13 +1,14 @@
 """Tables of an experiment with axes: scores of levels, and their differences to the default, the base, each other."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from longctx_rl.report.comparison import at_equal_cost, costs_apart, differences, from_base, pairs
 from longctx_rl.report.descriptions import all_of, costs, count, dynamics, fixed_of, levels, listing
 from longctx_rl.report.experiment import Experiment
 from longctx_rl.report.readings import Groups, equal_cost
 from longctx_rl.report.results import Result
-from longctx_rl.report.study import LEVEL, base_of, columns_of, difference, methods_of
+from longctx_rl.report.study import LEVEL, TITLED, Value, base_of, columns_of, difference, methods_of
 from longctx_rl.report.tables import MINUS, Table, percent
 
 
@@ -33,7 +34,7 @@ def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
         if len(groups) > 2:
             tables.append(pairs(f"{axis}_pairs", groups, columns, "at the end of training"))
         tables.append(dynamics(groups, f"{axis}_dynamics"))
-    tables.append(equivalence(experiment, results))
+    tables += [equivalence(experiment, results), prediction(experiment, results)]
     compared = {run.name: run.algo for runs in every.values() for run in runs}
     others = [run for run in results if run.trained and run.name not in compared]  # such as cold starts
     unplaced = {run.name for run in others if run.algo in compared.values()}
@@ -57,7 +58,7 @@ def equivalence(experiment: Experiment, results: Sequence[Result]) -> Table | No
     default = experiment.default_level(asked.axis)
     assert default is not None
     groups = groups_of(experiment, asked.axis, results)
-    column = next(column for column in columns_of(results) if column.title == asked.column)
+    column = TITLED[asked.column]
     if default not in groups or asked.level not in groups:
         return None
     value = difference(groups[default], groups[asked.level], column, confidence=1.0 - 2 * LEVEL)
@@ -73,6 +74,39 @@ def equivalence(experiment: Experiment, results: Sequence[Result]) -> Table | No
     row = (count(groups[default]), count(groups[asked.level]), value, percent(asked.margin), verdict)
     headings = ("", f"runs {default}", f"runs {asked.level}", column.title, "margin", "verdict")
     return Table("equivalence", note, headings, ((f"{default} {MINUS} {asked.level}", row),), signed=True)
+
+
+def prediction(experiment: Experiment, results: Sequence[Result]) -> Table | None:
+    """Whether a metric that was measured before training predicts the gain: Spearman's rank correlation over levels.
+
+    None without such a question in axes.yaml, without the base, and with fewer than three levels that have both.
+    """
+    asked, base = experiment.prediction, base_of(results)
+    if asked is None or base is None:
+        return None
+    column = TITLED[asked.column]
+    points: dict[str, tuple[float, Value]] = {}
+    placed: set[str] = set()
+    for axis in asked.axes:
+        for level, runs in groups_of(experiment, axis, results).items():
+            measured = [run.before[asked.metric] for run in runs if asked.metric in run.before]
+            gain = difference(runs, [base], column)
+            if measured and gain is not None and not placed & {run.name for run in runs}:
+                points[f"{axis} {level}"] = (fmean(measured), gain)
+            placed |= {run.name for run in runs}
+    if len(points) < 3:
+        return None
+    from scipy.stats import spearmanr
+
+    before, gains = zip(*((value, gain.estimate.value) for value, gain in points.values()), strict=True)
+    tested = spearmanr(before, gains)
+    note = (
+        f"{asked.metric} in percentage points, measured before training (mean over runs), and "
+        f"{from_base(base).lower()} in {column.title}. Spearman's rank correlation over the {len(points)} rows: "
+        f"{tested.statistic:+.2f} (p = {tested.pvalue:.2g})."
+    ).replace("-", MINUS)
+    rows = tuple((row, (percent(value, signed=True), gain)) for row, (value, gain) in points.items())
+    return Table("prediction", note, ("", asked.metric, f"gain in {column.title}"), rows, signed=True)
 
 
 def groups_of(experiment: Experiment, axis: str, results: Sequence[Result]) -> Groups:

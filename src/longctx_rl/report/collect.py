@@ -94,6 +94,7 @@ def of_run(run: Run) -> Result:
         config={key: movable(run, value) for key, value in convert.flat(run.config) if key not in PLACES},
         origin=origin(run),
         problems=tuple(problem.replace(f"{run.path}/", "").replace(str(run.path), run.name) for problem in problems),
+        before=before(run.metrics),
         costs=costs_at(run.metrics, steps),
         curves=curves_of(run.metrics),
         cells=cells,
@@ -164,6 +165,17 @@ def costs_at(rows: Sequence[Row], steps: Iterable[int]) -> dict[int, dict[str, f
             }
     zero = dict.fromkeys(next(iter(spent.values()), {}), 0.0)
     return {step: spent.get(step, zero) for step in sorted(steps) if step in spent or step == 0}
+
+
+def before(rows: Sequence[Row]) -> dict[str, float]:
+    """The ``view/`` metrics of the rows before the first training step."""
+    measured = (row for row in rows if not row["step"])
+    return {
+        name: rounded(value)
+        for row in measured
+        for name, value in row.items()
+        if name.startswith("view/") and value is not None
+    }
 
 
 def curves_of(rows: Sequence[Row]) -> dict[str, list[float | None]]:

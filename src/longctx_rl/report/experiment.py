@@ -11,6 +11,7 @@ import yaml
 
 from longctx_rl.config.convert import convert
 from longctx_rl.report.results import Result, settings
+from longctx_rl.report.study import TITLED
 from longctx_rl.runs.directory import MAY_CHANGE
 
 WHERE = tuple(key for key in MAY_CHANGE if key != "budget.")
@@ -31,6 +32,17 @@ class Equivalence:
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """A question whose answer is a rank correlation: does a metric measured before training predict the gain?"""
+
+    metric: str
+    column: str
+    """Heading of the column of the tables whose gain is predicted."""
+    axes: tuple[str, ...]
+    """The axes whose levels are compared. Runs that are at several levels count once."""
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """An experiment and what it varies: the method alone, if there is no axes.yaml."""
 
@@ -40,6 +52,7 @@ class Experiment:
     axes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Axis to level to the values that differ from the defaults."""
     equivalence: Equivalence | None = None
+    prediction: Prediction | None = None
 
     @property
     def name(self) -> str:
@@ -83,13 +96,16 @@ def open_experiment(folder: Path) -> Experiment:
             axis: {str(level): dict(values or {}) for level, values in given.items()} for axis, given in axes.items()
         }
         equivalence = convert(Equivalence, content["equivalence"]) if "equivalence" in content else None
+        prediction = convert(Prediction, content["prediction"]) if "prediction" in content else None
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is invalid ({error}): give `default:` and `axes:`, as in docs/report.md") from error
     for axis, given in levels.items():
         for level, values in given.items():
             if unknown := sorted(values.keys() - defaults.keys()):
                 raise ValueError(f"{path}: {axis}, level {level} sets {unknown[0]}: give it a value under default:")
-    experiment = Experiment(folder, defaults, levels, equivalence)
+    experiment = Experiment(folder, defaults, levels, equivalence, prediction)
+    if prediction is not None and (unknown := [axis for axis in prediction.axes if axis not in levels]):
+        raise ValueError(f"{path}: prediction names the axis {unknown[0]}: choose from {', '.join(levels)}")
     if equivalence is not None and (
         equivalence.level not in levels.get(equivalence.axis, {}) or not experiment.default_level(equivalence.axis)
     ):
@@ -97,6 +113,9 @@ def open_experiment(folder: Path) -> Experiment:
             f"{path}: equivalence compares {equivalence.level} with the default level of {equivalence.axis}: name a "
             "level of an axis that has one"
         )
+    for asked in (equivalence, prediction):
+        if asked is not None and asked.column not in TITLED:
+            raise ValueError(f"{path}: there is no column {asked.column}: choose from {', '.join(TITLED)}")
     return experiment
 
 

@@ -32,6 +32,7 @@ DESCRIBED = {
         "data.lengths": list[int] | None,
     },
     "origin": {"git": dict[str, Any] | None, "models": dict[str, ModelShape] | None},
+    "before": dict[str, float] | None,
 }
 SPENT = {"costs": dict[str, dict[str, float]]}
 PROGRESS = dict.fromkeys(("step", "prompts", "sampled_tokens", "teacher_tokens", *COSTS), float)
@@ -74,6 +75,8 @@ class Result:
     origin: dict[str, Any] = field(default_factory=dict)
     """Command, commit, versions, machine, and the hash of the initial weights."""
     problems: tuple[str, ...] = ()
+    before: dict[str, float] = field(default_factory=dict)
+    """``view/`` metrics that were measured before training."""
     costs: dict[int, dict[str, float]] = field(default_factory=dict)
     """Evaluated step to ``progress/`` metrics, without their prefix."""
     curves: dict[str, list[float | None]] = field(default_factory=dict)
@@ -93,6 +96,7 @@ class Result:
 def write(folder: Path, result: Result) -> None:
     """Write or replace a result's file."""
     described = {key: getattr(result, key) for key in ("name", "algo", "seed", "origin", "problems", "config")}
+    described |= {"before": result.before} if result.before else {}
     lines: list[Mapping[str, Any]] = [described, {"costs": result.costs}, {"curves": result.curves}]
     for (suite, task, length), cell in sorted(result.cells.items()):
         families = sorted({family for scores in cell.scores.values() for family in scores})

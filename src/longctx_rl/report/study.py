@@ -51,6 +51,7 @@ COLUMNS = (
     Column("retention", "retention", "code", ("bury",), given="short"),
 )
 """Columns of the main tables. Long means the longest length that was evaluated."""
+TITLED = {column.title: column for column in COLUMNS}
 LONGREASON, CODE_LONG, CODE_SHORT, LONG_REASONING, SHORT_REASONING = (
     next(column for column in COLUMNS if column.key == key)
     for key in ("longreason", "code_long", "code_short", "long_reasoning", "short_reasoning")

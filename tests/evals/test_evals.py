@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from evals.tables import rows
 from longctx_rl.data.generators import generate
@@ -131,7 +131,7 @@ class Oracle:
     items: Sequence[Example]
     requests: Sequence[SampleRequest] = ()
 
-    def sample(self, model: PreTrainedModel, requests: Sequence[SampleRequest]) -> list[tuple[Completion, ...]]:
+    def sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Completion, ...]]:
         self.requests = requests
         return [
             (Completion((1,), item.target if number % 2 else "no idea", "stop" if number else "length"),)
@@ -148,8 +148,7 @@ def test_evaluate_grades_each_item_and_shares_documents() -> None:
     def right(answered: Sequence[tuple[str, Example]]) -> list[Reward]:
         return [Reward(float(text == example.target), {"answer": 1.0}) for text, example in answered]
 
-    model: PreTrainedModel = None  # type: ignore[assignment]
-    found = answer(model, oracle, tokenizer, [Item(one.task, one) for one in items], right, step=7)
+    found = answer(oracle, tokenizer, [Item(one.task, one) for one in items], right, step=7)
     assert [(one.step, one.id, one.score, one.truncated) for one in found] == [
         (7, item.id, float(number % 2), number == 0) for number, item in enumerate(items)
     ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.parrot import Engine, Parrot
+from evals.parrot import Parrot
 from evals.tables import rows
 from longctx_rl.config.eval import EvalConfig, SuiteConfig
 from longctx_rl.evals import records
@@ -26,7 +26,7 @@ def test_a_run_of_evaluations(heldout: RunSuite) -> None:
     assert heldout.size(3) == 12
     assert heldout.kept(0, 3) is None
     assert heldout.before_after(0) == heldout.before_after(4) == ""
-    metrics = heldout.evaluate(Engine(), 0, 3)
+    metrics = heldout.evaluate(0, 3)
     assert metrics == dict.fromkeys(
         ["eval/heldout/mean", *(f"eval/heldout/{task}/{n}" for task in ("multihop", "longform") for n in (256, 512))],
         0.0,
@@ -35,7 +35,7 @@ def test_a_run_of_evaluations(heldout: RunSuite) -> None:
 
     answer = heldout._items(3)[0].example.target
     heldout.sampler.text = answer
-    assert heldout.evaluate(Engine(), 4, 2)["eval/heldout/multihop/256"] >= 0.5
+    assert heldout.evaluate(4, 2)["eval/heldout/multihop/256"] >= 0.5
     table = heldout.before_after(4)
     # Only the two items of each cell that were evaluated at both steps are compared.
     assert [(row["task"], row["length"], row["n"]) for row in rows(table)] == [
@@ -49,8 +49,8 @@ def test_a_run_of_evaluations(heldout: RunSuite) -> None:
 
 def test_an_evaluation_replaces_its_own_and_later_records(heldout: RunSuite) -> None:
     for step in (0, 2, 4):
-        heldout.evaluate(Engine(), step, 1)
-    heldout.evaluate(Engine(), 2, 3)
+        heldout.evaluate(step, 1)
+    heldout.evaluate(2, 3)
     kept = records.read(heldout.path)
     assert [record.step for record in kept] == [0] * 4 + [2] * 12
     assert len({record.id for record in kept if record.step == 2}) == 12
@@ -66,7 +66,7 @@ def test_every_suite_is_generated_evaluated_and_graded(name: str, tmp_path: Path
     tokenizer = load_tokenizer("mini-student")
     sampler = Parrot()
     suite = RunSuite(name, config, 0, tokenizer, sampler, tmp_path, code)
-    metrics = suite.evaluate(Engine(), 0, 1)
+    metrics = suite.evaluate(0, 1)
     assert set(metrics.values()) == {0.0}
     assert set(metrics) == {f"eval/{name}/mean", *(f"eval/{name}/{a}/{b}" for a, b in suite.plan(1).cells())}
     items = suite._items(1)
@@ -108,16 +108,16 @@ def test_an_evaluation_is_all_its_suites(tmp_path: Path) -> None:
     evaluation = Evaluation(settings, load_tokenizer("mini-student"), sampler, tmp_path)
     assert limits == [8, 8] and evaluation.size(2) == 6
     assert evaluation.kept(0, 2) is None
-    metrics = evaluation.evaluate(Engine(), 0, 2)
+    metrics = evaluation.evaluate(0, 2)
     assert evaluation.kept(0, 2) == metrics and {"eval/heldout/mean", "eval/longreason/context/512"} <= set(metrics)
-    evaluation.evaluate(Engine(), 3, 2)
+    evaluation.evaluate(3, 2)
     assert [line for line in evaluation.before_after(3).splitlines() if line in suites] == list(suites)
     evaluation.drop_after(0)
     assert evaluation.before_after(3) == "" and evaluation.kept(0, 2) == metrics
 
 
 def test_without_an_evaluation_at_the_start_the_end_stands_alone(heldout: RunSuite) -> None:
-    heldout.evaluate(Engine(), 4, 2)
+    heldout.evaluate(4, 2)
     assert [(row["task"], row["length"], row["n"]) for row in rows(heldout.before_after(4))] == [
         (task, length, "2") for task in ("longform", "multihop") for length in ("256", "512")
     ]

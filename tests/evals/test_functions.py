@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from evals.parrot import Engine, Parrot
+from evals.parrot import Parrot
 from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.evals import functions
 from longctx_rl.evals.evaluation import RunSuite
@@ -110,7 +110,7 @@ def test_a_run_evaluates_and_keeps(tmp_path: Path, code: CodeGrader) -> None:
         "humaneval", settings(write(tmp_path / "a.jsonl", HUMANEVAL)), 0, TOKENIZER, sampler, tmp_path, code
     )
     sampler.text = f"```python\n{HUMANEVAL[0]['prompt']}{HUMANEVAL[0]['canonical_solution']}```"
-    assert suite.evaluate(Engine(), 0, 500)["eval/humaneval/python/0"] == pytest.approx(1 / len(HUMANEVAL))
+    assert suite.evaluate(0, 500)["eval/humaneval/python/0"] == pytest.approx(1 / len(HUMANEVAL))
     assert suite.size(2) == 2 and suite.size(500) == len(HUMANEVAL)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.parrot import Engine, Parrot
+from evals.parrot import Parrot
 from longctx_rl.config.compose import composed, composed_evaluate
 from longctx_rl.config.eval import EvalConfig
 from longctx_rl.data.longblocks_source import LongBlocksSource
@@ -63,7 +63,7 @@ def test_the_rewards_graders_grade(tmp_path: Path) -> None:
     ] * len(items)
     assert {one.score for one in grade([("Answer: 31 of another", one.example) for one in items])} == {0.0}
     suite = RunSuite("longblocks", settings.suites["longblocks"], 0, TOKENIZER, Parrot(), tmp_path)
-    metrics = suite.evaluate(Engine(), 0, 2)
+    metrics = suite.evaluate(0, 2)
     assert suite.kept(0, 2) == metrics and metrics["eval/longblocks/mean"] < 0.1
 
 

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from evals.parrot import Engine, Parrot
+from evals.parrot import Parrot
 from evals.tables import rows as rows_of
 from longctx_rl.config.eval import SuiteConfig
 from longctx_rl.evals import summary
@@ -169,10 +169,10 @@ def test_a_run_reports_floor_and_unparsed_answers(tmp_path: Path) -> None:
     suite = RunSuite("longreason_hub", settings(tmp_path / "set"), 0, TOKENIZER, sampler, tmp_path)
     sampler.text = "Answer: B"
     assert suite.size(5) == 15 and suite.size(500) == 21  # there are no more
-    metrics = suite.evaluate(Engine(), 0, 500)
+    metrics = suite.evaluate(0, 500)
     assert metrics["eval/longreason_hub/context/16384"] == pytest.approx(3 / 7) and suite.kept(0, 500) == metrics
     sampler.text = "I cannot decide."
-    suite.evaluate(Engine(), 1, 500)
+    suite.evaluate(1, 500)
     found: Sequence[Any] = summary.cells(one for one in read(suite.path) if one.step == 1)
     assert [(one.unparsed, one.floor) for one in found] == [(1.0, pytest.approx(3 / 7))] * 3
     table = rows_of(summary.table([one for one in read(suite.path) if one.step == 1]))

@@ -1,7 +1,7 @@
 """A checkpoint's answers to the suites of an evaluation: missing items are answered, and every answer is kept."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from itertools import groupby
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from longctx_rl.policy.attention import dispatch
 from longctx_rl.policy.loading import context_length, end_tokens
 from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rewards.judge import GraderUnavailable
-from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.rollout.hf import HFSampler, ModelSampler
 from longctx_rl.sandbox import probe
 
 BATCH = 128
@@ -74,18 +74,17 @@ def _answer_suite(
         _check_fit(config, name, items, model, tokenizer)
     kept = _kept(Path(config.out) / "evals" / f"{name}.jsonl", items, tokenizer)
     progress(name, len(kept))
-    sampler = HFSampler(
+    drawn = HFSampler(
         tokenizer,
         temperature=suite.temperature,
         max_new_tokens=suite.max_new_tokens,
         batch_tokens=config.rollout.batch_tokens,
         eos_ids=end_tokens(model, tokenizer),
     )
+    sampler = ModelSampler(drawn, lambda: nullcontext(model))
     missing = [item for item in items if item.example.id not in kept]
     for batch in batches(missing, BATCHES * config.rollout.batch_tokens):
-        answered = answer(
-            model, sampler, tokenizer, batch, grader, step=0, slack=suite.answer_slack, samples=suite.samples
-        )
+        answered = answer(sampler, tokenizer, batch, grader, step=0, slack=suite.answer_slack, samples=suite.samples)
         records.append(share.file(Path(config.out), name), answered)
         kept |= {record.id: record for record in answered}
         progress(name, len(answered))

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.config.eval import EvalConfig, SuiteConfig
 from longctx_rl.data.prompts import encode_prompt, encode_target
-from longctx_rl.engine import Engine, distributed
+from longctx_rl.engine import distributed
 from longctx_rl.evals import records, summary
 from longctx_rl.evals.grading import Grading, grader_of
 from longctx_rl.evals.items import Item
@@ -21,7 +21,6 @@ from longctx_rl.types import Completion, Reward
 
 
 def answer(
-    model: PreTrainedModel,
     sampler: Sampler,
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Item],
@@ -51,7 +50,7 @@ def answer(
         limit = None if slack is None else len(encode_target(tokenizer, item.example)) + slack
         seeds = tuple(records.seed_of(item.example.id, number) for number in range(samples))
         requests.append(SampleRequest(document + question, seeds, len(document), limit))
-    completions = sampler.sample(model, requests)
+    completions = sampler.sample(requests)
     answers = [
         (completion.text, item.example) for item, group in zip(items, completions, strict=True) for completion in group
     ]
@@ -126,7 +125,7 @@ class RunSuite:
             return len(self._items(items))
         return self.plan(items).size
 
-    def evaluate(self, engine: Engine, step: int, items: int) -> dict[str, float]:
+    def evaluate(self, step: int, items: int) -> dict[str, float]:
         """Answer the items, write the records and return the ``eval/`` metrics.
 
         Called by all ranks, which divide the items and return the same metrics. The score is that of the answer alone,
@@ -137,14 +136,11 @@ class RunSuite:
         """
         requested = self._items(items)
         share = requested[distributed.rank() :: distributed.world_size()]
-        with engine.full_weights() as policy:
-            model = policy.model
-            assert isinstance(model, PreTrainedModel)
-            slack = self.config.answer_slack
-            answered = distributed.together(
-                lambda: answer(model, self.sampler, self.tokenizer, share, self.grader, step=step, slack=slack),
-                GraderUnavailable,
-            )
+        slack = self.config.answer_slack
+        answered = distributed.together(
+            lambda: answer(self.sampler, self.tokenizer, share, self.grader, step=step, slack=slack),
+            GraderUnavailable,
+        )
         by_id = {record.id: record for record in distributed.gather(answered)}
         ordered = [by_id[item.example.id] for item in requested]
         if distributed.is_main():
@@ -209,9 +205,9 @@ class Evaluation:
         """Number of items of all suites (see ``Plan.items``)."""
         return sum(suite.size(items) for suite in self.suites)
 
-    def evaluate(self, engine: Engine, step: int, items: int) -> dict[str, float]:
+    def evaluate(self, step: int, items: int) -> dict[str, float]:
         """The metrics of all suites. See ``RunSuite.evaluate``."""
-        return {key: value for suite in self.suites for key, value in suite.evaluate(engine, step, items).items()}
+        return {key: value for suite in self.suites for key, value in suite.evaluate(step, items).items()}
 
     def drop_after(self, step: int) -> None:
         """Remove the records of later steps. Called by all ranks."""

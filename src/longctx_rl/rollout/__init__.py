@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from transformers import PreTrainedModel
-
 from longctx_rl.types import Completion
 
 
@@ -30,9 +28,9 @@ class SampleRequest:
 
 
 class Sampler(Protocol):
-    """Samples completions from a model."""
+    """Samples completions from one policy, always with its current weights."""
 
-    def sample(self, model: PreTrainedModel, requests: Sequence[SampleRequest]) -> list[tuple[Completion, ...]]:
+    def sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Completion, ...]]:
         """Return the completions of each request, in the order of the requests and of their seeds.
 
         A completion depends only on its prompt, its seed and the weights: not on the other requests, their order or the

@@ -6,8 +6,8 @@ that of the distribution the token was drawn from.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -289,6 +289,22 @@ class HFSampler:
             kept = slice(length)
             results.append(Completion(tuple(ids[kept]), text, "stop" if stop else "length", tuple(scores[kept])))
         return results
+
+
+class ModelSampler:
+    """Samples with an ``HFSampler`` from the model that ``weights`` yields. See ``Sampler``.
+
+    Args:
+        weights: opened for each call, by all ranks together.
+    """
+
+    def __init__(self, sampler: HFSampler, weights: Callable[[], AbstractContextManager[PreTrainedModel]]) -> None:
+        self._sampler, self._weights = sampler, weights
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Completion, ...]]:
+        """Return the completions of each request. See ``HFSampler.sample``."""
+        with self._weights() as model:
+            return self._sampler.sample(model, requests)
 
 
 def _without_lone_prefixes(requests: Sequence[SampleRequest]) -> list[SampleRequest]:

@@ -2,8 +2,8 @@
 
 import resource
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longctx_rl.config.schema import SMALL_MODEL_NUMEL, Config
 from longctx_rl.data.source import TrainingSource, check_evidence, open_source
 from longctx_rl.data.views import Views
-from longctx_rl.engine import distributed, startup
+from longctx_rl.engine import Engine, distributed, startup
 from longctx_rl.evals.evaluation import Evaluation
 from longctx_rl.policy.loading import (
     check_pair,
@@ -28,8 +28,8 @@ from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.shape import ModelShape, model_sizes
 from longctx_rl.rewards.composed import Rewarder, check_reward
 from longctx_rl.rewards.execution import CodeGrader
-from longctx_rl.rollout import agreement
-from longctx_rl.rollout.hf import HFSampler
+from longctx_rl.rollout import Sampler, agreement
+from longctx_rl.rollout.hf import HFSampler, ModelSampler
 from longctx_rl.sandbox import probe
 from longctx_rl.training.anchors import build_anchors, load_frozen, load_student
 from longctx_rl.training.cached_teacher import cached_anchor
@@ -70,8 +70,8 @@ def build_parts(config: Config) -> Parts:
     check_agreement(config, tokenizer, policy, [module for module in models if module not in sharded])
     engine = startup.build(config, policy, config.schedule_steps)
 
-    def sampler(temperature: float, max_new_tokens: int) -> HFSampler:
-        return HFSampler(
+    def sampler(temperature: float, max_new_tokens: int, frozen: nn.Module | None = None) -> Sampler:
+        drawn = HFSampler(
             tokenizer,
             temperature=temperature,
             max_new_tokens=max_new_tokens,
@@ -80,6 +80,7 @@ def build_parts(config: Config) -> Parts:
             vocabulary=vocabulary,
             synced_gpus=engine.synced_gpus,
         )
+        return ModelSampler(drawn, lambda: language_model(engine, frozen))
 
     code = code_grader(config, source)
     anchors = build_anchors(config, engine, policy, frozen)
@@ -97,13 +98,22 @@ def build_parts(config: Config) -> Parts:
         source=source,
         views=Views(config, source, tokenizer) if config.viewed else None,
         sampler=sampler(config.rollout.temperature, config.rollout.max_new_tokens),
-        greedy=sampler(0.0, config.rollout.max_new_tokens),
+        greedy=lambda frozen: sampler(0.0, config.rollout.max_new_tokens, frozen),
         rewarder=Rewarder(config.reward, config.rollout.max_new_tokens, code),
         evaluation=Evaluation(config.eval, tokenizer, lambda limit: sampler(0.0, limit), Path(config.run_dir), code),
         code=code,
         one_at_a_time=load.one_at_a_time,
         notes=notes if code is None else (*notes, f"generated code is run in sandbox={code.backend}"),
     )
+
+
+@contextmanager
+def language_model(engine: Engine, frozen: nn.Module | None = None) -> Iterator[PreTrainedModel]:
+    """Yield the language model of the policy, or of a frozen scorer, with the weights that sampling needs."""
+    with engine.full_weights(frozen) as module:
+        model = module.model
+        assert isinstance(model, PreTrainedModel)
+        yield model
 
 
 def code_grader(config: Config, source: TrainingSource) -> CodeGrader | None:

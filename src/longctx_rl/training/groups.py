@@ -107,8 +107,8 @@ def rewarded(parts: Parts, indices: Sequence[int], step: int, watch: Stopwatch) 
         )
         for index, example in zip(indices, examples, strict=True)
     ]
-    with watch("rollout"), parts.engine.full_weights() as policy:
-        completions = parts.sampler.sample(policy.model, requests)  # type: ignore[arg-type]
+    with watch("rollout"):
+        completions = parts.sampler.sample(requests)
     groups = [
         RolloutGroup(
             example, request.prompt_ids, tuple(replace(completion, policy_version=step) for completion in group)

@@ -242,7 +242,7 @@ def evaluate(parts: Parts, state: TrainState, recorder: Recorder, items: int) ->
     metrics = parts.evaluation.kept(state.step, items)
     if metrics is None:
         recorder.say(f"evaluating {parts.evaluation.size(items)} items at step {state.step}")
-        metrics = parts.evaluation.evaluate(parts.engine, state.step, items)
+        metrics = parts.evaluation.evaluate(state.step, items)
     state.evaluated, state.evaluated_step, state.evaluated_items = metrics, state.step, items
     state.evaluated_part = parts_spent(state, config.budget, config.eval.times)
     recorder.log(state.step, {"progress/step": state.step, "time/eval": time.perf_counter() - start} | metrics)

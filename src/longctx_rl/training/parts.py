@@ -1,7 +1,9 @@
 """The parts of a run: built once by ``assembly.build_parts`` and read by every function of a step."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.config.schema import Config
@@ -30,8 +32,8 @@ class Parts:
     views: Views | None
     """Renders the prompts that the teacher reads. None: it reads the student's."""
     sampler: Sampler
-    greedy: Sampler
-    """The same at temperature 0."""
+    greedy: Callable[[nn.Module | None], Sampler]
+    """A sampler at temperature 0 of the policy, or of a frozen scorer on the engine."""
     rewarder: Rewarder
     evaluation: Evaluation
     code: CodeGrader | None

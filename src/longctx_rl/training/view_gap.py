@@ -6,7 +6,6 @@ The gap of a self-teacher at the start is said to predict the gain (arXiv 2605.3
 from longctx_rl.data.source import prompt_ids
 from longctx_rl.engine import distributed
 from longctx_rl.rollout import SampleRequest
-from longctx_rl.training.anchors import LivePolicy
 from longctx_rl.training.groups import graded
 from longctx_rl.training.parts import Parts
 from longctx_rl.types import RolloutGroup
@@ -23,15 +22,12 @@ def measure(parts: Parts) -> dict[str, float]:
     examples = [parts.source.document(index)[0] for index in own]
     read = [prompt_ids(parts.tokenizer, example) for example in examples]
     viewed = [parts.views.prompt(example, index).ids for example, index in zip(examples, own, strict=True)]
-    teacher = parts.anchors["kd"].scorer
+    # Before training, a student that is its own teacher has the teacher's weights.
+    external = parts.config.algo.kd.teacher == "external"
+    teacher = parts.anchors["kd"].scorer if external else None
     scores = {}
-    for name, frozen, prompts in (
-        ("student", None, read),
-        ("teacher", None if isinstance(teacher, LivePolicy) else teacher, viewed),
-    ):
-        with parts.engine.full_weights(frozen) as module:
-            requests = [SampleRequest(ids, (0,)) for ids in prompts]
-            answers = parts.greedy.sample(module.model, requests)  # type: ignore[arg-type]
+    for name, frozen, prompts in (("student", None, read), ("teacher", teacher, viewed)):
+        answers = parts.greedy(frozen).sample([SampleRequest(ids, (0,)) for ids in prompts])
         groups = [
             RolloutGroup(example, ids, answer) for example, ids, answer in zip(examples, prompts, answers, strict=True)
         ]

@@ -86,10 +86,14 @@ class Views:
 
     def _other(self, example: Example, index: int) -> Example | None:
         """The next example of the same task that has evidence, of any task if there is none nearby."""
-        others = [self._source.document(index + offset)[0] for offset in range(1, NEIGHBOURS + 1)]
-        usable = [other for other in others if other.evidence and other.family_id != example.family_id]
-        same = [other for other in usable if other.task == example.task]
-        return next(iter(same or usable), None)
+        usable = None
+        for offset in range(1, NEIGHBOURS + 1):
+            other = self._source.document(index + offset)[0]
+            if other.evidence and other.family_id != example.family_id:
+                if other.task == example.task:
+                    return other
+                usable = usable or other
+        return usable
 
 
 def answer_text(kd: DistillationConfig, example: Example) -> str:

@@ -176,12 +176,39 @@ def test_rows_without_evidence_read_what_retrieval_finds() -> None:
     assert views.prompt(given, 0).kind == "evidence" and "bridge" not in text_of(views.prompt(given, 0).ids)
 
 
+def test_a_row_whose_answer_is_unknown_is_not_taken_for_a_generated_one() -> None:
+    views, _ = viewed("evidence", "algo.kd.view_tokens=64")
+    assert views.prompt(replace(PROSE, answer=UNANSWERABLE), 0).kind == "retrieved"
+
+
+def test_evidence_is_ordered_by_its_place_even_where_the_column_is_wrong() -> None:
+    quotes = ("He kept bees there.", "Ada was born in Turin.")
+    given = replace(PROSE, evidence=tuple(Evidence(quote, quote, 0.0) for quote in quotes))
+    assert evidence_text(given) == "Ada was born in Turin.\nHe kept bees there."
+
+
+@pytest.mark.parametrize(("view", "kind"), [("evidence", "retrieved"), ("answer", "retrieved"), ("wrong", "closed")])
+def test_a_view_that_leaves_no_room_for_an_answer_is_replaced(view: str, kind: str) -> None:
+    config = run_config(view, "algo.kd.view_tokens=64")
+    long = replace(PROSE, answer="a bridge " * 300, evidence=(Evidence(PROSE.document, "a bridge", 0.0),), task="other")
+
+    class Same(MiniSource):
+        def document(self, index: int) -> tuple[Example, ...]:
+            return (replace(long, family_id=str(index)),)
+
+    source, context = Same(config, TOKENIZER), 200 + config.rollout.max_new_tokens
+    assert Views(config, source, TOKENIZER).prompt(long, 0).kind == view
+    prompt = Views(config, source, TOKENIZER, context).prompt(long, 0)
+    assert prompt.kind == kind and len(prompt.ids) <= 200
+
+
 BAD = {
     "+algo=opd algo.kd.teacher=initial": "algo.kd.view=evidence",
     "+algo=opsd algo.kd.teacher=policy algo.updates_per_rollout=2": "algo.kd.teacher=ema",
     "+algo=opsd algo.kd.teacher=ema": "algo.kd.ema_half_life=null:",
     "+algo=opsd algo.kd.view_tokens=16": "algo.kd.view_tokens=16",
     "+algo=opsd algo.kd.view=short data=longblocks task=any": "algo.kd.view=retrieved",
+    "+algo=opsd algo.kd.view=short data.questions_per_document=2": "data.questions_per_document=2",
     "+algo=opsd algo.kd.view=answer algo.kd.answer_prompt=none": "algo.kd.answer_prompt",
     "+algo=kd algo.kd.view=answer algo.kd.teacher=initial": "+algo=opsd",
     "+algo=kd algo.kd.view=evidence model.teacher_cache=x": "model.teacher_cache=null",

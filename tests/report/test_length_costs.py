@@ -48,6 +48,10 @@ def test_sampled_answers_are_drawn_too_and_read_by_the_teacher(updates: int, pas
     assert cost == length_costs.PromptCost((passes + 1) * forward, (passes + 1) * forward / (20 * updates))
 
 
+def test_prompts_that_were_dropped_have_no_known_length() -> None:
+    assert length_costs.cost_at(run(**{"algo.draws": 2}), 10) is None
+
+
 def test_the_table_has_every_length_and_says_how_well_it_fits() -> None:
     table = length_costs.table({"sft": [run(), run(seed=1)], "older": [replace(run(), origin={})]})
     assert table is not None

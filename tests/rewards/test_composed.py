@@ -166,4 +166,8 @@ def test_the_preset_of_the_context_reward_is_longrlvrs() -> None:
 def test_examples_without_evidence_are_scored_by_their_answer() -> None:
     settings = config(answer=1.0, evidence=0.1, grounded=0.9)
     assert score(settings, "Answer: KesDal", example=replace(HOP, evidence=())) == 1.0
-    assert score(settings, "Answer: unknown", example=replace(HOP, evidence=(), answer="unknown")) < 0.6
+    unknown = replace(HOP, evidence=(), answer="unknown")
+    assert score(settings, "Answer: unknown", example=replace(unknown, response=None)) == 1.0
+    missing = replace(unknown, response="The mentor is not stated.\nAnswer: unknown")
+    assert score(settings, "Answer: unknown", example=missing) == 0.5
+    assert score(settings, missing.target, example=missing) == 1.0

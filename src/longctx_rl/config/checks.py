@@ -122,7 +122,7 @@ def _teacher(c: Config) -> Iterator[str]:
         )
     if kd.itself and kd.view == "document" and kd.teacher != "ema":
         yield (
-            f"algo.kd.teacher={kd.teacher} reads what the student reads, so at the start it has nothing to correct: "
+            f"algo.kd.teacher={kd.teacher} reads what the student reads, so it can teach nothing: "
             "set algo.kd.view=evidence, or another view"
         )
     if kd.teacher == "policy" and c.algo.updates_per_rollout > 1:
@@ -149,6 +149,11 @@ def _teacher(c: Config) -> Iterator[str]:
         yield (
             f"algo.kd.view=short generates the document again, which data={c.data.name} cannot: set "
             "algo.kd.view=retrieved or evidence"
+        )
+    if kd.view == "short" and c.data.questions_per_document > 1:
+        yield (
+            f"algo.kd.view=short shortens the document of one question, but data.questions_per_document="
+            f"{c.data.questions_per_document}: set it to 1, or algo.kd.view=retrieved or evidence"
         )
     if kd.view == "answer" and kd.answer_prompt.count("{answer}") != 1:
         yield f"algo.kd.answer_prompt has {{answer}} {kd.answer_prompt.count('{answer}')} times: write it once"
@@ -281,6 +286,11 @@ def _longblocks(c: Config) -> Iterator[str]:
         )
     if rows.target != "answer" and not rows.target.startswith("response_"):
         yield f"data.longblocks.target={rows.target}: set it to answer, or to a column that starts with response_"
+    if rows.bucket_steps and c.algo.draws > 1:
+        yield (
+            f"data.longblocks.bucket_steps={rows.bucket_steps} groups whole steps of prompts by length, but algo.draws="
+            f"{c.algo.draws} takes more prompts in some steps: set one of them to its default, 0 or 1"
+        )
     if rows.bucket_steps < 0:
         yield f"data.longblocks.bucket_steps={rows.bucket_steps}: set it to 0 or more"
     if rows.short is not None and not 0 < rows.short.share < 1:

@@ -8,9 +8,6 @@ from longctx_rl.objective.spec import Divergence
 TeacherKind = Literal["external", "initial", "policy", "ema"]
 View = Literal["document", "evidence", "short", "retrieved", "answer", "closed", "wrong"]
 
-BUDGETED_VIEWS = ("short", "retrieved")
-"""Views of at most ``view_tokens``; the slices and passages that replace missing evidence have that size, too."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationConfig(Divergence):
@@ -20,7 +17,7 @@ class DistillationConfig(Divergence):
     """``external``: model.teacher. ``initial``: the student's weights before training. ``policy``: the student as it is
     at each step. ``ema``: an exponential moving average of the student's weights."""
     ema_half_life: float | None = None
-    """Updates after which a weight has half of its share in the average of ``teacher=ema``."""
+    """Updates after which an old value of a weight counts half as much in the average of ``teacher=ema``."""
     view: View = "document"
     """What the teacher reads before it scores the student's tokens. ``document``: the student's own prompt.
     ``evidence``: the parts of the document that the answer rests on, in the document's order. ``short``: generated data

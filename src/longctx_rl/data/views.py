@@ -47,21 +47,34 @@ class ViewPrompt:
 
     ids: TokenIds
     kind: str
-    """The view that it is: the configured one, or what replaced it. ``slice``: a part of the document that does not
-    answer the question, of a question without an answer; ``retrieved``: of an example without evidence; ``document``:
-    of text that asks nothing; ``closed``: where no example nearby has evidence that could be wrong."""
+    """The view that it is: the configured one, or what replaced it. ``slice``: a part of a generated
+    document that does not answer the question, of a question without an answer; ``retrieved``: of another example
+    without evidence, or with more than the context holds; ``document``: of text that asks nothing; ``closed``: where no
+    example nearby has evidence that could be wrong."""
 
 
 class Views:
     """Renders the configured view of training examples."""
 
-    def __init__(self, config: Config, source: TrainingSource, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, config: Config, source: TrainingSource, tokenizer: PreTrainedTokenizerBase, context: int | None = None
+    ) -> None:
         self._kd, self._source, self._tokenizer = config.algo.kd, source, tokenizer
+        self._longest = None if context is None else context - config.rollout.max_new_tokens
 
     def prompt(self, example: Example, index: int) -> ViewPrompt:
-        """Return the view of an example of document ``index`` of the source. A function of its arguments alone."""
+        """Return the view of an example of document ``index`` of the source. A function of its arguments alone.
+
+        Where the view leaves no room for an answer in the context, ``retrieved`` replaces it, and ``closed`` replaces
+        ``wrong``: a data set's evidence and reference answers have any length.
+        """
         document, question, kind = self._text(example, index)
-        return ViewPrompt(prompt_ids(self._tokenizer, replace(example, document=document, question=question)), kind)
+        ids = prompt_ids(self._tokenizer, replace(example, document=document, question=question))
+        if self._longest is not None and len(ids) > self._longest:
+            text = "" if kind == "wrong" else retrieved_text(example, self._kd.view_tokens, self._tokenizer)
+            kind = "closed" if kind == "wrong" else "retrieved"
+            ids = prompt_ids(self._tokenizer, replace(example, document=text))
+        return ViewPrompt(ids, kind)
 
     def _text(self, example: Example, index: int) -> tuple[str, str, str]:
         """Document, question and kind of the view."""
@@ -80,7 +93,7 @@ class Views:
             return ("", question, "closed") if other is None else (evidence_text(other), question, view)
         if view == "evidence" and example.evidence:
             return evidence_text(example), question, view
-        if view == "evidence" and example.answer == UNANSWERABLE:
+        if view == "evidence" and example.answer == UNANSWERABLE and example.document.startswith(HEADER):
             return unanswered_slice(example, self._kd.view_tokens, self._tokenizer), question, "slice"
         return retrieved_text(example, self._kd.view_tokens, self._tokenizer), question, "retrieved"
 
@@ -107,7 +120,8 @@ def evidence_text(example: Example) -> str:
     A definition keeps the line that names its module.
     """
     document = example.document
-    pieces = dict.fromkeys(item.text for item in sorted(example.evidence, key=lambda item: item.depth))
+    found = {item.text: document.find(item.text) for item in example.evidence}
+    pieces = dict.fromkeys(sorted(found, key=lambda text: (found[text] < 0, found[text])))
     if example.code is not None:
         pieces = dict.fromkeys(_with_module(document, piece) for piece in pieces)
     between = "\n\n" if any("\n" in piece for piece in pieces) else "\n" if "\n" in document else " "

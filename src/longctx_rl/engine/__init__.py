@@ -70,8 +70,9 @@ class Engine(Protocol):
     def full_weights(self, frozen: nn.Module | None = None) -> AbstractContextManager[nn.Module]:
         """Yield the policy module, or a frozen scorer that ``freeze`` returned, for sampling and evaluation.
 
-        It has full weights unless rollout.gather_weights is off. Call ``module.model.generate`` inside, with
-        ``synced_gpus``; do not train inside.
+        The policy has full weights unless rollout.gather_weights is off; a frozen scorer stays as it was loaded. Call
+        ``module.model.generate`` inside, with ``synced_gpus``, also for a frozen scorer on several ranks; do not train
+        inside.
         """
 
     def full_parameter(self, parameter: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ class Zero3Engine:
         replaced = nn.functional.linear
         nn.functional.linear = LINEAR
         try:
-            gathers = sharded and self._config.rollout.gather_weights
+            gathers = frozen is None and self._config.rollout.gather_weights
             with unwrap_model_for_generation(engine) if gathers else nullcontext():
                 yield engine.module if sharded else engine
         finally:

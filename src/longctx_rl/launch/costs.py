@@ -131,7 +131,8 @@ def _comparison_key(config: Config) -> list[Any]:
     return [
         (config.algo.name, config.algo.group_size, config.needs_teacher, config.needs_reference),
         (config.model.name, config.external_teacher, config.engine.name, config.world_size),
-        (config.algo.kd.teacher, config.algo.kd.view) if config.needs_teacher else (),
+        (config.algo.kd.teacher, config.algo.kd.view, config.algo.kd.view_tokens) if config.needs_teacher else (),
+        config.algo.draws,
         (config.batch.prompts_per_step, config.rollout.max_new_tokens, config.data, config.task.mixture),
         convert.plain(config.eval),
     ]

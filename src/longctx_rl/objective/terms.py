@@ -20,7 +20,11 @@ class LossOutput:
 
 
 def policy_gradient(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, spec: Objective, sequence_ids: Tensor | None = None
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    spec: Objective,
+    sequences: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The policy-gradient loss of each token.
 
@@ -35,7 +39,7 @@ def policy_gradient(
         logprobs: [T] log-probabilities under the policy being updated.
         old_logprobs: [T] log-probabilities under the policy before the update; detached.
         advantages: [T].
-        sequence_ids: [T] index of each token's sequence, for ``ratio="sequence"``.
+        sequences: [T] index of each token's sequence and [S] tokens of each sequence, for ``ratio="sequence"``.
 
     Returns:
         Loss, ratio, and whether the clip acts, which removes the gradient (``clip``) or lowers its weight (``cispo``);
@@ -43,8 +47,8 @@ def policy_gradient(
     """
     log_ratio = logprobs - old_logprobs
     if spec.ratio == "sequence":
-        assert sequence_ids is not None
-        shared = sequence_means(log_ratio.detach(), sequence_ids)
+        assert sequences is not None
+        shared = sequence_means(log_ratio.detach(), *sequences)
         log_ratio = shared + logprobs - logprobs.detach()
     ratio = torch.exp(log_ratio)
     low, high = 1.0 - spec.clip_low, 1.0 + spec.clip_high
@@ -55,12 +59,10 @@ def policy_gradient(
     return -torch.minimum(ratio * advantages, clipped * advantages), ratio, removed
 
 
-def sequence_means(values: Tensor, sequence_ids: Tensor) -> Tensor:
+def sequence_means(values: Tensor, sequence_ids: Tensor, sequence_lens: Tensor) -> Tensor:
     """Return for each token the mean of ``values`` over its sequence, [T]."""
-    count = int(sequence_ids.max()) + 1 if sequence_ids.numel() else 0
-    sums = values.new_zeros(count).index_add(0, sequence_ids, values)
-    sizes = values.new_zeros(count).index_add(0, sequence_ids, torch.ones_like(values))
-    return (sums / sizes.clamp(min=1))[sequence_ids]
+    sums = values.new_zeros(len(sequence_lens)).index_add(0, sequence_ids, values)
+    return (sums / sequence_lens)[sequence_ids]
 
 
 def objective(
@@ -143,7 +145,9 @@ def _pg_term(
     if spec.weights.unlikely:
         unlikely = old_logprobs.exp() < spec.unlikely_below
         advantages = advantages - spec.weights.unlikely * unlikely
-    losses, ratio, clipped = policy_gradient(logprobs, old_logprobs, advantages, spec, packed.sequence_ids)
+    losses, ratio, clipped = policy_gradient(
+        logprobs, old_logprobs, advantages, spec, (packed.sequence_ids, packed.sequence_lens)
+    )
     if spec.importance_cap is not None and packed.num_loss_tokens:
         assert packed.sampler_logprobs is not None, "truncated importance weights need the sampler's log-probabilities"
         importance = torch.exp(old_logprobs - packed.sampler_logprobs.to(logprobs.dtype))

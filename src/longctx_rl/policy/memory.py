@@ -199,7 +199,7 @@ def _always(student: DecoderSizes, teacher: DecoderSizes | None, load: Workload)
     if teacher is not None:
         if load.teacher != "policy":
             parts["teacher weights"] = load.bytes * teacher.parameters * frozen_share
-        if load.teacher == "ema":
+        if load.teacher == "ema" and not load.offload:
             parts["averaged weights"] = FLOAT * sharded
         if load.exact and (not load.replicated or load.teacher == "policy"):
             parts["gathered teacher head"] = load.bytes * teacher.vocabulary * teacher.hidden
@@ -234,7 +234,7 @@ def _teacher(teacher: DecoderSizes, load: Workload) -> dict[str, float]:
     if load.view is not None:
         tokens = tokens // load.group_tokens * (load.view + load.group * load.completion)
     parts = {"activations": load.bytes * tokens * _working(teacher)}
-    if not load.replicated:
+    if not load.replicated or (load.teacher == "policy" and load.ranks > 1):
         parts["gathered layers"] = 2 * load.bytes * teacher.layer_parameters
     return parts
 

@@ -34,8 +34,8 @@ class PromptCost:
     """FLOPs per trained token."""
 
 
-VIEWS_OF_OWN_LENGTH = ("evidence", "short", "retrieved", "closed", "wrong")
-"""Views whose prompt does not grow with the document; as measured, it costs the same at every length."""
+VIEWS_OF_DOCUMENT = ("document", "answer")
+"""Views whose prompt grows with the document; another one costs the same, as measured, at every length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,15 @@ class _Group:
 
 
 def cost_at(run: Result, length: float) -> PromptCost | None:
-    """The costs of a run at one length; None if it did not record its models, or has several questions per prompt."""
+    """The costs of a run at one length.
+
+    None if it did not record its models, has several questions per prompt, or drew prompts that it did not train on.
+    """
     spent, models = run.costs.get(last_step(run) or 0, {}), run.origin.get("models")
     updates = run.config.get("algo.updates_per_rollout")
     if not (models and spent.get("prompts") and updates and run.config.get("data.questions_per_document") == 1):
+        return None
+    if run.config.get("algo.draws", 1) > 1:
         return None
     sampled = run.config.get("algo.source") == "policy"
     completions = run.config["algo.group_size"] if sampled else 1
@@ -58,7 +63,7 @@ def cost_at(run: Result, length: float) -> PromptCost | None:
     student = shapes.pop("student")
     group = _Group(length, (answer,) * completions)
     read = group
-    if run.config.get("algo.kd.view", "document") in VIEWS_OF_OWN_LENGTH:
+    if run.config.get("algo.kd.view", "document") not in VIEWS_OF_DOCUMENT:
         read = replace(group, prompt_len=spent["teacher_tokens"] / spent["prompts"] - completions * answer)
     frozen = [(shape, [read if name == "kd" else group]) for name, shape in shapes.items()]
     flops = step_flops(student, frozen, [group], completions * answer, updates=updates, sampled=sampled)

@@ -139,8 +139,12 @@ class Rewarder:
 
 
 def states_evidence(example: Example) -> bool:
-    """Whether an answer is expected to restate what it rests on: code and continued text are not."""
-    return example.code is None and example.chat and bool(example.evidence or example.answer == UNANSWERABLE)
+    """Whether an answer is expected to restate what it rests on: code and continued text are not.
+
+    Without evidence, only a question without an answer is, if its worked target says what is missing.
+    """
+    missing = example.answer == UNANSWERABLE and "\n" in example.target.strip()
+    return example.code is None and example.chat and bool(example.evidence or missing)
 
 
 def overlong(tokens: int, limit: int, buffer: int) -> float:

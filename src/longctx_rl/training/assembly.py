@@ -78,7 +78,7 @@ def build_parts(config: Config) -> Parts:
             batch_tokens=config.rollout.batch_tokens,
             eos_ids=eos_ids,
             vocabulary=vocabulary,
-            synced_gpus=engine.synced_gpus,
+            synced_gpus=engine.synced_gpus or (frozen is not None and distributed.world_size() > 1),
         )
         return ModelSampler(drawn, lambda: language_model(engine, frozen))
 
@@ -96,7 +96,7 @@ def build_parts(config: Config) -> Parts:
         shape=shape,
         context=context,
         source=source,
-        views=Views(config, source, tokenizer) if config.viewed else None,
+        views=Views(config, source, tokenizer, context) if config.viewed else None,
         sampler=sampler(config.rollout.temperature, config.rollout.max_new_tokens),
         greedy=lambda frozen: sampler(0.0, config.rollout.max_new_tokens, frozen),
         rewarder=Rewarder(config.reward, config.rollout.max_new_tokens, code),

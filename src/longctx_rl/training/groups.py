@@ -33,7 +33,8 @@ def recorded_groups(
 
 
 GAPS = ("logprob_gap_evidence", "logprob_gap_other")
-"""log p(teacher) - log p(student), in nats, of the tokens that only the evidence holds, and of all others."""
+"""log p(teacher) - log p(student), in nats, of the tokens that occur in the evidence and not in the question, and of the
+others; of groups whose completions answer one question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +226,7 @@ def with_teacher_gaps(groups: Sequence[RolloutGroup], gaps: Tensor, first: int) 
     ]
 
 
-def view_sums(
-    groups: Sequence[RolloutGroup], gaps: Tensor | None, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, float]:
+def view_sums(groups: Sequence[RolloutGroup], gaps: Tensor, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
     """Return sums over this rank's views. Added over ranks, they are the input of ``view_metrics``.
 
     Args:
@@ -235,15 +234,17 @@ def view_sums(
     """
     names = ("views", "tokens", *GAPS, *(f"{name}_count" for name in GAPS), *(f"kind_{kind}" for kind in KINDS))
     sums = dict.fromkeys(names, 0.0)
-    remaining = iter([] if gaps is None else gaps.tolist())
+    remaining = iter(gaps.tolist())
     for group in groups:
         told = evidence_ids(group.example, tokenizer)
-        for completion in group.completions if gaps is not None else ():
+        for completion in group.completions:
             mask = completion.loss_mask or (True,) * len(completion.token_ids)
             for token in (token for token, counts in zip(completion.token_ids, mask, strict=True) if counts):
-                name = GAPS[token not in told]
-                sums[name] -= next(remaining)
-                sums[f"{name}_count"] += 1
+                gap = next(remaining)
+                if len(group.views) == 1:
+                    name = GAPS[0] if token in told else GAPS[1]
+                    sums[name] -= gap
+                    sums[f"{name}_count"] += 1
         sums["views"] += len(group.views)
         sums["tokens"] += sum(map(len, group.views))
         for kind in group.view_kinds:
@@ -259,7 +260,7 @@ def view_metrics(sums: dict[str, float]) -> dict[str, float]:
 
 
 def evidence_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the tokens of the evidence's statements that the question does not have: what only a reader can say."""
+    """Return the tokens that occur in the evidence's statements and not in the question, function words included."""
     told = {token for item in example.evidence for token in encode_text(tokenizer, f" {item.statement}")}
     return frozenset(told.difference(encode_text(tokenizer, f" {example.question}")))
 

@@ -151,7 +151,12 @@ def train(parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interr
 def steps(parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interrupt) -> str | None:
     """Take steps, with evaluations and checkpoints between them. Returns why the run ended; None if interrupted."""
     config = parts.config
-    if state.step == 0 and parts.views is not None and config.algo.source == "policy" and config.logging.gap_prompts:
+    if (
+        state.saved_step < 0
+        and parts.views is not None
+        and config.algo.source == "policy"
+        and config.logging.gap_prompts
+    ):
         recorder.log(0, {"progress/step": 0} | view_gap.measure(parts))
     if state.step == 0 and config.eval.at_start and state.evaluated_step < 0:
         evaluate(parts, state, recorder, config.eval.items)
@@ -205,6 +210,7 @@ def train_step(parts: Parts, state: TrainState, recorder: Recorder) -> None:
     state.prompts += drawn.prompts if sampled else config.batch.prompts_per_step
     tokens = add_costs(parts, state, rows, drawn.dropped if sampled else [])
     if parts.views is not None:
+        assert gaps is not None
         metrics |= view_metrics(distributed.all_reduce_sum(view_sums(groups, gaps, parts.tokenizer)))
     if sampled:
         sums = distributed.all_reduce_sum(rollout_sums(groups))

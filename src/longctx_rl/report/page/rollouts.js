@@ -41,7 +41,7 @@ function completionBlock(one, index) {
     element("pre", { tabindex: "0", "aria-label": "completion" }, ...completionText(one)));
 }
 
-/** What the teacher of a run reads instead of the prompt, which it corrects each token from. */
+/** What the teacher of a run reads instead of the student's prompt. */
 function viewBlock(view) {
   return view ? [element("details", { open: "" }, element("summary", {}, `the teacher reads (${view[0]})`), element("blockquote", { tabindex: "0" }, `… ${view[1]}`))] : [];
 }

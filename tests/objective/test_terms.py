@@ -1,5 +1,6 @@
 """The objective and its terms on given log-probabilities."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -214,6 +215,30 @@ def test_truncated_importance_weights(cap: float) -> None:
     importance = (old.float().double() - drawn.double()).exp()
     assert cap > 1e8 or (importance > cap).any()
     torch.testing.assert_close(weighted, plain * importance.clamp(max=cap))
+
+
+def test_sequences_far_from_the_sampler_are_masked() -> None:
+    """The geometric mean of a sequence's ratios decides, against a loop over sequences."""
+    logprobs, drawn, advantages = values(14, 0.1), values(15, 0.1).float(), values(16).float()
+    row = token_row(LENS, advantages=advantages, sampler_logprobs=drawn)
+    gap = logprobs - drawn.double()
+    means = [float(part.mean()) for part in gap.split(list(LENS))]
+    mask = math.exp(sorted(map(abs, means))[len(LENS) // 2 - 1] + 1e-9)
+    kept = torch.cat(
+        [torch.full((size,), float(abs(mean) <= math.log(mask))) for size, mean in zip(LENS, means, strict=True)]
+    )
+    assert 0 < kept.sum() < len(kept)
+    plain = run(method(pg=1.0, aggregate="token"), logprobs, row)[1]
+    output, masked = run(method(pg=1.0, importance_mask=mask, aggregate="token"), logprobs, row)
+    torch.testing.assert_close(masked, plain * kept)
+    assert float(output.sums["policy/importance_masked_frac"]) == pytest.approx(1 - float(kept.mean()))
+    unmasked = run(method(pg=1.0, importance_mask=1e9, aggregate="token"), logprobs, row)[1]
+    assert torch.equal(unmasked, plain)
+    same = replace(row, sampler_logprobs=logprobs)
+    both = method(pg=1.0, importance_mask=1.0001, importance_cap=3.0, aggregate="token")
+    output, exact = run(both, logprobs, same)
+    assert torch.equal(exact, run(method(pg=1.0, aggregate="token"), logprobs, same)[1])
+    assert output.sums["policy/importance_masked_frac"] == output.sums["policy/importance_capped_frac"] == 0.0
 
 
 def test_importance_weights_leave_the_other_terms_alone() -> None:

@@ -1,8 +1,10 @@
 """Checks for impossible configurations. Each problem is one sentence that names the key, the value and the fix."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, astuple
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from longctx_rl.config.data import GeneratedShortConfig
 from longctx_rl.config.eval import EvalConfig, EvaluateConfig, KLConfig
@@ -109,6 +111,7 @@ def _problems(c: Config) -> Iterator[str]:
         if suite.samples > 1:
             key = f"eval.suites.{name}.samples"
             yield f"{key}={suite.samples} is for python -m longctx_rl.evaluate: set it to 1 for training"
+    yield from _rollout(c)
     yield from _positive(c)
     yield from _suites(c.eval)
 
@@ -162,6 +165,29 @@ def _teacher(c: Config) -> Iterator[str]:
             f"algo.kd.view=answer shows the teacher the answer that +algo={name} imitates: choose a method that "
             "samples, such as +algo=opsd"
         )
+
+
+def is_address(url: str) -> bool:
+    """Whether a URL names a host that speaks HTTP."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _rollout(c: Config) -> Iterator[str]:
+    r = c.rollout
+    for url in [] if r.server == "auto" else r.server.split(","):
+        if not is_address(url.strip()):
+            yield f"rollout.server={r.server}: give auto, or addresses such as 'http://a:8000,http://b:8000'"
+    if r.name == "vllm" and r.temperature > 2:
+        yield f"rollout.temperature={r.temperature}: vLLM takes at most 2"
+    for name in ("concurrency", "timeout", "start_timeout"):
+        if not 0 < getattr(r, name) < math.inf:
+            yield f"rollout.{name}={getattr(r, name)}: set it above 0"
+    if r.max_gap is not None and not r.max_gap > 0:
+        yield f"rollout.max_gap={r.max_gap}: set it above 0, or null for the default of the dtype"
 
 
 def _model(m: ModelConfig) -> Iterator[str]:
@@ -231,6 +257,8 @@ def _algo(a: AlgoConfig) -> Iterator[str]:
         yield f"algo.clip_low={a.clip_low}, algo.clip_high={a.clip_high}: need 0 < clip_low < 1 and clip_high > 0"
     if a.importance_cap is not None and a.importance_cap <= 0:
         yield f"algo.importance_cap={a.importance_cap} would remove the policy gradient: set it above 0, or null"
+    if a.importance_mask is not None and a.importance_mask <= 1:
+        yield f"algo.importance_mask={a.importance_mask} would mask every sequence: set it above 1, or null"
     for anchor in ANCHORS:
         if a.weight(anchor):
             yield from _divergence(f"algo.{anchor}", a.divergence(anchor), a.source)

@@ -131,7 +131,7 @@ class BatchConfig:
 class RolloutConfig:
     """How completions are sampled."""
 
-    name: Literal["hf"]
+    name: Literal["hf", "vllm"]
     temperature: float
     """Divides the logits in every log-probability alike: sampler, policy, reference and teacher."""
     max_new_tokens: int
@@ -141,6 +141,26 @@ class RolloutConfig:
     length."""
     gather_weights: bool
     """ZeRO-3: hold the full weights while sampling (fast). False: gather them layer by layer (less memory)."""
+    server: str = "auto"
+    """vLLM: ``auto``, or the addresses of running servers, separated by commas."""
+    python: str = ".venv-vllm/bin/python"
+    """server=auto: an interpreter that has vLLM."""
+    server_args: tuple[str, ...] = ()
+    """server=auto: further arguments of vLLM."""
+    devices: str | None = None
+    """server=auto: CUDA_VISIBLE_DEVICES of the server; None: this run's."""
+    weights_dir: str | None = None
+    """Folder for the weights on their way to the servers; None: shared memory, or the run directory."""
+    concurrency: int = 256
+    """Requests at a time of each rank."""
+    timeout: float = 3600.0
+    """Seconds until an answer to a request counts as lost."""
+    start_timeout: float = 900.0
+    """Seconds until a started server counts as failed."""
+    importance_cap: float | None = None
+    """Default of algo.importance_cap with this sampler."""
+    max_gap: float | None = None
+    """Largest mean difference of log-probabilities between sampler and policy, in nats; None: by dtype."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

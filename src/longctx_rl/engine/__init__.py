@@ -32,6 +32,13 @@ class Engine(Protocol):
     """A policy under training. All ranks call every method, in the same order."""
 
     device: torch.device
+    dtype: torch.dtype
+    """Compute dtype of the weights, and of what ``export`` writes."""
+
+    @property
+    def updates(self) -> int:
+        """Number of updates of the weights since training began, those before a resume included."""
+
     synced_gpus: bool
     """Whether ``generate`` must keep all ranks in step, because every forward pass gathers weights from all of them."""
 
@@ -94,8 +101,10 @@ class Engine(Protocol):
     def load(self, directory: Path) -> None:
         """Continue from what ``save`` wrote, with any engine and number of ranks. Raises ValueError on all ranks."""
 
-    def export(self, directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    def export(self, directory: Path, tokenizer: PreTrainedTokenizerBase, *, untied: bool = False) -> None:
         """Write a folder for AutoModelForCausalLM.from_pretrained, in model.dtype. Replaces an earlier export.
+
+        ``untied``: write a head that is tied to the embedding as a weight of its own.
 
         Raises ValueError on all ranks if it cannot be written.
         """

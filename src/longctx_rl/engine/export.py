@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx_rl.engine.distributed import is_main, on_main
 from longctx_rl.engine.tensors import rust_errno, write_tensors
@@ -25,16 +25,26 @@ def write(
     weights: Iterable[tuple[str, Tensor]],
     dtype: torch.dtype,
     tokenizer: PreTrainedTokenizerBase,
+    *,
+    untied: bool = False,
 ) -> None:
     """Write weights, configuration and tokenizer through a temporary folder. All ranks iterate, the main rank writes.
 
+    With ``untied``, a head that is tied to the embedding becomes a weight of its own.
+
     Raises ValueError on every rank if the main rank cannot write; an earlier export then stays.
     """
-    temporary = directory.parent / f".tmp-{directory.name}"
+    temporary, model = directory.parent / f".tmp-{directory.name}", cast(PreTrainedModel, policy.model)
+    config = copy.deepcopy(model.config)
+    config.dtype = dtype
+    config.architectures = [type(model).__name__]
+    if untied and config.tie_word_embeddings:
+        config.tie_word_embeddings = False
+        weights = _with_head(model, weights)
     try:
         on_main(lambda: _empty(temporary))
         write_tensors(temporary, "model", ((name, tensor.to(dtype)) for name, tensor in weights))
-        on_main(lambda: _finish(temporary, directory, cast(PreTrainedModel, policy.model), dtype, tokenizer))
+        on_main(lambda: _finish(temporary, directory, model, config, tokenizer))
     except OSError as error:
         if is_main():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -42,6 +52,15 @@ def write(
             f"the model could not be exported to {directory} ({error.strerror or error}): free space or fix the "
             "permissions, then continue with resume=true"
         ) from error
+
+
+def _with_head(model: PreTrainedModel, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    names = {module: f"{name}.weight" for name, module in model.named_modules()}
+    head, embedding = names[model.get_output_embeddings()], names[model.get_input_embeddings()]
+    for name, tensor in weights:
+        yield name, tensor
+        if name == embedding:
+            yield head, tensor
 
 
 def _empty(folder: Path) -> None:
@@ -61,11 +80,12 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def _finish(
-    temporary: Path, directory: Path, model: PreTrainedModel, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase
+    temporary: Path,
+    directory: Path,
+    model: PreTrainedModel,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    config = copy.deepcopy(model.config)
-    config.dtype = dtype
-    config.architectures = [type(model).__name__]
     config.save_pretrained(temporary)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(temporary)

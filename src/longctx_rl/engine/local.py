@@ -31,7 +31,7 @@ class LocalEngine:
     def __init__(self, config: Config, module: nn.Module, total_steps: int | None) -> None:
         self.device = distributed.device(config)
         self._optim = config.optim
-        self._dtype = getattr(torch, config.model.dtype)
+        self.dtype = getattr(torch, config.model.dtype)
         self._total_steps = total_steps
         self._module = cast_parameters(module, torch.float32).to(self.device)
         self._optimizer = adamw(self._module, config.optim)
@@ -39,6 +39,10 @@ class LocalEngine:
         for parameter in self._module.parameters():
             reset_state(self._optimizer, parameter, updates=0, averaged=self._half_life is not None)
         self._progress = UpdateCounter()
+
+    @property
+    def updates(self) -> int:
+        return self._progress.updates
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with self._precision():
@@ -66,7 +70,7 @@ class LocalEngine:
         return StepOutcome(grad_norm=math.inf if skipped else norm, skipped=skipped, lr=lr)
 
     def freeze(self, module: nn.Module) -> nn.Module:
-        return cast_parameters(module, self._dtype).to(self.device).requires_grad_(False).eval()
+        return cast_parameters(module, self.dtype).to(self.device).requires_grad_(False).eval()
 
     @contextmanager
     def full_weights(self, frozen: nn.Module | None = None) -> Iterator[nn.Module]:
@@ -74,7 +78,7 @@ class LocalEngine:
             yield self._module if frozen is None else frozen
 
     def full_parameter(self, parameter: Tensor) -> Tensor:
-        return parameter.detach().to(self._dtype, copy=parameter.requires_grad)
+        return parameter.detach().to(self.dtype, copy=parameter.requires_grad)
 
     def write_average(self, module: nn.Module) -> None:
         for parameter, frozen in zip(self._module.parameters(), module.parameters(), strict=True):
@@ -93,16 +97,16 @@ class LocalEngine:
         for parameter in self._module.parameters():
             self._optimizer.state[parameter]["step"].fill_(self._progress.updates)
 
-    def export(self, directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    def export(self, directory: Path, tokenizer: PreTrainedTokenizerBase, *, untied: bool = False) -> None:
         weights = ((name, self.full_parameter(p)) for name, p in export.parameters(self._module))
-        export.write(directory, self._module, weights, self._dtype, tokenizer)
+        export.write(directory, self._module, weights, self.dtype, tokenizer, untied=untied)
 
     def _stored(self, parameter: Tensor, key: str) -> Tensor:
         tensor: Tensor = parameter.detach() if key == saved_state.WEIGHTS else self._optimizer.state[parameter][key]
         return tensor
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._dtype == torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -85,7 +85,7 @@ def reset_state(optimizer: torch.optim.Optimizer, parameter: Tensor, updates: in
 
 @torch.no_grad()
 def update_averages(optimizer: torch.optim.Optimizer, half_life: float) -> None:
-    """Move each average towards its parameter: after ``half_life`` updates, half of the distance to a fixed one is left."""
+    """Move each average towards its parameter: the distance to a constant one halves in ``half_life`` updates."""
     share = 1.0 - 0.5 ** (1.0 / half_life)
     for parameter, state in optimizer.state.items():
         state[AVERAGE].lerp_(parameter, share)

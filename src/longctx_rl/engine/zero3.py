@@ -117,8 +117,8 @@ class Zero3Engine:
         self._config = config
         self._optim = config.optim
         self._total_steps = total_steps
-        self._dtype = getattr(torch, config.model.dtype)
-        self._module = _cast_unless_sharded(module, self._dtype)
+        self.dtype = getattr(torch, config.model.dtype)
+        self._module = _cast_unless_sharded(module, self.dtype)
         settings = deepspeed_config(config, _numel(module))
         self._engine = _initialize(self._module, settings, adamw(module, config.optim))
         self._adam = self._engine.optimizer.optimizer
@@ -126,6 +126,10 @@ class Zero3Engine:
         for shard in self._engine.optimizer.fp32_partitioned_groups_flat:
             reset_state(self._adam, shard, updates=0, averaged=self._half_life is not None)
         self._progress = UpdateCounter()
+
+    @property
+    def updates(self) -> int:
+        return self._progress.updates
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._engine(*args, **kwargs)
@@ -158,7 +162,7 @@ class Zero3Engine:
     def freeze(self, module: nn.Module) -> nn.Module:
         module = module.requires_grad_(False).eval()
         if not _sharded(module):
-            return cast_parameters(module, self._dtype).to(self.device)
+            return cast_parameters(module, self.dtype).to(self.device)
         settings = deepspeed_config(self._config, _numel(module))
         settings["zero_optimization"].pop("offload_optimizer", None)
         engine: nn.Module = _initialize(module, settings, None)
@@ -182,7 +186,7 @@ class Zero3Engine:
 
     def full_parameter(self, parameter: Tensor) -> Tensor:
         with _gathered(parameter):
-            return parameter.detach().to(self._dtype, copy=hasattr(parameter, "ds_id"))
+            return parameter.detach().to(self.dtype, copy=hasattr(parameter, "ds_id"))
 
     def write_average(self, module: nn.Module) -> None:
         from deepspeed.utils import safe_get_full_optimizer_state
@@ -222,9 +226,9 @@ class Zero3Engine:
         for shard in self._engine.optimizer.fp32_partitioned_groups_flat:
             self._adam.state[shard]["step"].fill_(self._progress.updates)
 
-    def export(self, directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    def export(self, directory: Path, tokenizer: PreTrainedTokenizerBase, *, untied: bool = False) -> None:
         weights = ((name, self.full_parameter(p)) for name, p in export.parameters(self._module))
-        export.write(directory, self._module, weights, self._dtype, tokenizer)
+        export.write(directory, self._module, weights, self.dtype, tokenizer, untied=untied)
 
 
 def _initialize(module: nn.Module, settings: dict[str, Any], optimizer: torch.optim.Optimizer | None) -> Any:

@@ -83,6 +83,9 @@ class Objective:
     importance_cap: float | None = None
     """Cap of the truncated importance weight between the policy before the update and the sampler; None: no
     correction."""
+    importance_mask: float | None = None
+    """Sequences get no policy gradient if the geometric mean of their tokens' probability ratios between the policy
+    before the update and the sampler, or its inverse, is above it; None: no mask."""
     unlikely_below: float = 0.1
     """Probability below which ``weights.unlikely`` applies."""
 

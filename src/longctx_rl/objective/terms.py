@@ -1,5 +1,6 @@
 """The terms of the objective and their weighted sum."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +104,9 @@ def objective(
             if not spec.in_advantage(anchor):
                 loss = loss + weight * term
     if packed.sampler_logprobs is not None:
-        sums["policy/sampler_mismatch"] = sampler_mismatch(_old_logprobs(logprobs, packed), packed).sum() * per_token
+        gap = sampler_gap(_old_logprobs(logprobs, packed), packed)
+        sums["policy/sampler_mismatch"] = (torch.expm1(gap) - gap).sum() * per_token
+        sums["policy/sampler_gap"] = gap.abs().sum() * per_token
     if spec.weights.pg or spec.weights.unlikely or any(map(spec.in_advantage, ANCHORS)):
         term, more, maxima = _pg_term(spec, scores, packed, weights, per_token)
         sums |= more
@@ -112,11 +115,37 @@ def objective(
     return LossOutput(loss, sums, maxima)
 
 
-def sampler_mismatch(old_logprobs: Tensor, packed: PackedGroups) -> Tensor:
-    """Return the k3 estimate of KL(sampler || policy before the update) at each token, [T]: zero if the two agree."""
+def sampler_gap(old_logprobs: Tensor, packed: PackedGroups) -> Tensor:
+    """Return log p(policy before the update) - log p(sampler) of each token, [T]: zero if the two agree.
+
+    Its k3 estimate of KL(sampler || policy), ``expm1(gap) - gap``, is ``policy/sampler_mismatch``.
+    """
     assert packed.sampler_logprobs is not None
-    gap = old_logprobs - packed.sampler_logprobs.to(old_logprobs.dtype)
-    return torch.expm1(gap) - gap
+    return old_logprobs - packed.sampler_logprobs.to(old_logprobs.dtype)
+
+
+def importance_weights(spec: Objective, old_logprobs: Tensor, packed: PackedGroups) -> tuple[Tensor, dict[str, Tensor]]:
+    """Correct for a sampler that is not the policy before the update.
+
+    With ``importance_cap`` the weight is the ratio of their probabilities, truncated at the cap (Yao et al., "Your
+    efficient RL framework secretly brings you off-policy RL training", 2025); with ``importance_mask`` it is 0 for all
+    tokens of a sequence whose geometric mean of ratios lies outside [1 / mask, mask] (NeMo-RL's ``seq-mask-tis``).
+
+    Returns:
+        The weights, and the tokens that each of them acts on, by metric; [T] each.
+    """
+    assert packed.sampler_logprobs is not None, "importance weights need the sampler's log-probabilities"
+    gap = sampler_gap(old_logprobs, packed)
+    weights, acts = torch.ones_like(gap), {}
+    if spec.importance_cap is not None:
+        ratio = torch.exp(gap)
+        weights = ratio.clamp(max=spec.importance_cap)
+        acts["policy/importance_capped_frac"] = ratio > spec.importance_cap
+    if spec.importance_mask is not None:
+        masked = sequence_means(gap, packed.sequence_ids, packed.sequence_lens).abs() > math.log(spec.importance_mask)
+        weights = weights.masked_fill(masked, 0.0)
+        acts["policy/importance_masked_frac"] = masked
+    return weights, acts
 
 
 def _old_logprobs(logprobs: Tensor, packed: PackedGroups) -> Tensor:
@@ -148,16 +177,16 @@ def _pg_term(
     losses, ratio, clipped = policy_gradient(
         logprobs, old_logprobs, advantages, spec, (packed.sequence_ids, packed.sequence_lens)
     )
-    if spec.importance_cap is not None and packed.num_loss_tokens:
-        assert packed.sampler_logprobs is not None, "truncated importance weights need the sampler's log-probabilities"
-        importance = torch.exp(old_logprobs - packed.sampler_logprobs.to(logprobs.dtype))
-        losses = losses * importance.clamp(max=spec.importance_cap)
-    term = (weights * losses).sum()
     sums = {
-        "loss/pg": term.detach(),
         "policy/ratio_mean": ratio.detach().sum() * per_token,
         "policy/clip_frac": clipped.to(logprobs.dtype).sum() * per_token,
     }
+    if (spec.importance_cap or spec.importance_mask) and packed.num_loss_tokens:
+        importance, truncated = importance_weights(spec, old_logprobs, packed)
+        losses = losses * importance
+        sums |= {name: share.to(logprobs.dtype).sum() * per_token for name, share in truncated.items()}
+    term = (weights * losses).sum()
+    sums["loss/pg"] = term.detach()
     if spec.weights.unlikely:
         sums["policy/unlikely_frac"] = unlikely.to(logprobs.dtype).sum() * per_token
     maxima = {"policy/ratio_max": ratio.detach().max()} if ratio.numel() else {}

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
+from longctx_rl.config.checks import is_address
 from longctx_rl.config.reward import EndpointConfig
 from longctx_rl.rewards.replies import KEPT, Reply, ServerError, read_reply, stored_reply
 
@@ -179,12 +179,7 @@ class Endpoint:
 
 def check_endpoint(config: EndpointConfig, key: str) -> None:
     """Raise ValueError for the first setting that cannot be used."""
-    try:
-        address = urlsplit(config.base_url)
-        usable = address.scheme in ("http", "https") and address.hostname and address.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
+    if not is_address(config.base_url):
         raise ValueError(f"{key}.base_url={config.base_url}: give an address such as http://localhost:8000/v1")
     for name, least in (("max_tokens", 1), ("concurrency", 1), ("retries", 0)):
         if getattr(config, name) < least:

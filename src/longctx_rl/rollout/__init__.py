@@ -27,6 +27,10 @@ class SampleRequest:
     """Length limit of the completions, below the sampler's; None: the sampler's."""
 
 
+class RolloutFailed(ValueError):
+    """The sampler gives no completions, or not those of the policy. The message says why, and what to do."""
+
+
 class Sampler(Protocol):
     """Samples completions from one policy, always with its current weights."""
 
@@ -35,7 +39,7 @@ class Sampler(Protocol):
 
         A completion depends only on its prompt, its seed and the weights: not on the other requests, their order or the
         number of ranks. All ranks make the same number of calls; their requests may differ in content and number, and a
-        rank may have none.
+        rank may have none. Raises RolloutFailed on all ranks.
         """
 
 

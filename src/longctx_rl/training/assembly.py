@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -30,6 +31,8 @@ from longctx_rl.rewards.composed import Rewarder, check_reward
 from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rollout import Sampler, agreement
 from longctx_rl.rollout.hf import HFSampler, ModelSampler
+from longctx_rl.rollout.server import Servers
+from longctx_rl.rollout.vllm import VllmSampler
 from longctx_rl.sandbox import probe
 from longctx_rl.training.anchors import build_anchors, load_frozen, load_student
 from longctx_rl.training.cached_teacher import cached_anchor
@@ -59,7 +62,6 @@ def build_parts(config: Config) -> Parts:
         student = load_student(config, tokenizer)
     shape, context = ModelShape.of(student), context_length(student)
     check_tokenizer(student, tokenizer, model.student)
-    eos_ids = end_tokens(student, tokenizer)
     policy = Policy(student, chunk=model.scoring_chunk, vocabulary=vocabulary)
     with nullcontext() if load.replicated else startup.loading(config):
         frozen = load_frozen(config, tokenizer, vocabulary)
@@ -70,18 +72,10 @@ def build_parts(config: Config) -> Parts:
     check_agreement(config, tokenizer, policy, [module for module in models if module not in sharded])
     engine = startup.build(config, policy, config.schedule_steps)
 
-    def sampler(temperature: float, max_new_tokens: int, frozen: nn.Module | None = None) -> Sampler:
-        drawn = HFSampler(
-            tokenizer,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            batch_tokens=config.rollout.batch_tokens,
-            eos_ids=eos_ids,
-            vocabulary=vocabulary,
-            synced_gpus=engine.synced_gpus or (frozen is not None and distributed.world_size() > 1),
-        )
-        return ModelSampler(drawn, lambda: language_model(engine, frozen))
-
+    servers = None
+    if config.rollout.name == "vllm":
+        servers = Servers(config.rollout, engine, tokenizer, Path(config.run_dir), context)
+    sampler = sampler_factory(config, engine, tokenizer, policy, servers)
     code = code_grader(config, source)
     anchors = build_anchors(config, engine, policy, frozen)
     check_agreement(config, tokenizer, policy, sharded)  # only on its engine can a sharded model run
@@ -102,9 +96,49 @@ def build_parts(config: Config) -> Parts:
         rewarder=Rewarder(config.reward, config.rollout.max_new_tokens, code),
         evaluation=Evaluation(config.eval, tokenizer, lambda limit: sampler(0.0, limit), Path(config.run_dir), code),
         code=code,
+        servers=servers,
         one_at_a_time=load.one_at_a_time,
         notes=notes if code is None else (*notes, f"generated code is run in sandbox={code.backend}"),
     )
+
+
+class SamplerFactory(Protocol):
+    """Makes samplers that differ in temperature and length limit."""
+
+    def __call__(self, temperature: float, max_new_tokens: int, frozen: nn.Module | None = None) -> Sampler:
+        """Return a sampler of the policy, or of a frozen scorer on the engine, which samples by itself."""
+
+
+def sampler_factory(
+    config: Config, engine: Engine, tokenizer: PreTrainedTokenizerBase, policy: Policy, servers: Servers | None
+) -> SamplerFactory:
+    """Return a factory of samplers: on the servers, or with the models themselves."""
+    student, vocabulary = policy.model, policy.vocabulary
+    eos_ids = end_tokens(student, tokenizer)
+
+    def sampler(temperature: float, max_new_tokens: int, frozen: nn.Module | None = None) -> Sampler:
+        if servers is not None and frozen is None:
+            return VllmSampler(
+                servers,
+                tokenizer,
+                temperature=temperature,
+                max_new_tokens=max_new_tokens,
+                eos_ids=eos_ids,
+                rows=student.config.vocab_size,
+                vocabulary=vocabulary,
+            )
+        drawn = HFSampler(
+            tokenizer,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            batch_tokens=config.rollout.batch_tokens,
+            eos_ids=eos_ids,
+            vocabulary=vocabulary,
+            synced_gpus=engine.synced_gpus or (frozen is not None and distributed.world_size() > 1),
+        )
+        return ModelSampler(drawn, lambda: language_model(engine, frozen))
+
+    return sampler
 
 
 @contextmanager
@@ -130,7 +164,7 @@ def check_agreement(
     answers = config.eval.at_start or config.eval.during or config.eval.at_end
     for module in models:
         agreement.check_scores(module, tokenizer)
-        if module is policy and (config.algo.source == "policy" or answers):
+        if module is policy and config.rollout.name == "hf" and (config.algo.source == "policy" or answers):
             agreement.check_samples(module.model, tokenizer, module.vocabulary)
 
 

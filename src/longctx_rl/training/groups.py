@@ -33,8 +33,8 @@ def recorded_groups(
 
 
 GAPS = ("logprob_gap_evidence", "logprob_gap_other")
-"""log p(teacher) - log p(student), in nats, of the tokens that occur in the evidence and not in the question, and of the
-others; of groups whose completions answer one question."""
+"""log p(teacher) - log p(student), in nats, of the tokens that occur in the evidence and not in the question, and of
+the others; of groups whose completions answer one question."""
 
 
 @dataclass(frozen=True, slots=True)

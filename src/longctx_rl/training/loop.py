@@ -18,6 +18,7 @@ from longctx_rl.data.source import check_lengths
 from longctx_rl.engine import checkpoint, distributed, startup
 from longctx_rl.policy.weights import weights_hash
 from longctx_rl.rewards.judge import GraderUnavailable
+from longctx_rl.rollout import RolloutFailed
 from longctx_rl.runs import directory
 from longctx_rl.runs.recorder import Recorder, build_recorder
 from longctx_rl.training import closing, view_gap
@@ -86,8 +87,7 @@ def run(config: Config) -> None:
             reason = train(parts, state, recorder, interrupt)
         finally:
             recorder.close()
-            if parts.code is not None:
-                parts.code.close()
+            parts.close()
         outcome = (config, state.step, reason, state.wall_seconds)
         distributed.on_main(lambda: directory.record_finished(*outcome))
     finally:
@@ -135,7 +135,7 @@ def train(parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interr
             raise SystemExit(cli.INTERRUPTED)
         if config.eval.at_end and (state.evaluated_step, state.evaluated_items) != (state.step, config.eval.items):
             evaluate(parts, state, recorder, config.eval.items)
-    except GraderUnavailable as error:
+    except (GraderUnavailable, RolloutFailed) as error:
         if state.saved_step != state.step:
             save(parts, state)
         resume = directory.resume_command(config)

@@ -15,6 +15,7 @@ from longctx_rl.policy.shape import ModelShape
 from longctx_rl.rewards.composed import Rewarder
 from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rollout import Sampler
+from longctx_rl.rollout.server import Servers
 from longctx_rl.training.anchors import FrozenAnchor
 
 
@@ -38,10 +39,18 @@ class Parts:
     evaluation: Evaluation
     code: CodeGrader | None
     """Executes answers that are code; shared by rewarder and evaluation."""
+    servers: Servers | None
+    """Sample from the policy; None: the policy does so itself."""
     one_at_a_time: bool
     """Whether the gradient is computed one completion at a time."""
     notes: tuple[str, ...]
     """Lines for the log: how memory is used, how teacher and student differ, which sandbox runs code."""
+
+    def close(self) -> None:
+        """End the processes that the run has started."""
+        for started in (self.code, self.servers):
+            if started is not None:
+                started.close()
 
     def sizes(self) -> dict[str, dict[str, int]]:
         """Return the shapes that FLOPs are counted with: student, teacher (``kd``) and reference (``ref``)."""

@@ -1,5 +1,7 @@
 """Checks that a configuration must pass before torch is imported: everything that its names and values decide."""
 
+import re
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from longctx_rl.policy.shape import stated_context
 from longctx_rl.policy.weights import locate
 from longctx_rl.rewards.composed import EXECUTION, check_reward
 from longctx_rl.sandbox import probe
+
+VLLM_LEAST = (0, 32)
+"""The oldest version of vLLM whose endpoints ``rollout.server`` knows."""
 
 
 def preflight(config: Config) -> None:
@@ -34,6 +39,23 @@ def preflight(config: Config) -> None:
         check_lengths(config, min(known))
     if executes_code(config, tasks):
         probe.choose(config.sandbox)
+    if config.rollout.name == "vllm" and config.rollout.server == "auto":
+        check_vllm(config.rollout.python)
+
+
+def check_vllm(python: str) -> None:
+    """Raise ValueError for an interpreter without a vLLM that can be used."""
+    look = "from importlib.metadata import version, packages_distributions as p; print(version(p()['vllm'][0]))"
+    fix = "run make vllm, set rollout.python=<an interpreter that has vLLM>, or rollout.server=<address>"
+    try:
+        found = subprocess.run([python, "-c", look], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ValueError(f"rollout.python={python} cannot be run ({error.strerror}): {fix}") from error
+    version = found.stdout.strip()
+    if found.returncode != 0:
+        raise ValueError(f"rollout.python={python} has no vLLM: {fix}")
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < VLLM_LEAST:
+        raise ValueError(f"rollout.python={python} has vLLM {version}, but 0.32 or newer is needed: {fix}")
 
 
 def _models(config: Config) -> list[str]:

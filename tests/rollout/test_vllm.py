@@ -1,5 +1,6 @@
 """The client of vLLM servers, against a scripted one: requests, weights and versions, and whatever can go wrong."""
 
+import json
 import os
 import signal
 import subprocess
@@ -289,3 +290,45 @@ def test_settings_that_cannot_work_are_refused(setting: str) -> None:
 def test_importance_weights_are_on_by_default() -> None:
     assert config_with("+algo=grpo", "rollout=vllm").algo.importance_cap == 3.0
     assert config_with("+algo=grpo").algo.importance_cap is None
+
+
+def is_probe(body: dict[str, Any]) -> bool:
+    return len(body["token_ids"]) <= 512 and body["sampling_params"]["n"] == 1
+
+
+def test_rollouts_ahead_have_the_weights_before_the_update_and_survive_an_interruption(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each prompt is drawn once over both processes, by weights of one update before the step that trains on it."""
+    settings = ("+algo=grpo", "model=mini", "eval=none", "rollout=vllm", "rollout.ahead=1", "rollout.max_gap=1e9")
+    settings = (*settings, "budget.steps=5", "logging.rollouts_every=1")
+
+    def interrupt(script: ScriptedVllm, body: Any) -> None:
+        drawn = [sent for path, sent in script.requests if path == GENERATE and not is_probe(sent)]
+        if len(drawn) == 5 and not is_probe(body):  # the first prompt of step 3, drawn during step 2
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with scripted(ScriptedVllm(context=512, replies={GENERATE: interrupt})) as script:
+        address = f"rollout.server={script.url}"
+        with pytest.raises(SystemExit, match=str(cli.INTERRUPTED)):
+            rank.execute(smoke(tmp_path, *settings, address))
+        script.replies.clear()
+        config = smoke(tmp_path, *settings, address, "resume=true")
+        assert rank.execute(config) == 0
+    bodies = [body for path, body in script.requests if path == GENERATE]
+    seeds = [body["sampling_params"]["seed"] for body in bodies if not is_probe(body)]
+    assert len(seeds) == len(set(seeds)) == 5 * config.batch.prompts_per_step
+    assert len(bodies) - len(seeds) == 4  # a probe for each step whose rollouts were drawn ahead
+    saved = sorted(Path(config.run_dir, "rollouts").iterdir())
+    versions = [{json.loads(line)["policy_version"] for line in path.open()} for path in saved]
+    assert versions == [{0}, {0}, {1}, {2}, {3}]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    ["+algo=sft rollout=vllm", "+algo=grpo rollout=vllm algo.importance_cap=null",
+     "+algo=grpo rollout=vllm algo.draws=2"],
+)  # fmt: skip
+def test_rollouts_ahead_that_cannot_be_are_refused(overrides: str) -> None:
+    with pytest.raises(ValueError, match=r"rollout\.ahead=1"):
+        config_with(*overrides.split(), "rollout.ahead=1")

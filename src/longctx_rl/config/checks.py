@@ -181,6 +181,14 @@ def _rollout(c: Config) -> Iterator[str]:
     for url in [] if r.server == "auto" else r.server.split(","):
         if not is_address(url.strip()):
             yield f"rollout.server={r.server}: give auto, or addresses such as 'http://a:8000,http://b:8000'"
+    if r.ahead not in (0, 1):
+        yield f"rollout.ahead={r.ahead}: set it to 0 or 1"
+    if r.ahead and (r.name != "vllm" or c.algo.source != "policy"):
+        yield f"rollout.ahead=1 needs rollout=vllm and a method that samples, but +algo={c.algo.name}: set it to 0"
+    if r.ahead and c.algo.draws > 1:
+        yield f"rollout.ahead=1 draws before rewards are known, unlike algo.draws={c.algo.draws}: set algo.draws=1"
+    if r.ahead and c.algo.weights.pg and c.algo.importance_cap is None:
+        yield "rollout.ahead=1 samples with earlier weights, which needs a correction: set algo.importance_cap=3"
     if r.name == "vllm" and r.temperature > 2:
         yield f"rollout.temperature={r.temperature}: vLLM takes at most 2"
     for name in ("concurrency", "timeout", "start_timeout"):

@@ -157,6 +157,8 @@ class RolloutConfig:
     """Seconds until an answer to a request counts as lost."""
     start_timeout: float = 900.0
     """Seconds until a started server counts as failed."""
+    ahead: int = 0
+    """1: vLLM draws the next step's completions while this step trains."""
     importance_cap: float | None = None
     """Default of algo.importance_cap with this sampler."""
     max_gap: float | None = None
@@ -213,6 +215,11 @@ class Config:
     resume: bool
     """True: continue the run in run_dir from its newest checkpoint, or start it if there is none."""
     sweep: SweepConfig = SweepConfig()
+
+    @property
+    def largest_gap(self) -> float:
+        """``rollout.max_gap``, or what rounding explains with this dtype, in nats."""
+        return self.rollout.max_gap or (1e-4 if self.model.dtype == "float32" else 0.05)
 
     @property
     def world_size(self) -> int:

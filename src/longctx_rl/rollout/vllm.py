@@ -5,7 +5,9 @@ group, so that it is sent once and prefilled once.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from threading import Thread
 from typing import Any
 
 import httpx2
@@ -70,14 +72,29 @@ class VllmSampler:
             self._parameters["allowed_token_ids"] = list(range(vocabulary))
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[tuple[Completion, ...]]:
-        """Return the completions of each request.
+        """Return the completions of each request. Raises like ``start`` and the function that it returns."""
+        return self.start(requests)()
+
+    def start(self, requests: Sequence[SampleRequest]) -> Callable[[], list[tuple[Completion, ...]]]:
+        """Update the servers' weights, send the requests, and return a function that waits for the completions.
+
+        All ranks call both.
 
         Raises:
             RolloutFailed: on every rank, if a server fails, or completions were drawn with other weights.
             ValueError: a prompt is empty or leaves no room in the served context.
         """
         version = self._servers.sync()
-        return distributed.together(lambda: asyncio.run(self._all(requests, version)), RolloutFailed)
+        future: Future[list[tuple[Completion, ...]]] = Future()
+
+        def draw() -> None:
+            try:
+                future.set_result(asyncio.run(self._all(requests, version)))
+            except BaseException as error:  # raised where the result is awaited
+                future.set_exception(error)
+
+        Thread(target=draw, daemon=True).start()
+        return lambda: distributed.together(future.result, RolloutFailed)
 
     async def _all(self, requests: Sequence[SampleRequest], version: str) -> list[tuple[Completion, ...]]:
         servers = self._servers.servers

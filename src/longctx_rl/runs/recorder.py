@@ -162,6 +162,7 @@ def _rollout_rows(group: RolloutGroup, token_texts: TokenTexts) -> list[dict[str
             "completion": completion.text,
             "tokens": len(completion.token_ids),
             "finish_reason": completion.finish_reason,
+            "policy_version": completion.policy_version,
             "reward": group.rewards[index].score if group.rewards else None,
             "reward_parts": dict(group.rewards[index].parts) if group.rewards else {},
             "advantage": group.advantages[index] if group.advantages else None,

@@ -34,6 +34,7 @@ from longctx_rl.rollout.hf import HFSampler, ModelSampler
 from longctx_rl.rollout.server import Servers
 from longctx_rl.rollout.vllm import VllmSampler
 from longctx_rl.sandbox import probe
+from longctx_rl.training.ahead import Ahead
 from longctx_rl.training.anchors import build_anchors, load_frozen, load_student
 from longctx_rl.training.cached_teacher import cached_anchor
 from longctx_rl.training.parts import Parts
@@ -76,6 +77,7 @@ def build_parts(config: Config) -> Parts:
     if config.rollout.name == "vllm":
         servers = Servers(config.rollout, engine, tokenizer, Path(config.run_dir), context)
     sampler = sampler_factory(config, engine, tokenizer, policy, servers)
+    drawing = sampler(config.rollout.temperature, config.rollout.max_new_tokens)
     code = code_grader(config, source)
     anchors = build_anchors(config, engine, policy, frozen)
     check_agreement(config, tokenizer, policy, sharded)  # only on its engine can a sharded model run
@@ -91,7 +93,8 @@ def build_parts(config: Config) -> Parts:
         context=context,
         source=source,
         views=Views(config, source, tokenizer, context) if config.viewed else None,
-        sampler=sampler(config.rollout.temperature, config.rollout.max_new_tokens),
+        sampler=drawing,
+        ahead=Ahead(drawing, engine, config) if isinstance(drawing, VllmSampler) and config.rollout.ahead else None,
         greedy=lambda frozen: sampler(0.0, config.rollout.max_new_tokens, frozen),
         rewarder=Rewarder(config.reward, config.rollout.max_new_tokens, code),
         evaluation=Evaluation(config.eval, tokenizer, lambda limit: sampler(0.0, limit), Path(config.run_dir), code),

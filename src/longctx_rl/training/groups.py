@@ -99,25 +99,34 @@ def rewarded(parts: Parts, indices: Sequence[int], step: int, watch: Stopwatch) 
         indices: global numbers of this rank's prompts. They seed the sampler, so that a resumed run, or a run on
             another number of ranks, samples the same completions.
     """
-    config = parts.config
     examples = [parts.source.document(index)[0] for index in indices]
-    requests = [
+    requests = requests_of(parts, examples, indices, step)
+    with watch("rollout"):
+        if parts.ahead is None:
+            drawn = parts.sampler.sample(requests)
+            drawn = [tuple(replace(completion, policy_version=step) for completion in group) for group in drawn]
+        else:
+            later = [index + parts.config.batch.prompts_per_step for index in indices]
+            then = requests_of(parts, [parts.source.document(index)[0] for index in later], later, step + 1)
+            drawn = parts.ahead.sample(requests, None if step + 1 == parts.config.budget.steps else then, step)
+    groups = [
+        RolloutGroup(example, request.prompt_ids, group)
+        for example, request, group in zip(examples, requests, drawn, strict=True)
+    ]
+    with watch("reward"):
+        return graded(parts.rewarder, groups)
+
+
+def requests_of(parts: Parts, examples: Sequence[Example], indices: Sequence[int], step: int) -> list[SampleRequest]:
+    """Return the requests of some documents' first questions in a step."""
+    config = parts.config
+    return [
         SampleRequest(
             prompt_ids(parts.tokenizer, example),
             tuple(sample_seed(config.seed, step, index, i) for i in range(config.algo.group_size)),
         )
         for index, example in zip(indices, examples, strict=True)
     ]
-    with watch("rollout"):
-        completions = parts.sampler.sample(requests)
-    groups = [
-        RolloutGroup(
-            example, request.prompt_ids, tuple(replace(completion, policy_version=step) for completion in group)
-        )
-        for example, request, group in zip(examples, requests, completions, strict=True)
-    ]
-    with watch("reward"):
-        return graded(parts.rewarder, groups)
 
 
 def graded(rewarder: Rewarder, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:

@@ -70,6 +70,8 @@ def run(config: Config) -> None:
         check_lengths(config, parts.context)
         interrupt.training = True
         state = restore(parts)
+        if parts.servers is not None:
+            parts.servers.sync()  # not in the time of the first step
         parts.evaluation.drop_after(state.step if state else -1)
         recorder = build_recorder(
             config,
@@ -116,6 +118,9 @@ def restore(parts: Parts) -> TrainState | None:
     for latest, trainer_state in distributed.broadcast(on_disk):
         checkpoint.restore_rng(trainer_state.pop("rng"))
         parts.engine.load(latest)
+        ahead = trainer_state.pop("ahead", None)
+        if parts.ahead is not None and ahead is not None:
+            parts.ahead.restore(ahead)
         return TrainState.from_dict(trainer_state)
     return None
 
@@ -259,6 +264,8 @@ def save(parts: Parts, state: TrainState) -> None:
     config = parts.config
     state.saved_step = state.step
     trainer_state = state.as_dict() | {"rng": checkpoint.rng_states()}
+    if parts.ahead is not None:
+        trainer_state["ahead"] = parts.ahead.state()
     checkpoint.save_checkpoint(
         Path(config.run_dir), state.step, parts.engine.save, trainer_state, config.checkpoint.keep
     )

@@ -16,6 +16,7 @@ from longctx_rl.rewards.composed import Rewarder
 from longctx_rl.rewards.execution import CodeGrader
 from longctx_rl.rollout import Sampler
 from longctx_rl.rollout.server import Servers
+from longctx_rl.training.ahead import Ahead
 from longctx_rl.training.anchors import FrozenAnchor
 
 
@@ -33,6 +34,8 @@ class Parts:
     views: Views | None
     """Renders the prompts that the teacher reads. None: it reads the student's."""
     sampler: Sampler
+    ahead: Ahead | None
+    """Draws the next step's rollouts during this one. None: they are drawn when they are needed."""
     greedy: Callable[[nn.Module | None], Sampler]
     """A sampler at temperature 0 of the policy, or of a frozen scorer on the engine."""
     rewarder: Rewarder

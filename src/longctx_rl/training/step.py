@@ -13,16 +13,13 @@ from longctx_rl.objective.spec import Objective
 from longctx_rl.objective.terms import LossOutput, objective
 from longctx_rl.policy.scoring import Anchor, num_pieces
 from longctx_rl.policy.shape import step_flops
-from longctx_rl.rollout import RolloutFailed
+from longctx_rl.training.ahead import check_gap
 from longctx_rl.training.anchors import anchor_signal, refreshed
 from longctx_rl.training.groups import packed_in_step
 from longctx_rl.training.one_at_a_time import OneAtATime, Piece, split
 from longctx_rl.training.parts import Parts
 from longctx_rl.training.state import Stopwatch, TrainState
 from longctx_rl.types import Denominators, GroupSpan, PackedGroups, RolloutGroup, TokenScores
-
-SMALL_GAP = {"float32": 1e-4, "bfloat16": 0.05}
-"""Mean difference, in nats, between the log-probabilities of sampler and policy that rounding explains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,24 +119,12 @@ def update(
         if len(terms) > 1:
             gradients.append(parts.engine.gradient())
     metrics = distributed.all_reduce_sum(sums) | distributed.all_reduce_max(maxima)
-    check_sampler(parts, metrics)
+    if parts.config.rollout.name == "vllm" and parts.ahead is None and "policy/sampler_gap" in metrics:
+        check_gap(metrics["policy/sampler_gap"], parts.config.largest_gap)
     with watch("backward"):
         outcome = parts.engine.step(spent)
     metrics |= term_agreement(gradients[0], gradients[1]) if gradients else {}
     return outcome, metrics, torch.cat(gaps) if gaps else None
-
-
-def check_sampler(parts: Parts, metrics: dict[str, float]) -> None:
-    """Raise RolloutFailed if a server drew the step's tokens with other probabilities than the policy's own."""
-    rollout = parts.config.rollout
-    limit = rollout.max_gap or SMALL_GAP[parts.config.model.dtype]
-    gap = metrics.get("policy/sampler_gap", 0.0)
-    if rollout.name == "vllm" and not gap <= limit:
-        raise RolloutFailed(
-            f"the server's log-probabilities differ from the policy's by {gap:.2g} nats a token, more than "
-            f"{limit:g} (rollout.max_gap): it has other weights, another dtype, or was started without --logprobs-mode "
-            "processed_logprobs"
-        )
 
 
 def passes(

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from transformers import Qwen3Config
 
+from config.composing import config_with
 from longctx_rl.policy.loading import load_model
-from longctx_rl.policy.memory import GIB, Workload, estimate, sampling, update
+from longctx_rl.policy.memory import GIB, Workload, estimate, sampling, update, view_length
 from longctx_rl.policy.shape import DecoderSizes
 
 BENCH = Path(__file__).parents[2] / "experiments" / "bench"
 
 LOAD = Workload(
     prompt=2048, completion=64, group=8, prompts_per_step=1, batch_tokens=10**9, row_tokens=10**9, chunk=1024, ranks=1,
-    engine="local", bytes=4, checkpointing=False, one_at_a_time=False, sampled=True, reference=False, exact=True,
-    resident=0, replicated=True, gather=True, offload=False,
+    engine="local", bytes=4, checkpointing=False, one_at_a_time=False, sampled=True, served=False, reference=False,
+    exact=True, resident=0, replicated=True, gather=True, offload=False,
 )  # fmt: skip
 
 
@@ -137,3 +138,24 @@ def test_what_saves_memory_saves_it() -> None:
     # One completion at a time: G does not matter to the update.
     few, many = (update(sizes, None, replace(load, one_at_a_time=True, group=group)) for group in (2, 64))
     assert few == many
+
+
+def test_servers_sample_outside_the_estimate() -> None:
+    sizes = DecoderSizes(2, 64, 128, 64, 64, 1000, tied=True, context=4096)
+    assert "sampling" in estimate(sizes, None, LOAD).phases
+    assert "sampling" not in estimate(sizes, None, replace(LOAD, served=True)).phases
+
+
+def test_a_teacher_that_reads_less_needs_less() -> None:
+    sizes = DecoderSizes(2, 64, 128, 64, 64, 1000, tied=True, context=4096)
+    lengths = {
+        view: view_length(config_with("+algo=opsd", f"algo.kd.view={view}", "algo.kd.view_tokens=100"), 2048)
+        for view in ("evidence", "retrieved", "answer")
+    }
+    assert lengths["evidence"] == lengths["retrieved"] == 100 and (lengths["answer"] or 0) > 2048
+    assert view_length(config_with("+algo=opd"), 2048) is None
+    whole, short = (estimate(sizes, sizes, replace(LOAD, view=view)).phases["teacher"] for view in (None, 100))
+    assert short["activations"] < whole["activations"] / 2
+    average = estimate(sizes, sizes, replace(LOAD, teacher="ema")).always
+    assert average["averaged weights"] == 4 * sizes.parameters
+    assert "averaged weights" not in estimate(sizes, sizes, replace(LOAD, teacher="ema", offload=True)).always

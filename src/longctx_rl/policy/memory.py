@@ -49,6 +49,8 @@ class Workload:
     """Gradients are computed one completion at a time."""
     sampled: bool
     """The policy samples the completions."""
+    served: bool
+    """Servers do so in its place; their memory is not part of the estimate."""
     reference: bool
     """A frozen copy of the initial policy is held, which a teacher with the initial weights shares."""
     exact: bool
@@ -112,6 +114,7 @@ def workload(config: Config, *, prompt: int, ranks: int, resident: int) -> Workl
         checkpointing=config.model.gradient_checkpointing,
         one_at_a_time=config.batch.backward == "one_at_a_time",
         sampled=sampled,
+        served=config.rollout.name == "vllm",
         teacher=config.algo.kd.teacher,
         view=view_length(config, prompt),
         reference=config.needs_reference,
@@ -159,7 +162,7 @@ def estimate(student: DecoderSizes, teacher: DecoderSizes | None, load: Workload
     return MemoryEstimate(
         always=_always(student, teacher, load),
         phases={
-            **({"sampling": sampling(student, load)} if load.sampled else {}),
+            **({"sampling": sampling(student, load)} if load.sampled and not load.served else {}),
             **({"teacher": _teacher(teacher, load)} if teacher is not None else {}),
             "update": update(student, teacher, load),
         },

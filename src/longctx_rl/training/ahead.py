@@ -98,7 +98,8 @@ class Ahead:
 
 
 def _completion(saved: dict[str, Any]) -> Completion:
-    return Completion(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
+    lists = {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}
+    return Completion(**{**saved, **lists})
 
 
 def check_gap(gap: float, largest: float) -> None:

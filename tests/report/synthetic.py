@@ -83,7 +83,8 @@ def answers(rng: random.Random, steps: int, items: int, place: int) -> list[dict
 def completions(rng: random.Random, teacher: bool) -> list[dict[str, Any]]:
     """Rollouts of two prompts, four completions each; with the gap to the teacher if there is one."""
     texts = ["the", " mentor", " of", " Tor", "Vin", " is", " Kes", "Dal", ".", "<|im_end|>"]
-    gaps = {"tokens_text": texts, "teacher_gap": [0.0, 0.01, -0.2, 0.5, 0.0, -1.5, 6.25, 0.1, 0.0, 0.0]}
+    gaps: dict[str, Any] = {"view": "TorVin's mentor is KesDal.", "view_kind": "evidence"}
+    gaps |= {"tokens_text": texts, "teacher_gap": [0.0, 0.01, -0.2, 0.5, 0.0, -1.5, 6.25, 0.1, 0.0, 0.0]}
     return [
         {
             "id": f"multihop-train-{prompt}-L256",

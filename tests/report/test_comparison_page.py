@@ -204,6 +204,9 @@ def test_rollouts_with_their_gap_to_the_teacher(page: Page) -> None:
     assert page.texts(far) == [" is", " Kes"]
     assert page.element(far).get_attribute("title") == '" is": \u22121.5 nats'
     assert 'largest gaps: " Kes" +6.25' in page.texts("#rollout-cards .card:last-child .facts")[1]
+    read = page.texts("#rollout-cards .card:last-child details")
+    assert read == ["the teacher reads (evidence)\u2026 TorVin's mentor is KesDal."]
+    assert len(page.texts("#rollout-cards details")) == 2 * SEEDS  # grpo has no teacher
     page.click("#gap")
     assert page.texts("#rollout-cards .token") == []
     assert page.texts("#rollout-cards .card:last-child pre")[0] == "the mentor of TorVin is KesDal.<|im_end|>"

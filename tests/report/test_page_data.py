@@ -39,6 +39,8 @@ def test_arms_are_methods_with_the_settings_that_tell_them_apart() -> None:
     assert names([*betas, run("sft")]) == ["sft", "dgrpo optim.lr=0.0001", "dgrpo optim.lr=0.0003"]
     moved = [run("opd", experiment_name=name, optim={"lr": lr}) for name, lr in (("a", 1), ("b", 2))]
     assert names(moved) == ["opd a", "opd b"]
+    views = [run("opd", prompt=prompt, view=view) for prompt, view in ((1, "a"), (2, "b"), (2, "c"))]
+    assert names(views) == ["opd view=a", "opd view=b", "opd view=c"]  # the prompt says nothing that the view does not
     assert names([run("opd"), run("opd", 1, forgotten_key=3)]) == ["opd"]  # of another version, not another setting
     assert names([run("opd", jobs, sweep={"jobs": jobs}) for jobs in (1, 2)]) == ["opd"]
     warm = [run("opd", seed, model={"student": f"runs/table2/sft-mini-mix-s{seed}/export"}) for seed in (0, 1)]

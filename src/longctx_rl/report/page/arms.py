@@ -75,6 +75,10 @@ def _telling(settings: Sequence[Settings]) -> list[str]:
     for key in varying:
         if len(_kinds(settings, [*chosen, key])) > len(_kinds(settings, chosen)):
             chosen.append(key)
+    for key in chosen[:]:  # later keys may say all that an earlier one does
+        others = [other for other in chosen if other != key]
+        if len(_kinds(settings, others)) == len(_kinds(settings, chosen)):
+            chosen = others
     return chosen
 
 

@@ -27,8 +27,9 @@ from longctx_rl.policy.policy import Policy
 from longctx_rl.rollout import RolloutFailed, SampleRequest, server
 from longctx_rl.rollout.server import Servers
 from longctx_rl.rollout.vllm import VllmSampler
+from rank_processes import run_ranks
 from rollout.scripted_vllm import EOS, Reply, ScriptedVllm, hangs, scripted
-from small_runs import rows_of, smoke, step_rows
+from small_runs import rows_of, smoke, step_rows, train
 
 TOKENIZER = load_tokenizer("mini-student")
 CONFIG = config_with("+algo=grpo", "rollout=vllm", "engine=local", "rollout.server=http://127.0.0.1:1")
@@ -332,3 +333,23 @@ def test_rollouts_ahead_have_the_weights_before_the_update_and_survive_an_interr
 def test_rollouts_ahead_that_cannot_be_are_refused(overrides: str) -> None:
     with pytest.raises(ValueError, match=r"rollout\.ahead=1"):
         config_with(*overrides.split(), "rollout.ahead=1")
+
+
+def test_two_ranks_share_a_server_and_one_of_them_gives_it_the_weights(tmp_path: Path) -> None:
+    settings = ("+algo=opd", "model=mini", "eval=none", "rollout=vllm", "rollout.max_gap=1e9", "engine=zero3")
+    weights: list[dict[str, torch.Tensor]] = []
+
+    def load(script: ScriptedVllm, body: Any) -> None:
+        weights.append(load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors"))
+
+    with scripted(ScriptedVllm(context=512, replies={"/collective_rpc": load})) as script:
+        config = smoke(tmp_path, *settings, f"rollout.server={script.url}", "engine.num_processes=2", "optim.lr=1e-2")
+        run_ranks(train, config)
+    drawn = [body for path, body in script.requests if path == GENERATE]
+    prompts = {body["sampling_params"]["seed"] for body in drawn}
+    assert len(drawn) == len(prompts) == 2 * config.batch.prompts_per_step
+    assert len(weights) == 2 and weights[0].keys() == weights[1].keys()
+    shipped = load_model("mini-student").state_dict()
+    assert all(torch.equal(shipped[name], value) for name, value in weights[0].items())
+    assert not torch.equal(weights[0]["lm_head.weight"], weights[1]["lm_head.weight"])
+    assert len(step_rows(rows_of(Path(config.run_dir)))) == 2

@@ -1,10 +1,10 @@
-"""Do engines matter? One seed of each of table1's methods on ZeRO-3, compared item by item with the run on engine=local.
+"""Do engines matter? A seed of each of table1's methods on ZeRO-3, compared item by item with the run on engine=local.
 
     python experiments/engines/compare.py       # from the committed results of both; writes comparison.jsonl
 
 A line for each method: how many items of the final evaluation are answered equally well on both engines, and, as a
-yardstick, by two seeds on one engine. Then a line for each column of the tables: ZeRO-3 minus local in percentage points,
-mean and 95 % interval over the methods.
+yardstick, by two seeds on one engine. Then a line for each column of the tables: ZeRO-3 minus local in percentage
+points, mean and 95 % interval over the methods.
 """
 
 import json

@@ -353,3 +353,8 @@ def test_two_ranks_share_a_server_and_one_of_them_gives_it_the_weights(tmp_path:
     assert all(torch.equal(shipped[name], value) for name, value in weights[0].items())
     assert not torch.equal(weights[0]["lm_head.weight"], weights[1]["lm_head.weight"])
     assert len(step_rows(rows_of(Path(config.run_dir)))) == 2
+
+
+def test_a_run_that_samples_nothing_needs_no_server(tmp_path: Path) -> None:
+    settings = ("+algo=sft", "model=mini", "eval=none", "rollout=vllm", "rollout.python=/nowhere", "budget.steps=1")
+    assert len(step_rows(train(smoke(tmp_path, *settings)))) == 1

@@ -217,6 +217,16 @@ class Config:
     sweep: SweepConfig = SweepConfig()
 
     @property
+    def samples(self) -> bool:
+        """Whether the run draws completions, to train on them or to evaluate."""
+        return self.algo.source == "policy" or self.eval.at_start or self.eval.during or self.eval.at_end
+
+    @property
+    def served(self) -> bool:
+        """Whether servers draw them."""
+        return self.rollout.name == "vllm" and self.samples
+
+    @property
     def largest_gap(self) -> float:
         """``rollout.max_gap``, or what rounding explains with this dtype, in nats."""
         return self.rollout.max_gap or (1e-4 if self.model.dtype == "float32" else 0.05)

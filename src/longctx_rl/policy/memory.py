@@ -114,7 +114,7 @@ def workload(config: Config, *, prompt: int, ranks: int, resident: int) -> Workl
         checkpointing=config.model.gradient_checkpointing,
         one_at_a_time=config.batch.backward == "one_at_a_time",
         sampled=sampled,
-        served=config.rollout.name == "vllm",
+        served=config.served,
         teacher=config.algo.kd.teacher,
         view=view_length(config, prompt),
         reference=config.needs_reference,

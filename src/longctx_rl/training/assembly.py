@@ -74,7 +74,7 @@ def build_parts(config: Config) -> Parts:
     engine = startup.build(config, policy, config.schedule_steps)
 
     servers = None
-    if config.rollout.name == "vllm":
+    if config.served:
         servers = Servers(config.rollout, engine, tokenizer, Path(config.run_dir), context)
     sampler = sampler_factory(config, engine, tokenizer, policy, servers)
     drawing = sampler(config.rollout.temperature, config.rollout.max_new_tokens)
@@ -164,10 +164,9 @@ def check_agreement(
     config: Config, tokenizer: PreTrainedTokenizerBase, policy: Policy, models: Sequence[Policy]
 ) -> None:
     """Check the scores of ``models``, and the samples of ``policy`` if it is one of them. Raises ValueError."""
-    answers = config.eval.at_start or config.eval.during or config.eval.at_end
     for module in models:
         agreement.check_scores(module, tokenizer)
-        if module is policy and config.rollout.name == "hf" and (config.algo.source == "policy" or answers):
+        if module is policy and config.samples and not config.served:
             agreement.check_samples(module.model, tokenizer, module.vocabulary)
 
 

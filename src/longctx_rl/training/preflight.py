@@ -39,7 +39,7 @@ def preflight(config: Config) -> None:
         check_lengths(config, min(known))
     if executes_code(config, tasks):
         probe.choose(config.sandbox)
-    if config.rollout.name == "vllm" and config.rollout.server == "auto":
+    if config.served and config.rollout.server == "auto":
         check_vllm(config.rollout.python)
 
 

@@ -358,3 +358,20 @@ def test_two_ranks_share_a_server_and_one_of_them_gives_it_the_weights(tmp_path:
 def test_a_run_that_samples_nothing_needs_no_server(tmp_path: Path) -> None:
     settings = ("+algo=sft", "model=mini", "eval=none", "rollout=vllm", "rollout.python=/nowhere", "budget.steps=1")
     assert len(step_rows(train(smoke(tmp_path, *settings)))) == 1
+
+
+def test_a_server_that_dies_while_it_draws_ahead_loses_no_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("+algo=grpo", "model=mini", "eval=none", "rollout=vllm", "rollout.ahead=1", "rollout.max_gap=1e9")
+    settings = (*settings, "budget.steps=4")
+    with scripted(ScriptedVllm(context=512)) as script:
+        count = iter(range(10**6))
+        script.replies[GENERATE] = lambda *_: (0, None) if next(count) >= 7 else None
+        assert rank.execute(smoke(tmp_path, *settings, f"rollout.server={script.url}")) == cli.UNUSABLE
+        said = capsys.readouterr().err
+        assert "cannot be reached" in said and "is saved; continue with" in said and "Traceback" not in said
+        script.replies.clear()
+        config = smoke(tmp_path, *settings, f"rollout.server={script.url}", "resume=true")
+        assert rank.execute(config) == 0
+    assert [row["progress/step"] for row in step_rows(rows_of(Path(config.run_dir)))] == [1, 2, 3, 4]

@@ -48,8 +48,9 @@ class Ahead:
             self._start(now, step)
             self._finish()
         groups = [self._drawn[request.seeds[0]] for request in now]
-        self._drawn = {}
-        if then is not None:
+        if then is None:
+            self._drawn = {}
+        else:
             self._start(then, step)
             self._probe(then)
         return groups
@@ -77,9 +78,9 @@ class Ahead:
         self._wait = completions
 
     def _finish(self) -> None:
-        if self._wait is not None:
-            self._drawn = self._wait()
-            self._wait = None
+        wait, self._wait = self._wait, None
+        if wait is not None:
+            self._drawn = wait()
 
     def _probe(self, requests: Sequence[SampleRequest]) -> None:
         """Compare the servers with the policy, while their weights are the same, on a short completion of each rank.

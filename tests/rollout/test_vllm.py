@@ -288,6 +288,11 @@ def test_settings_that_cannot_work_are_refused(setting: str) -> None:
         config_with("+algo=grpo", "rollout=vllm", setting)
 
 
+def test_a_server_without_its_sampler_is_refused() -> None:
+    with pytest.raises(ValueError, match="set rollout=vllm"):
+        config_with("+algo=grpo", "+rollout.server=http://a:1")
+
+
 def test_importance_weights_are_on_by_default() -> None:
     assert config_with("+algo=grpo", "rollout=vllm").algo.importance_cap == 3.0
     assert config_with("+algo=grpo").algo.importance_cap is None

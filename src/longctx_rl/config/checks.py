@@ -181,6 +181,8 @@ def _rollout(c: Config) -> Iterator[str]:
     for url in [] if r.server == "auto" else r.server.split(","):
         if not is_address(url.strip()):
             yield f"rollout.server={r.server}: give auto, or addresses such as 'http://a:8000,http://b:8000'"
+    if r.name != "vllm" and r.server != "auto":
+        yield f"rollout.server={r.server} is for rollout=vllm, but rollout={r.name}: set rollout=vllm"
     if r.ahead not in (0, 1):
         yield f"rollout.ahead={r.ahead}: set it to 0 or 1"
     if r.ahead and (r.name != "vllm" or c.algo.source != "policy"):

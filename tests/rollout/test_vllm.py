@@ -220,11 +220,14 @@ def test_the_guard_ends_a_server_when_its_parent_is_killed(tmp_path: Path) -> No
     (tmp_path / "weights").mkdir()
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     served = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {stubborn!r}])"
-    guard = Path(server.__file__).with_name("guard.py")
+    folder, weights = str(Path(server.__file__).parent), str(tmp_path / "weights")
+    guard = (
+        f"import sys; sys.path.insert(0, {folder!r}); import guard; guard.GRACE = 0.5\n"
+        f"guard.main(0, {weights!r}, [sys.executable, '-c', {served!r}])"
+    )
     parent = (
         "import subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, {str(guard)!r}, '0', {str(tmp_path / 'weights')!r}, sys.executable, '-c', "
-        f"{served!r}], stdin=subprocess.PIPE, start_new_session=True)\n"
+        f"subprocess.Popen([sys.executable, '-c', {guard!r}], stdin=subprocess.PIPE, start_new_session=True)\n"
         "time.sleep(600)"
     )
     started = subprocess.Popen([sys.executable, "-c", parent])

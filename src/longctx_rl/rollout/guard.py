@@ -5,7 +5,6 @@ has ended, even by ``kill -9``, reading the pipe gives its end. Everything in th
 and the folder of its weights is removed.
 """
 
-import contextlib
 import os
 import select
 import shutil
@@ -15,7 +14,7 @@ import sys
 import time
 
 GRACE = 10.0
-"""Seconds in which the server may end by itself after SIGTERM."""
+"""Seconds in which the server and its workers may end by themselves."""
 
 
 def main(pipe: int, folder: str, command: list[str]) -> int:
@@ -27,12 +26,13 @@ def main(pipe: int, folder: str, command: list[str]) -> int:
         while server.poll() is None:
             if select.select([pipe], [], [], 0.2)[0]:
                 _signal_group(server.pid, signal.SIGTERM)
-                until = time.monotonic() + GRACE
-                while server.poll() is None and time.monotonic() < until:
-                    time.sleep(0.05)
                 break
+        until = time.monotonic() + GRACE
+        while _signal_group(server.pid, 0) and time.monotonic() < until:
+            server.poll()  # a zombie would still be a member of the group
+            time.sleep(0.05)
     finally:
-        _signal_group(server.pid, signal.SIGKILL)  # its workers too
+        _signal_group(server.pid, signal.SIGKILL)
         server.wait()
         shutil.rmtree(folder, ignore_errors=True)
     return server.returncode
@@ -43,9 +43,13 @@ def _default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
+def _signal_group(group: int, number: int) -> bool:
+    """Send a signal to all processes of a group; whether there are any."""
+    try:
         os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

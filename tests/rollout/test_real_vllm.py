@@ -174,7 +174,7 @@ def test_a_server_that_is_killed_ends_the_run_with_a_saved_step(
         if len(calls) == 3:
             process = self._servers._process
             assert process is not None
-            os.killpg(process.pid, 9)
+            os.killpg(process.guard.pid, 9)
             for child in Path("/proc").glob("[0-9]*/cmdline"):
                 if str(self._servers._folder).encode() in child.read_bytes():
                     os.kill(int(child.parent.name), 9)

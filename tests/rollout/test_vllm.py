@@ -152,7 +152,11 @@ FAILURES: dict[str, tuple[str, Callable[[ScriptedVllm, Any], Reply | None], str]
     "cut short": (GENERATE, changed(finish_reason="length"), "ended by length"),
     "cache kept": ("/reset_prefix_cache", lambda *_: (200, {"success": False}), "prefix cache"),
     "other run": ("/weight_info", lambda *_: (200, {"weight_version": "x:1"}), "weights x:1 instead of"),
-    "two models": ("/v1/models", lambda *_: (200, {"data": [{"id": "a", "max_model_len": 9}] * 2}), "2 models"),
+    "two models": (
+        "/v1/models",
+        lambda *_: (200, {"data": [{"id": "a", "root": "a", "max_model_len": 9}] * 2}),
+        "2 models",
+    ),
     "hangs": (GENERATE, hangs, "rollout.timeout"),
 }
 

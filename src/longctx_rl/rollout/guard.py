@@ -2,7 +2,7 @@
 
 A program of its own that needs the standard library alone. The parent holds the other end of the pipe; when the parent
 has ended, even by ``kill -9``, reading the pipe gives its end. Everything in the server's process group is then killed,
-and the folder of its weights is removed.
+and FOLDER, where weights were written for it, is removed; '' for none.
 """
 
 import contextlib
@@ -34,7 +34,8 @@ def main(pipe: int, folder: str, command: list[str]) -> int:
     finally:
         _signal_group(server.pid, signal.SIGKILL)  # its workers too
         server.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
     return server.returncode
 
 

@@ -191,7 +191,7 @@ class VllmSampler:
 def _in_background(work: Coroutine[Any, Any, None]) -> Iterator[Future[None]]:
     """Await ``work`` in a thread of its own, and cancel what is left of it in the end."""
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread = threading.Thread(target=loop.run_forever, name="vllm", daemon=True)
     thread.start()
     running = asyncio.run_coroutine_threadsafe(work, loop)
 

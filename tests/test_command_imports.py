@@ -86,6 +86,7 @@ def test_importing_a_command_and_its_help_load_nothing_heavy(module: str, tmp_pa
             "nowhere.jsonl",
         ),
         ("longctx_rl.evaluate", (*EVALUATE[:1], "out=run", "eval=heldout"), "choose another out=FOLDER"),
+        ("longctx_rl.evaluate", (*EVALUATE, "eval=heldout", "rollout=vllm", "rollout.python=./nowhere"), "make vllm"),
         ("longctx_rl.harness", (*HARNESS, "limti=3"), "unknown key limti"),
         ("longctx_rl.harness", (*HARNESS, "include=./nowhere"), "include=./nowhere"),
         ("longctx_rl.harness", ("checkpoint=./nowhere", *HARNESS[1:]), "model ./nowhere"),

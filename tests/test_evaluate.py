@@ -128,7 +128,7 @@ def test_answers_are_kept_and_not_evaluated_again(tmp_path: Path, monkeypatch: p
     plain = answering.answer
 
     def counting(*arguments: Any, **options: Any) -> list[ItemRecord]:
-        evaluated.extend(item.example.id for item in arguments[3])
+        evaluated.extend(item.example.id for item in arguments[2])
         return plain(*arguments, **options)
 
     monkeypatch.setattr(answering, "answer", counting)

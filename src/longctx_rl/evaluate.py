@@ -2,11 +2,13 @@
 
     python -m longctx_rl.evaluate checkpoint=mini-student out=runs/mini-student eval=code eval.items=100
     python -m longctx_rl.evaluate checkpoint=mini-student out=runs/mini-student processes=2
+    python -m longctx_rl.evaluate checkpoint=mini-student out=runs/mini-student rollout=vllm
 
 Suites: eval=heldout, longreason, ruler, code, or all of them; short, longblocks, longreason_hub. kl.base=FOLDER
 measures the KL divergence from another checkpoint; logging=wandb mirrors the results, as it does those of a training
-run. Settings are in conf/evaluate.yaml and conf/eval/. Every answer is written to out/evals/<suite>.jsonl as soon as it
-is graded; the same command, or one with more items, continues from there.
+run; rollout=vllm answers with a vLLM server, which it starts. Settings are in conf/evaluate.yaml and conf/eval/. Every
+answer is written to out/evals/<suite>.jsonl as soon as it is graded; the same command, or one with more items,
+continues from there.
 """
 
 import sys

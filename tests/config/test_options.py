@@ -19,7 +19,7 @@ GROUPS = ("model", "task", "data", "engine", "rollout", "reward", "eval", "loggi
 EXPERIMENTS = sorted(
     path.relative_to(CONF / "experiment").with_suffix("").as_posix() for path in (CONF / "experiment").rglob("*.yaml")
 )
-OPTIONS = [[f"{group}={path.stem}" for path in sorted((CONF / group).glob("*.yaml"))] for group in GROUPS]
+OPTIONS = [[f"{group}={path.stem}" for path in sorted((CONF / group).glob("[!_]*.yaml"))] for group in GROUPS]
 FOR_LONGBLOCKS = ("task=any",)
 """These options need a data set, because no generator makes such a task."""
 COMBINED = [

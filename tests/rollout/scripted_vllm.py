@@ -22,6 +22,7 @@ class ScriptedVllm:
     replies: dict[str, Callable[["ScriptedVllm", Any], Reply | None]] = field(default_factory=dict)
     """Path to a function of the request's body; None: the usual answer."""
     context: int = 64
+    root: str = "the-folder-of-another-machine"
     url: str = ""
 
     def paths(self) -> list[str]:
@@ -39,7 +40,7 @@ class ScriptedVllm:
             self.version = body["new_version"]
         return 200, {
             "/health": {},
-            "/v1/models": {"data": [{"id": "policy", "max_model_len": self.context}]},
+            "/v1/models": {"data": [{"id": "policy", "root": self.root, "max_model_len": self.context}]},
             "/pause?mode=wait": {"status": "paused"},
             "/collective_rpc": {"results": [None]},
             "/reset_prefix_cache": {"success": True},

@@ -1,19 +1,21 @@
 """Sampling on a real vLLM server: the same tokens, probabilities and ends as transformers, through weight updates."""
 
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from scipy.stats import chi2_contingency
 
 from config.composing import config_with
 from longctx_rl import cli
+from longctx_rl.config.compose import composed_evaluate
 from longctx_rl.data.generators import generate
 from longctx_rl.data.source import prompt_ids
 from longctx_rl.engine.local import LocalEngine
+from longctx_rl.evaluate import evaluate
 from longctx_rl.launch import rank
 from longctx_rl.policy.attention import dispatch
 from longctx_rl.policy.loading import end_tokens, load_model, load_tokenizer
@@ -161,6 +163,27 @@ def test_updates_reach_the_server_with_tied_embeddings_too(pair: Pair, monkeypat
     assert_same(before, pair.vllm(requests, 0.0, 24))
 
 
+@pytest.mark.parametrize("overrides", [[], ["yarn={factor: 4.0, original_context: 4096}"]], ids=["plain", "stretched"])
+def test_an_evaluation_has_the_records_of_transformers(overrides: list[str], tmp_path: Path) -> None:
+    """Two suites, one of them with shared documents and a limit for each item; the embeddings are tied."""
+    suites = {"heldout": "[256,1024]", "ruler": "[512]"}
+    for sampler in ("vllm", "hf"):
+        settings = ["checkpoint=mini-student", f"out={tmp_path / sampler}", "eval=all", "eval.items=26", *overrides]
+        dropped = [f"~eval.suites.{name}" for name in ("longreason", "code", "humaneval", "mbpp")]
+        lengths = [f"eval.suites.{name}.lengths={chosen}" for name, chosen in suites.items()]
+        answers = [f"rollout={sampler}", f"rollout.python={PYTHON}", "rollout.max_new_tokens=48"]
+        evaluate(composed_evaluate([*settings, *dropped, *lengths, *answers]))
+    for name in suites:
+        vllm, hf = (
+            sorted((tmp_path / sampler / "evals" / f"{name}.jsonl").read_text().splitlines())
+            for sampler in ("vllm", "hf")
+        )
+        assert vllm == hf and len(hf) > 20
+    assert (tmp_path / "vllm" / "index.html").read_bytes() == (tmp_path / "hf" / "index.html").read_bytes()
+    assert not (tmp_path / "vllm" / "vllm.log").exists()
+    assert not [one for one in psutil.Process().children() if "guard.py" in " ".join(one.cmdline())]
+
+
 def test_a_server_that_is_killed_ends_the_run_with_a_saved_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,12 +195,9 @@ def test_a_server_that_is_killed_ends_the_run_with_a_saved_step(
     def dies(self: VllmSampler, requests: list[SampleRequest]) -> object:
         calls.append(1)
         if len(calls) == 3:
-            process = self._servers._process
-            assert process is not None
-            os.killpg(process.pid, 9)
-            for child in Path("/proc").glob("[0-9]*/cmdline"):
-                if str(self._servers._folder).encode() in child.read_bytes():
-                    os.kill(int(child.parent.name), 9)
+            process = self._servers._process  # type: ignore[attr-defined]
+            (server,) = psutil.Process(process.guard.pid).children()
+            server.kill()
         return sample(self, requests)
 
     monkeypatch.setattr(VllmSampler, "sample", dies)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,21 @@ from small_runs import rows_of, smoke, step_rows, train
 
 TOKENIZER = load_tokenizer("mini-student")
 CONFIG = config_with("+algo=grpo", "rollout=vllm", "engine=local", "rollout.server=http://127.0.0.1:1")
+CONNECTED: list[Servers] = []
 REQUESTS = [SampleRequest((5, 6, 7), (40, 50)), SampleRequest((8,), (60, 70, 80), max_new_tokens=1)]
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "PAUSE", 0.01)
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """Remove the weights of each test."""
+    yield
+    while CONNECTED:
+        CONNECTED.pop().close()
 
 
 @pytest.fixture
@@ -48,7 +57,8 @@ def engine() -> LocalEngine:
 
 def connected(engine: LocalEngine, root: Path, *scripts: ScriptedVllm, **changes: Any) -> Servers:
     config: RolloutConfig = replace(CONFIG.rollout, server=",".join(script.url for script in scripts), **changes)
-    return Servers(config, engine, TOKENIZER, root, 64)
+    CONNECTED.append(Servers(config, engine, TOKENIZER, root, 64))
+    return CONNECTED[-1]
 
 
 def sampler(servers: Servers, **changes: Any) -> VllmSampler:
@@ -66,7 +76,8 @@ def test_prompts_are_sent_once_and_completions_come_back_in_order(engine: LocalE
     assert [completion.finish_reason for completion in groups[1]] == ["stop", "length", "length"]
     assert groups[0][1].sampler_logprobs == (-0.5, -0.5)
     assert groups[0][0].text == "" and groups[0][1].text == TOKENIZER.decode([11])
-    first, second = (body for path, body in script.requests if path == "/inference/v1/generate")
+    sent = (body for path, body in script.requests if path == "/inference/v1/generate")
+    first, second = sorted(sent, key=lambda body: body["token_ids"])
     assert first["token_ids"] == [5, 6, 7] and first["cache_salt"] == script.version
     assert first["sampling_params"] == {
         "n": 2,
@@ -154,7 +165,11 @@ FAILURES: dict[str, tuple[str, Callable[[ScriptedVllm, Any], Reply | None], str]
     "cut short": (GENERATE, changed(finish_reason="length"), "ended by length"),
     "cache kept": ("/reset_prefix_cache", lambda *_: (200, {"success": False}), "prefix cache"),
     "other run": ("/weight_info", lambda *_: (200, {"weight_version": "x:1"}), "weights x:1 instead of"),
-    "two models": ("/v1/models", lambda *_: (200, {"data": [{"id": "a", "max_model_len": 9}] * 2}), "2 models"),
+    "two models": (
+        "/v1/models",
+        lambda *_: (200, {"data": [{"id": "a", "root": "a", "max_model_len": 9}] * 2}),
+        "2 models",
+    ),
     "hangs": (GENERATE, hangs, "rollout.timeout"),
 }
 

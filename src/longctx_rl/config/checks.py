@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, astuple
+from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from longctx_rl.config.data import GeneratedShortConfig
 from longctx_rl.config.eval import EvalConfig, EvaluateConfig, KLConfig
 from longctx_rl.config.model import ModelConfig, YarnConfig
+from longctx_rl.config.rollout import ServerConfig
 from longctx_rl.config.schema import AlgoConfig, Config
 from longctx_rl.objective.spec import ANCHORS, Divergence
 
@@ -18,6 +20,8 @@ VIEW_TOKENS_LEAST = 64
 LONGEST_NAME = 200
 """Bytes of a folder's name, which file systems limit to 255, some of them for temporary names."""
 MOST_THREADS = 1024
+VLLM_TEMPERATURE = 2
+"""The highest temperature that vLLM takes."""
 SAMPLED_ESTIMATORS = ("k1", "k2", "k3")
 
 
@@ -39,8 +43,22 @@ def check_evaluate(config: EvaluateConfig) -> None:
     ):
         if value < 1:
             raise ValueError(f"{key}={value}: set it above 0")
-    for problem in (*_kl(config.kl), *_suites(config.eval), *_yarn("yarn", config.yarn)):
+    problems = (_kl(config.kl), _suites(config.eval), _yarn("yarn", config.yarn), _answers(config))
+    for problem in chain(*problems):
         raise ValueError(problem)
+
+
+def _answers(c: EvaluateConfig) -> Iterator[str]:
+    yield from _servers(c.rollout)
+    if c.rollout.name == "hf":
+        if c.rollout.server != "auto":
+            yield f"rollout.server={c.rollout.server} is for rollout=vllm: add rollout=vllm"
+        return
+    if c.processes > 1:
+        yield f"processes={c.processes} is for rollout=hf: set processes=1, because vLLM answers many items at a time"
+    for name, suite in c.eval.suites.items():
+        if suite.temperature > VLLM_TEMPERATURE:
+            yield f"eval.suites.{name}.temperature={suite.temperature}: vLLM takes at most {VLLM_TEMPERATURE}"
 
 
 def _problems(c: Config) -> Iterator[str]:
@@ -176,11 +194,17 @@ def is_address(url: str) -> bool:
         return False
 
 
+def _servers(r: ServerConfig) -> Iterator[str]:
+    if not all(map(is_address, r.addresses)):
+        yield f"rollout.server={r.server}: give auto, or addresses such as 'http://a:8000,http://b:8000'"
+    for name in ("concurrency", "timeout", "start_timeout"):
+        if not 0 < getattr(r, name) < math.inf:
+            yield f"rollout.{name}={getattr(r, name)}: set it above 0"
+
+
 def _rollout(c: Config) -> Iterator[str]:
     r = c.rollout
-    for url in [] if r.server == "auto" else r.server.split(","):
-        if not is_address(url.strip()):
-            yield f"rollout.server={r.server}: give auto, or addresses such as 'http://a:8000,http://b:8000'"
+    yield from _servers(r)
     if r.name != "vllm" and r.server != "auto":
         yield f"rollout.server={r.server} is for rollout=vllm, but rollout={r.name}: set rollout=vllm"
     if r.ahead not in (0, 1):
@@ -191,11 +215,8 @@ def _rollout(c: Config) -> Iterator[str]:
         yield f"rollout.ahead=1 draws before rewards are known, unlike algo.draws={c.algo.draws}: set algo.draws=1"
     if r.ahead and c.algo.weights.pg and c.algo.importance_cap is None:
         yield "rollout.ahead=1 samples with earlier weights, which needs a correction: set algo.importance_cap=3"
-    if r.name == "vllm" and r.temperature > 2:
-        yield f"rollout.temperature={r.temperature}: vLLM takes at most 2"
-    for name in ("concurrency", "timeout", "start_timeout"):
-        if not 0 < getattr(r, name) < math.inf:
-            yield f"rollout.{name}={getattr(r, name)}: set it above 0"
+    if r.name == "vllm" and r.temperature > VLLM_TEMPERATURE:
+        yield f"rollout.temperature={r.temperature}: vLLM takes at most {VLLM_TEMPERATURE}"
     if r.max_gap is not None and not r.max_gap > 0:
         yield f"rollout.max_gap={r.max_gap}: set it above 0, or null for the default of the dtype"
 

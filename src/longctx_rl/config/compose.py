@@ -257,7 +257,8 @@ def composed_build(overrides: Sequence[str]) -> BuildConfig:
 
 def composed_evaluate(overrides: Sequence[str]) -> EvaluateConfig:
     """Return the configuration of an evaluation. Raises ValueError as ``composed`` does."""
-    settings = _compose("evaluate", overrides)
+    # The files of conf/rollout/ are for training.
+    settings = _compose("evaluate", [re.sub("^rollout=", "rollout.name=", line) for line in overrides])
     if OmegaConf.is_missing(settings, "checkpoint"):
         raise ValueError("give a checkpoint: checkpoint=FOLDER, such as the export/ of a run")
     if OmegaConf.is_missing(settings, "out"):

@@ -7,6 +7,7 @@ from longctx_rl.config.data import DataConfig
 from longctx_rl.config.logging import LoggingConfig
 from longctx_rl.config.model import YarnConfig
 from longctx_rl.config.reward import RewardConfig
+from longctx_rl.config.rollout import ServerConfig
 
 FILES = ("humaneval", "mbpp")
 """Suites that are evaluated only if the file of their problems is given."""
@@ -88,13 +89,13 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswersConfig:
-    """Limits of the answers of an evaluated checkpoint."""
+class AnswersConfig(ServerConfig):
+    """Who answers for an evaluated checkpoint, and the limits of the answers."""
 
     max_new_tokens: int
     """Longest answer in tokens, for suites that take their limit from here."""
     batch_tokens: int
-    """Tokens of prompts and answers whose keys and values are held together."""
+    """hf: tokens of prompts and answers whose keys and values are held together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from longctx_rl.config.eval import EvalConfig
 from longctx_rl.config.logging import LoggingConfig
 from longctx_rl.config.model import ModelConfig
 from longctx_rl.config.reward import RewardConfig
+from longctx_rl.config.rollout import ServerConfig
 from longctx_rl.objective.spec import Objective
 
 ALGORITHMS = ("sft", "kd", "grpo", "opd", "dgrpo", "opsd", "dgrpo_self")
@@ -128,10 +129,9 @@ class BatchConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutConfig:
+class RolloutConfig(ServerConfig):
     """How completions are sampled."""
 
-    name: Literal["hf", "vllm"]
     temperature: float
     """Divides the logits in every log-probability alike: sampler, policy, reference and teacher."""
     max_new_tokens: int
@@ -141,22 +141,8 @@ class RolloutConfig:
     length."""
     gather_weights: bool
     """ZeRO-3: hold the full weights while sampling (fast). False: gather them layer by layer (less memory)."""
-    server: str = "auto"
-    """vLLM: ``auto``, or the addresses of running servers, separated by commas."""
-    python: str = ".venv-vllm/bin/python"
-    """server=auto: an interpreter that has vLLM."""
-    server_args: tuple[str, ...] = ()
-    """server=auto: further arguments of vLLM."""
-    devices: str | None = None
-    """server=auto: CUDA_VISIBLE_DEVICES of the server; None: this run's."""
     weights_dir: str | None = None
     """Folder for the weights on their way to the servers; None: shared memory, or the run directory."""
-    concurrency: int = 256
-    """Requests at a time of each rank."""
-    timeout: float = 3600.0
-    """Seconds until an answer to a request counts as lost."""
-    start_timeout: float = 900.0
-    """Seconds until a started server counts as failed."""
     ahead: int = 0
     """1: vLLM draws the next step's completions while this step trains."""
     importance_cap: float | None = None

@@ -17,8 +17,15 @@ from longctx_rl.evals import folder, kl, summary
 from longctx_rl.evals.answering import answer_suites, device_of
 from longctx_rl.evals.preconditions import check_lengths
 from longctx_rl.evals.processes import answer_in_processes, merge
+from longctx_rl.evals.served import served
 from longctx_rl.evals.suites import ProgressCallback, Share, plan_of
-from longctx_rl.policy.loading import check_tokenizer, context_length, load_model, load_tokenizer
+from longctx_rl.policy.loading import (
+    check_tokenizer,
+    context_length,
+    load_model,
+    load_tokenizer,
+    load_without_weights,
+)
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.weights import weights_hash
 from longctx_rl.rollout import agreement
@@ -39,23 +46,31 @@ def evaluate_checkpoint(config: EvaluateConfig, backend: str | None) -> list[str
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     tokenizer = load_tokenizer(config.tokenizer or config.checkpoint)
-    model = load_model(config.checkpoint, config.yarn).eval()
+    remote = config.rollout.name == "vllm"
+    model = (load_without_weights if remote else load_model)(config.checkpoint, config.yarn).eval()
     check_fit(config, model, tokenizer)
-    agreement.check_samples(model, tokenizer)
+    if not remote:
+        agreement.check_samples(model, tokenizer)
     if config.kl.base is not None:
         kl.check_tokens(config.kl.base, tokenizer)
-        agreement.check_scores(Policy(model, chunk=config.kl.chunk), tokenizer)
+        if not remote:
+            agreement.check_scores(Policy(model, chunk=config.kl.chunk), tokenizer)
     if backend is not None:
         print(f"generated code is run in sandbox={backend}", file=sys.stderr)
     weights = weights_hash(config.checkpoint)
+    if remote and weights is None:
+        check_served_alone(config)
     folder.claim(out, config, weights=weights, positions=positions(model), backend=backend)
     merge(out)
-    with progress_bar(config) as progress:
+    cpu = device_of(config, Share()).type == "cpu"
+    with progress_bar(config) as progress, served(config, model, weights, cpu) as servers:
         if config.processes == 1:
-            answered = answer_suites(config, model, tokenizer, Share(), progress)
+            answered = answer_suites(config, model, tokenizer, Share(), progress, servers)
             del model
         else:
             del model  # each process loads its own
+            for name in config.eval.suites:
+                folder.note_sampler(out, name, config.rollout.name)
             answered = answer_in_processes(config, progress)
     folder.record_counts(out, answered)
     tables = [
@@ -71,7 +86,8 @@ def kl_to_base(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> st
     """The table of KL(checkpoint || base), from ``evals/kl.json`` if it was measured before."""
     assert config.kl.base is not None
     base, model = kl.base_model(config.kl, tokenizer, config.yarn), load_model(config.checkpoint, config.yarn).eval()
-    agreement.check_scores(Policy(base, chunk=config.kl.chunk), tokenizer)
+    for scored in (base, model):
+        agreement.check_scores(Policy(scored, chunk=config.kl.chunk), tokenizer)
     agreement.check_samples(base, tokenizer)
     facts = dataclasses.asdict(config.kl) | {
         "checkpoint": config.checkpoint,
@@ -84,6 +100,15 @@ def kl_to_base(config: EvaluateConfig, tokenizer: PreTrainedTokenizerBase) -> st
     return f"KL to {config.kl.base}\n" + kl.measure(
         path, facts, model, base, tokenizer, config.kl, config.rollout.batch_tokens
     )
+
+
+def check_served_alone(config: EvaluateConfig) -> None:
+    """Raise ValueError if weights are needed that only a server has."""
+    for key, needed in (("rollout.server=auto", config.rollout.server == "auto"), ("kl.base", config.kl.base)):
+        if needed:
+            raise ValueError(
+                f"{key} needs the weights of {config.checkpoint} on this disk: run hf download {config.checkpoint}"
+            )
 
 
 @contextmanager

@@ -44,13 +44,31 @@ def answer(
     Returns:
         One record per item, in the order of the items.
     """
+    requests = requests_of(tokenizer, items, slack, samples)
+    return graded(items, requests, sampler.sample(requests), grade, step)
+
+
+def requests_of(
+    tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], slack: int | None, samples: int
+) -> list[SampleRequest]:
+    """The request for each item's answers. See ``answer``."""
     requests = []
     for item in items:
         document, question = encode_prompt(tokenizer, item.example)
         limit = None if slack is None else len(encode_target(tokenizer, item.example)) + slack
         seeds = tuple(records.seed_of(item.example.id, number) for number in range(samples))
         requests.append(SampleRequest(document + question, seeds, len(document), limit))
-    completions = sampler.sample(requests)
+    return requests
+
+
+def graded(
+    items: Sequence[Item],
+    requests: Sequence[SampleRequest],
+    completions: Sequence[Sequence[Completion]],
+    grade: Grading,
+    step: int,
+) -> list[ItemRecord]:
+    """The record of each item with its graded completions. See ``answer``."""
     answers = [
         (completion.text, item.example) for item, group in zip(items, completions, strict=True) for completion in group
     ]

@@ -56,7 +56,10 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def check(out: Path, config: EvaluateConfig) -> None:
-    """Raise ValueError if the folder contains answers with a different number type or limits."""
+    """Raise ValueError if the folder contains answers with a different number type or limits.
+
+    Greedy answers can be continued with another sampler, which the description records; others cannot.
+    """
     kept = _description(out)
     if not kept:
         return
@@ -73,6 +76,13 @@ def check(out: Path, config: EvaluateConfig) -> None:
                 raise ValueError(
                     f"{out} contains answers with a different {LIMITS[key]}: set {setting}, or {OTHER_FOLDER}"
                 )
+    for name, suite in config.eval.suites.items():
+        samplers = _samplers(out, kept, name)
+        if suite.temperature and samplers and config.rollout.name not in samplers:
+            raise ValueError(
+                f"{out} contains answers to {name} that were sampled with rollout={samplers[0]}, whose random numbers "
+                f"are its own: set rollout={samplers[0]}, or {OTHER_FOLDER}"
+            )
 
 
 def claim(
@@ -108,6 +118,7 @@ def claim(
         "dtype": config.dtype,
         "positions": positions,
         "sandbox": backend,
+        "samplers": kept.get("samplers") or {},
         "limits": _limits(config) | limits,
         "asked": (kept.get("asked") or {}) | requested,
     }
@@ -121,6 +132,21 @@ def record_counts(out: Path, answered: Mapping[str, Sequence[ItemRecord]]) -> No
         counts = Counter((record.task, record.length) for record in of_suite)
         description["asked"][name] = [(*cell, count) for cell, count in counts.items()]
     write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def note_sampler(out: Path, name: str, sampler: str) -> None:
+    """Record that ``sampler``, hf or vllm, answers items of a suite. Call it before the answers are written."""
+    description = _description(out)
+    samplers = _samplers(out, description, name)
+    if sampler not in samplers:
+        description["samplers"][name] = [*samplers, sampler]
+        write_text(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def _samplers(out: Path, description: Mapping[str, Any], name: str) -> list[str]:
+    """Who has answered items of a suite: hf, where the description of an older version does not say."""
+    recorded: list[str] | None = (description.get("samplers") or {}).get(name)
+    return recorded or (["hf"] if (out / "evals" / f"{name}.jsonl").exists() else [])
 
 
 def _remove_unanswered(created: Sequence[Path]) -> None:
@@ -149,6 +175,7 @@ def read_description(path: Path, fix: str, needs: Sequence[str] = ()) -> dict[st
         "dtype": str,
         "limits": dict[str, dict[str, float | None]],
         "asked": dict[str, list[tuple[str, int, int]]],
+        "samplers": dict[str, list[str]],
     }
     kinds = {name: kind if name in needs else kind | None for name, kind in fields.items()}
     return read_object(path, fix, checkpoint=str, **kinds)

@@ -12,6 +12,7 @@ from longctx_rl.evals.suites import READ, check_suite
 from longctx_rl.policy.model_folder import check_model
 from longctx_rl.policy.shape import stated_context
 from longctx_rl.policy.weights import locate
+from longctx_rl.rollout.serving import check_vllm
 from longctx_rl.sandbox import probe
 from longctx_rl.sandbox.isolation import Backend
 
@@ -27,7 +28,7 @@ def check_evaluate(config: EvaluateConfig) -> Backend | None:
 
     Raises:
         ValueError: an unknown suite or label; a reward that cannot grade; a model, file or sandbox that is not
-            available; lengths beyond the context.
+            available; an interpreter without vLLM; lengths beyond the context.
     """
     check_suites(config.eval.suites)
     if config.tokenizer is not None:
@@ -38,6 +39,8 @@ def check_evaluate(config: EvaluateConfig) -> Backend | None:
     context = stated_context(config.checkpoint, config.yarn)
     if context is not None:
         check_lengths(config, context)
+    if config.rollout.name == "vllm" and config.rollout.server == "auto":
+        check_vllm(config.rollout.python)
     return probe.choose(config.sandbox) if runs_code(config.eval.suites) else None
 
 
@@ -53,8 +56,15 @@ def check_suites(suites: Mapping[str, SuiteConfig]) -> None:
             longreason_hub.find(suite)
 
 
-def check_lengths(config: EvaluateConfig, context: int) -> None:
-    """Raise ValueError for prompt lengths that leave no room for the answer in a context of ``context`` tokens."""
+def check_lengths(config: EvaluateConfig, context: int, server: str | None = None) -> None:
+    """Raise ValueError for prompt lengths that leave no room for the answer in a context of ``context`` tokens.
+
+    Args:
+        server: the address of the server whose context it is; None: the checkpoint's own.
+    """
+    longer = "serve a larger --max-model-len"
+    if server is None:
+        longer = "stretch the model, yarn='{factor: 4.0, original_context: 32768}'"
     for name, suite in config.eval.suites.items():
         if name in READ:
             continue  # prompts of suites that are read have their own lengths: see answering.py
@@ -62,8 +72,7 @@ def check_lengths(config: EvaluateConfig, context: int) -> None:
         if need > context:
             raise ValueError(
                 f"eval.suites.{name}.lengths needs {need} tokens with the answer, but the context of "
-                f"{config.checkpoint} is {context}: lower it, or stretch the model, yarn='{{factor: 4.0, "
-                "original_context: 32768}'"
+                f"{server or config.checkpoint} is {context}: lower it, or {longer}"
             )
 
 

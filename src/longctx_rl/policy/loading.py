@@ -1,5 +1,6 @@
 """Loading of models and tokenizers, and the checks that a student and a teacher can be compared token by token."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -65,6 +67,20 @@ def load_model(name: str, yarn: YarnConfig | None = None) -> PreTrainedModel:
         check_weights(name, snapshot, config)
     check_finite(name, model)
     dispatch.install(model)
+    return model
+
+
+def load_without_weights(name: str, yarn: YarnConfig | None = None) -> PreTrainedModel:
+    """Load what ``load_model`` does except for the weights: parameters have shapes and no values.
+
+    Raises:
+        ValueError: see ``checked_config``.
+    """
+    path, config = locate(name), checked_config(name, yarn)
+    with explained(name, path), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with suppress(OSError):  # no generation_config.json: the configuration's own, as in from_pretrained
+            model.generation_config = GenerationConfig.from_pretrained(path)
     return model
 
 

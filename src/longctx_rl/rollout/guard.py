@@ -2,7 +2,7 @@
 
 A program of its own that needs the standard library alone. The parent holds the other end of the pipe; when the parent
 has ended, even by ``kill -9``, reading the pipe gives its end. Everything in the server's process group is then killed,
-and the folder of its weights is removed.
+and FOLDER, where weights were written for it, is removed; '' for none.
 """
 
 import os
@@ -21,6 +21,10 @@ def main(pipe: int, folder: str, command: list[str]) -> int:
     """Run the command until it ends or the pipe is closed, and return its exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the parent decides
+    if not command:
+        select.select([pipe], [], [])
+        shutil.rmtree(folder, ignore_errors=True)
+        return 0
     server = subprocess.Popen(command, start_new_session=True, preexec_fn=_default_signals)
     try:
         while server.poll() is None:
@@ -34,7 +38,8 @@ def main(pipe: int, folder: str, command: list[str]) -> int:
     finally:
         _signal_group(server.pid, signal.SIGKILL)
         server.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
     return server.returncode
 
 

@@ -1,4 +1,4 @@
-"""vLLM servers that hold the policy's weights: started with the run or already running, and updated over HTTP.
+"""Connections to vLLM servers, and those that hold a policy's weights: updated over HTTP.
 
 The weights travel as safetensors files in shared memory, which ``reload_weights`` reads; then the prefix cache is reset
 and the version is set, which every completion reports. Written for vLLM 0.32, whose development endpoints are used
@@ -6,49 +6,28 @@ and the version is set, which every completion reports. Written for vLLM 0.32, w
 """
 
 import asyncio
-import os
 import secrets
 import shutil
-import socket
 import subprocess
-import sys
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx2
 from transformers import PreTrainedTokenizerBase
 
+from longctx_rl.config.rollout import ServerConfig
 from longctx_rl.config.schema import RolloutConfig
 from longctx_rl.engine import Engine, distributed
 from longctx_rl.files import mismatch, parsed_json
 from longctx_rl.rollout import RolloutFailed
+from longctx_rl.rollout.serving import ServerProcess, guarded, one_line, release
 
 SHARED_MEMORY = Path("/dev/shm")
-NAME = "policy"
-"""The name under which a server of one's own serves the policy."""
-FLAGS = ("--enable-scale-out", "--skip-tokenizer-init", "--generation-config", "vllm")
-PROCESSED = ("--logprobs-mode", "processed_logprobs")
-PREFILLED = 8192
-"""Tokens that a server on a CPU prefills at a time."""
 RETRIES, PAUSE = 4, 0.5
 """Further attempts where a server refuses connections or is overloaded, and seconds before the first; each doubles."""
 OVERLOADED = (429, 502, 503, 504)
-NOTED_EVERY = 30.0
-"""Seconds between messages that the server is not ready yet."""
-TAIL = 2000
-"""Characters of the server's log that are searched for the cause of a failed start."""
-
-
-def cpu_flags(context: int) -> tuple[str, ...]:
-    """Arguments of a server on a CPU.
-
-    Prompts are prefilled whole: where one is split, vLLM 0.32 moves the seeded random generator of its request back,
-    which generators on a CPU cannot do, and the server dies.
-    """
-    return "--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(context, PREFILLED))
 
 
 class Server:
@@ -56,7 +35,7 @@ class Server:
 
     def __init__(self, url: str, timeout: float) -> None:
         self.url, self._timeout = url.rstrip("/"), timeout
-        self.model, self.context = "", 0
+        self.model, self.root, self.context = "", "", 0
 
     async def post(self, client: httpx2.AsyncClient, path: str, kind: Any, **content: Any) -> Any:
         """Return the JSON reply to a request, which has the type ``kind`` (see ``files.mismatch``).
@@ -97,17 +76,18 @@ class Server:
             )
         if response.status_code != 200:
             words = response.text if mismatch(value, {"error": {"message": str}}) else value["error"]["message"]
-            raise RolloutFailed(f"{self.url} refused {path} ({_one_line(words)}): look at its log")
+            raise RolloutFailed(f"{self.url} refused {path} ({one_line(words)}): look at its log")
         if problem := problem or mismatch(value, kind):
             raise RolloutFailed(f"the reply of {self.url} to {path} is {problem}: use vLLM 0.32")
         return value
 
     async def describe(self, client: httpx2.AsyncClient) -> None:
-        """Learn the served name and the context length."""
-        models = await self.get(client, "/v1/models", {"data": [{"id": str, "max_model_len": int}]})
+        """Learn the served name, the folder or Hub id that the model was loaded from, and the context length."""
+        models = await self.get(client, "/v1/models", {"data": [{"id": str, "root": str, "max_model_len": int}]})
         if len(models["data"]) != 1:
             raise RolloutFailed(f"{self.url} serves {len(models['data'])} models: serve the policy alone")
-        self.model, self.context = models["data"][0]["id"], models["data"][0]["max_model_len"]
+        (model,) = models["data"]
+        self.model, self.root, self.context = model["id"], model["root"], model["max_model_len"]
 
     async def load(self, client: httpx2.AsyncClient, folder: Path, version: str) -> None:
         """Replace the weights by those in ``folder``, and make sure that nothing computed by the old ones is used."""
@@ -126,7 +106,38 @@ class Server:
             )
 
 
-class Servers:
+class Connections(ABC):
+    """Servers of one model, which share the prompts."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._settings = config
+        self.servers = self.at(config.addresses)
+
+    @abstractmethod
+    def sync(self) -> str:
+        """Prepare all servers for requests, and return the version of the weights that completions must report."""
+
+    def at(self, urls: Sequence[str]) -> list[Server]:
+        """The servers at these addresses."""
+        return [Server(url, self._settings.timeout) for url in urls]
+
+    def run(self, work: Callable[[Server, httpx2.AsyncClient], Any]) -> list[Any]:
+        """Await ``work`` for each server at the same time, and return the results."""
+
+        async def each() -> list[Any]:
+            async with self.client() as client:
+                return await gathered([work(server, client) for server in self.servers])
+
+        return asyncio.run(each())
+
+    def client(self) -> httpx2.AsyncClient:
+        """An HTTP client, to be used in ``async with``."""
+        limits = httpx2.Limits(max_connections=self._settings.concurrency, max_keepalive_connections=None)
+        timeout = httpx2.Timeout(self._settings.timeout, connect=10.0, pool=None)
+        return httpx2.AsyncClient(limits=limits, timeout=timeout, trust_env=False)
+
+
+class Servers(Connections):
     """The servers of a run. All ranks make one, and call its methods together.
 
     Args:
@@ -137,19 +148,30 @@ class Servers:
     def __init__(
         self, config: RolloutConfig, engine: Engine, tokenizer: PreTrainedTokenizerBase, run_dir: Path, context: int
     ) -> None:
+        super().__init__(config)
         self.config, self._engine, self._tokenizer = config, engine, tokenizer
         self._run = distributed.broadcast(secrets.token_hex(4))
-        self._log = run_dir / "vllm.log"
         self._folder = distributed.broadcast(self._choose_folder(run_dir))
         self._written: int | None = None
         self._synced: int | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ServerProcess | None = None
+        self._weights_guard: subprocess.Popen[bytes] | None = None
         self._ready = False
-        urls = [url.strip() for url in config.server.split(",")]
         if config.server == "auto":
             self._write()
-            urls = [distributed.broadcast(self._start(context) if distributed.is_main() else "")]
-        self.servers = [Server(url, config.timeout) for url in urls]
+            if distributed.is_main():
+                self._process = ServerProcess(
+                    config,
+                    self._weights(engine.updates),
+                    run_dir / "vllm.log",
+                    dtype=str(engine.dtype).removeprefix("torch."),
+                    context=context,
+                    cpu=engine.device.type == "cpu",
+                    scratch=self._folder,
+                )
+            self.servers = self.at([distributed.broadcast("" if self._process is None else self._process.url)])
+        elif distributed.is_main():
+            self._weights_guard = guarded(self._folder)
 
     def sync(self) -> str:
         """Give all servers the policy's current weights, and return their version. All ranks call this.
@@ -176,40 +198,24 @@ class Servers:
             self._synced = updates
         return version
 
-    def run(self, work: Callable[[Server, httpx2.AsyncClient], Any]) -> list[Any]:
-        """Await ``work`` for each server at the same time, and return the results."""
-
-        async def each() -> list[Any]:
-            async with self.client() as client:
-                return await gathered([work(server, client) for server in self.servers])
-
-        return asyncio.run(each())
-
-    def client(self) -> httpx2.AsyncClient:
-        """An HTTP client, to be used in ``async with``."""
-        limits = httpx2.Limits(max_connections=self.config.concurrency, max_keepalive_connections=None)
-        timeout = httpx2.Timeout(self.config.timeout, connect=10.0, pool=None)
-        return httpx2.AsyncClient(limits=limits, timeout=timeout, trust_env=False)
+    def _wait(self) -> None:
+        if self._process is not None:
+            self._process.wait()
 
     def close(self) -> None:
-        """End a server of one's own. The guard would do so, too, when this process ends."""
+        """End a server of one's own, which the end of this process would do, too, and remove the weights."""
         if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(15)
-            self._process = None
-        elif distributed.is_main():
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._process.close()
+        if self._weights_guard is not None:
+            release(self._weights_guard)
+        self._process = self._weights_guard = None
 
     def _choose_folder(self, run_dir: Path) -> Path:
         """Where weights are written: shared memory, if all servers are on this machine and it has room for two copies.
 
         In a folder that only this user can enter, because its name can be guessed.
         """
-        local = self.config.server == "auto" or all(
-            url.split("//")[-1].startswith(("127.0.0.1", "localhost")) for url in self.config.server.split(",")
-        )
+        local = all(url.split("//")[-1].startswith(("127.0.0.1", "localhost")) for url in self.config.addresses)
         root = Path(self.config.weights_dir).expanduser() if self.config.weights_dir else None
         if root is None and local and SHARED_MEMORY.is_dir():
             root = SHARED_MEMORY
@@ -232,64 +238,6 @@ class Servers:
             shutil.rmtree(self._weights(self._written), ignore_errors=True)
         self._written = updates
 
-    def _start(self, context: int) -> str:
-        """Start a server of the weights in the folder; return its address."""
-        config, dtype = self.config, str(self._engine.dtype).removeprefix("torch.")
-        assert self._written is not None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        cpu = self._engine.device.type == "cpu"
-        command = [
-            config.python, "-m", "vllm.entrypoints.openai.api_server", "--model", self._weights(self._written),
-            "--served-model-name", NAME, "--host", "127.0.0.1", "--port", port, "--dtype", dtype, "--max-model-len",
-            context, *FLAGS, *PROCESSED, *(cpu_flags(context) if cpu else ()), *config.server_args,
-        ]  # fmt: skip
-        environment = os.environ | {
-            "VLLM_SERVER_DEV_MODE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-        # The ranks' own settings would make vLLM one of them.
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH"):
-            environment.pop(name, None)
-        if cpu:
-            environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        if config.devices is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = config.devices
-        guard = [sys.executable, "-S", "-E", Path(__file__).with_name("guard.py"), 0, self._folder]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(part) for part in (*guard, *command)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-            )
-        self._started = time.monotonic()
-        return f"http://127.0.0.1:{port}"
-
-    def _wait(self) -> None:
-        """Wait until the server that this process started is ready."""
-        if self._process is None:
-            return
-        noted = 0.0
-        while not self._healthy():
-            waited = time.monotonic() - self._started
-            if self._process.poll() is not None or waited > self.config.start_timeout:
-                self.close()
-                raise RolloutFailed(f"vLLM did not start ({_cause(self._log)}): see {self._log}")
-            if waited - noted > NOTED_EVERY:
-                noted = waited
-                print(f"vLLM is starting ({waited:.0f} s), see {self._log}", file=sys.stderr, flush=True)
-            time.sleep(0.25)
-
-    def _healthy(self) -> bool:
-        with suppress(httpx2.TransportError):
-            return httpx2.get(f"{self.servers[0].url}/health", timeout=5.0, trust_env=False).status_code == 200
-        return False
-
 
 async def gathered(work: Sequence[Any]) -> list[Any]:
     """Await all at the same time. The first failure cancels the others and is raised."""
@@ -299,15 +247,3 @@ async def gathered(work: Sequence[Any]) -> list[Any]:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300] or "no reason given"
-
-
-def _cause(log: Path) -> str:
-    """The last error of a server's log, else its last line."""
-    lines = log.read_text(encoding="utf-8", errors="replace")[-TAIL * 10 :].splitlines()
-    errors = [line for line in lines if "Error: " in line or "error: " in line]
-    text = (errors or [line for line in lines if line.strip()] or ["its log is empty"])[-1]
-    return _one_line(text.partition("] ")[2] or text)

@@ -5,9 +5,11 @@ group, so that it is sent once and prefilled once.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from threading import Thread
+from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any
 
 import httpx2
@@ -15,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longctx_rl.engine import distributed
 from longctx_rl.rollout import RolloutFailed, SampleRequest
-from longctx_rl.rollout.server import Server, Servers, gathered
+from longctx_rl.rollout.server import Connections, Server, gathered
 from longctx_rl.types import Completion
 
 UNDEFINED = -9999.0
@@ -30,7 +32,7 @@ CHOICE = {
 
 
 class VllmSampler:
-    """Samples completions on vLLM servers, which receive the policy's weights first. See ``Sampler``.
+    """Samples completions on vLLM servers, once ``Connections.sync`` has prepared them. See ``Sampler``.
 
     The completions of a request are drawn with the seeds s, s + 1, ..., where s is derived from its first seed, so a
     completion depends on its place in the group instead of its own seed. The last digits of logits, and with them now
@@ -47,7 +49,7 @@ class VllmSampler:
 
     def __init__(
         self,
-        servers: Servers,
+        servers: Connections,
         tokenizer: PreTrainedTokenizerBase,
         *,
         temperature: float,
@@ -93,7 +95,7 @@ class VllmSampler:
             except BaseException as error:  # raised where the result is awaited
                 future.set_exception(error)
 
-        Thread(target=draw, daemon=True).start()
+        threading.Thread(target=draw, daemon=True).start()
         return lambda: distributed.together(future.result, RolloutFailed)
 
     async def _all(self, requests: Sequence[SampleRequest], version: str) -> list[tuple[Completion, ...]]:
@@ -105,6 +107,40 @@ class VllmSampler:
                     for number, request in enumerate(requests)
                 ]
             )
+
+    def stream(
+        self, requests: Sequence[SampleRequest], concurrency: int
+    ) -> Generator[dict[int, tuple[Completion, ...]]]:
+        """Yield the completions of requests by their index, as soon as there are any and whatever their order.
+
+        The servers answer ``concurrency`` requests at a time, also while the caller is at work. For one rank.
+
+        Raises:
+            RolloutFailed, ValueError: see ``sample``; everything that arrived before has been yielded.
+        """
+        version, servers = self._servers.sync(), self._servers.servers
+        arrived: SimpleQueue[tuple[int, tuple[Completion, ...]] | None] = SimpleQueue()
+        waiting = iter(enumerate(requests))
+
+        async def work(client: httpx2.AsyncClient) -> None:
+            for number, request in waiting:
+                arrived.put((number, await self._one(client, servers[number % len(servers)], request, version)))
+
+        async def everything() -> None:
+            async with self._servers.client() as client:
+                await gathered([work(client) for _ in range(concurrency)])
+
+        with _in_background(everything()) as running:
+            running.add_done_callback(lambda _: arrived.put(None))
+            ended = False
+            while not ended:
+                batch = [arrived.get()]
+                while not arrived.empty():
+                    batch.append(arrived.get())
+                ended = batch[-1] is None
+                if answered := dict(one for one in batch if one is not None):
+                    yield answered
+            running.result()
 
     async def _one(
         self, client: httpx2.AsyncClient, server: Server, request: SampleRequest, version: str
@@ -164,3 +200,26 @@ class VllmSampler:
         text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         assert isinstance(text, str)
         return Completion(ids, text, "stop" if complete else "length", logprobs)
+
+
+@contextmanager
+def _in_background(work: Coroutine[Any, Any, None]) -> Iterator[Future[None]]:
+    """Await ``work`` in a thread of its own, and cancel what is left of it in the end."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="vllm", daemon=True)
+    thread.start()
+    running = asyncio.run_coroutine_threadsafe(work, loop)
+
+    async def end() -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    try:
+        yield running
+    finally:
+        asyncio.run_coroutine_threadsafe(end(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

@@ -1,7 +1,5 @@
 """Checks that a configuration must pass before torch is imported: everything that its names and values decide."""
 
-import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +11,8 @@ from longctx_rl.policy.model_folder import check_model
 from longctx_rl.policy.shape import stated_context
 from longctx_rl.policy.weights import locate
 from longctx_rl.rewards.composed import EXECUTION, check_reward
+from longctx_rl.rollout.serving import check_vllm
 from longctx_rl.sandbox import probe
-
-VLLM_LEAST = (0, 32)
-"""The oldest version of vLLM whose endpoints ``rollout.server`` knows."""
 
 
 def preflight(config: Config) -> None:
@@ -41,21 +37,6 @@ def preflight(config: Config) -> None:
         probe.choose(config.sandbox)
     if config.served and config.rollout.server == "auto":
         check_vllm(config.rollout.python)
-
-
-def check_vllm(python: str) -> None:
-    """Raise ValueError for an interpreter without a vLLM that can be used."""
-    look = "from importlib.metadata import version, packages_distributions as p; print(version(p()['vllm'][0]))"
-    fix = "run make vllm, set rollout.python=<an interpreter that has vLLM>, or rollout.server=<address>"
-    try:
-        found = subprocess.run([python, "-c", look], capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise ValueError(f"rollout.python={python} cannot be run ({error.strerror}): {fix}") from error
-    version = found.stdout.strip()
-    if found.returncode != 0:
-        raise ValueError(f"rollout.python={python} has no vLLM: {fix}")
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) < VLLM_LEAST:
-        raise ValueError(f"rollout.python={python} has vLLM {version}, but 0.32 or newer is needed: {fix}")
 
 
 def _models(config: Config) -> list[str]:

@@ -52,11 +52,15 @@ def cpu_flags(context: int) -> tuple[str, ...]:
 
 
 class Server:
-    """One vLLM server."""
+    """One vLLM server.
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self.url, self._timeout = url.rstrip("/"), timeout
-        self.model, self.context = "", 0
+    Args:
+        needs: what it has to be started with, for messages.
+    """
+
+    def __init__(self, url: str, timeout: float, needs: str = "VLLM_SERVER_DEV_MODE=1 and --enable-scale-out") -> None:
+        self.url, self._timeout, self._needs = url.rstrip("/"), timeout, needs
+        self.model, self.context, self.root = "", 0, ""
 
     async def post(self, client: httpx2.AsyncClient, path: str, kind: Any, **content: Any) -> Any:
         """Return the JSON reply to a request, which has the type ``kind`` (see ``files.mismatch``).
@@ -93,21 +97,25 @@ class Server:
         value, problem = parsed_json(response.content)
         if response.status_code == 404 or (response.status_code == 403 and path.startswith("/inference")):
             raise RolloutFailed(
-                f"{self.url} has no {path}: start vLLM 0.32 or newer with VLLM_SERVER_DEV_MODE=1 and --enable-scale-out"
+                f"{self.url} has no {path}: give the address of vLLM 0.32 or newer, started with {self._needs}"
             )
         if response.status_code != 200:
             words = response.text if mismatch(value, {"error": {"message": str}}) else value["error"]["message"]
-            raise RolloutFailed(f"{self.url} refused {path} ({_one_line(words)}): look at its log")
+            raise RolloutFailed(
+                f"{self.url} refused {path} ({_one_line(words)}): look at its log, and start it with {self._needs}"
+            )
         if problem := problem or mismatch(value, kind):
             raise RolloutFailed(f"the reply of {self.url} to {path} is {problem}: use vLLM 0.32")
         return value
 
     async def describe(self, client: httpx2.AsyncClient) -> None:
-        """Learn the served name and the context length."""
-        models = await self.get(client, "/v1/models", {"data": [{"id": str, "max_model_len": int}]})
-        if len(models["data"]) != 1:
-            raise RolloutFailed(f"{self.url} serves {len(models['data'])} models: serve the policy alone")
-        self.model, self.context = models["data"][0]["id"], models["data"][0]["max_model_len"]
+        """Learn the served name, the context length and where the weights come from."""
+        served = {"id": str, "max_model_len": int, "root": str | None}
+        models = (await self.get(client, "/v1/models", {"data": [served]}))["data"]
+        if len(models) != 1:
+            raise RolloutFailed(f"{self.url} serves {len(models)} models: serve the one alone that the run uses")
+        self.model, self.context = models[0]["id"], models[0]["max_model_len"]
+        self.root = models[0].get("root") or ""
 
     async def load(self, client: httpx2.AsyncClient, folder: Path, version: str) -> None:
         """Replace the weights by those in ``folder``, and make sure that nothing computed by the old ones is used."""
@@ -186,10 +194,8 @@ class Servers:
         return asyncio.run(each())
 
     def client(self) -> httpx2.AsyncClient:
-        """An HTTP client, to be used in ``async with``."""
-        limits = httpx2.Limits(max_connections=self.config.concurrency, max_keepalive_connections=None)
-        timeout = httpx2.Timeout(self.config.timeout, connect=10.0, pool=None)
-        return httpx2.AsyncClient(limits=limits, timeout=timeout, trust_env=False)
+        """See ``http_client``."""
+        return http_client(self.config)
 
     def close(self) -> None:
         """End a server of one's own. The guard would do so, too, when this process ends."""
@@ -289,6 +295,13 @@ class Servers:
         with suppress(httpx2.TransportError):
             return httpx2.get(f"{self.servers[0].url}/health", timeout=5.0, trust_env=False).status_code == 200
         return False
+
+
+def http_client(config: RolloutConfig) -> httpx2.AsyncClient:
+    """An HTTP client for ``rollout.concurrency`` requests at a time, to be used in ``async with``."""
+    limits = httpx2.Limits(max_connections=config.concurrency, max_keepalive_connections=None)
+    timeout = httpx2.Timeout(config.timeout, connect=10.0, pool=None)
+    return httpx2.AsyncClient(limits=limits, timeout=timeout, trust_env=False)
 
 
 async def gathered(work: Sequence[Any]) -> list[Any]:

@@ -188,9 +188,11 @@ def test_a_served_teacher_gives_the_signals_of_the_loaded_one(
     packed = pack(groups, torch.device("cpu"))
     signal, expected = scorer(packed, **settings), loaded(packed, **settings)
     pair.model.requires_grad_(True)
-    torch.testing.assert_close(signal.logprobs, expected.logprobs, rtol=0, atol=1e-5)
+    # Both differ from float64 by up to 7e-5 nats, where a logit of 30 is rounded.
+    difference = (signal.logprobs - expected.logprobs).abs()
+    assert difference.mean() < 1e-5 and difference.max() < 3 * BOUND
     if estimator == "topk":
-        apart = expected.logprobs[:, :-1] - expected.logprobs[:, 1:] > 1e-5
+        apart = expected.logprobs[:, :-1] - expected.logprobs[:, 1:] > 3 * BOUND
         settled = torch.cat([apart, apart[:, -1:]], 1) & torch.cat([apart[:, :1], apart], 1)
         assert torch.equal(signal.ids[settled], expected.ids[settled]) and settled.float().mean() > 0.9
         with pytest.raises(RolloutFailed, match="--max-logprobs 21 or more"):

@@ -5,27 +5,35 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
+from config.composing import config_with
 from longctx_rl import cli, doctor
 from longctx_rl.config.schema import Config
 from longctx_rl.data.packing import empty_row, pack, viewed
 from longctx_rl.launch import rank
-from longctx_rl.objective.spec import Estimator
+from longctx_rl.objective.spec import Divergence, Estimator
 from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.loading import load_model, load_tokenizer
+from longctx_rl.policy.shape import ModelShape, step_flops
 from longctx_rl.rollout import RolloutFailed, server
 from longctx_rl.runs import directory
+from longctx_rl.training.anchors import FrozenAnchor
 from longctx_rl.training.served_teacher import COMPLETIONS, ServedScorer, SignalStore
+from longctx_rl.training.state import TrainState
+from longctx_rl.training.step import PreparedRow, add_costs
 from packed_builders import CPU, group
+from rank_processes import run_ranks
 from rollout.scripted_vllm import Reply, ScriptedVllm, scripted
-from small_runs import rows_of, smoke, step_rows, train
+from small_runs import assert_same_steps, rows_of, smoke, step_rows, train
+from step_parts import step_parts
 
 Models = tuple[str, str]
 Answer = Callable[[ScriptedVllm, Any], Reply | None]
@@ -256,6 +264,28 @@ def test_prompts_beyond_the_served_context_are_refused_before_training(
         config = taught(tmp_path, script.url, "+algo=opd", "algo.kd.estimator=topk", models[0])
         assert rank.execute(config) == cli.UNUSABLE
     assert "199" in capsys.readouterr().err and not asked(script)
+
+
+@pytest.mark.slow
+def test_two_ranks_query_for_their_own_prompts(models: Models, tmp_path: Path) -> None:
+    settings = ("+algo=opd", "algo.kd.estimator=topk", models[0])
+    with serving(models) as script:
+        one = step_rows(train(taught(tmp_path / "one", script.url, *settings)))
+        two = taught(tmp_path / "two", script.url, *settings, "engine=zero3", "engine.num_processes=2")
+        run_ranks(train, two)
+    assert_same_steps(one, step_rows(rows_of(Path(two.run_dir))))
+
+
+def test_the_teachers_tokens_are_counted_and_its_flops_are_not() -> None:
+    packed, shape = pack(GROUPS, CPU), ModelShape(100, 50, 2, 8)
+    anchors = {"kd": FrozenAnchor(nn.Identity(), Divergence(), head=None, shape=None)}
+    config = config_with("+algo=opd", "model.teacher=http://localhost:8000", "algo.kd.estimator=topk")
+    parts = replace(step_parts(config, None), anchors=anchors, shape=shape)
+    state = TrainState()
+    add_costs(parts, state, [PreparedRow(packed, {})], [])
+    assert state.teacher_tokens == len(packed.input_ids)
+    assert state.flops == step_flops(shape, [], packed.spans, packed.num_loss_tokens, updates=1, sampled=True)
+    assert parts.sizes() == {"student": asdict(shape)}
 
 
 def test_a_served_teacher_needs_no_memory_here(capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,29 @@ BAD: dict[str, tuple[str, ...]] = {
         "set algo.kd.placement=loss or algo.kd.estimator=k1",
     ),
     "+algo=opd model.teacher_cache=x": ("model.teacher_cache=x ", "+algo=opd", "set model.teacher_cache=null"),
+    "+algo=opd model.teacher=host:8000": ("model.teacher=host:8000:", "http://host:port", "a directory or Hub id"),
+    "+algo=opd model.teacher=ftp://host": ("model.teacher=ftp://host:", "http://host:port"),
+    "+algo=opd model.teacher=http://host/v1": ("model.teacher=http://host/v1:", "http://host:port"),
+    "+algo=opd model.teacher=http://host": (
+        "algo.kd.estimator=exact ",
+        "the server http://host ",
+        "set algo.kd.estimator=topk",
+    ),
+    "+algo=opd model.teacher=http://host algo.kd.estimator=topk rollout.temperature=0.7": (
+        "rollout.temperature=0.7:",
+        "the server http://host ",
+        "set rollout.temperature=1",
+    ),
+    "+algo=kd model.teacher=http://host algo.kd.estimator=topk model.teacher_cache=x": (
+        "model.teacher_cache=x ",
+        "model.teacher=http://host ",
+        "set model.teacher_cache=null",
+    ),
+    "+algo=opsd model.teacher=http://host": (
+        "model.teacher=http://host ",
+        "algo.kd.teacher=initial:",
+        "set model.teacher=null, or algo.kd.teacher=external",
+    ),
     "+algo=opd data.questions_per_document=2": (
         "data.questions_per_document=2 ",
         "+algo=opd",

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -13,18 +14,23 @@ from config.composing import config_with
 from longctx_rl import cli
 from longctx_rl.config.compose import composed_evaluate
 from longctx_rl.data.generators import generate
+from longctx_rl.data.packing import pack
 from longctx_rl.data.source import prompt_ids
 from longctx_rl.engine.local import LocalEngine
 from longctx_rl.evaluate import evaluate
 from longctx_rl.launch import rank
+from longctx_rl.objective.spec import Estimator
 from longctx_rl.policy.attention import dispatch
+from longctx_rl.policy.frozen import FrozenScorer
 from longctx_rl.policy.loading import end_tokens, load_model, load_tokenizer
 from longctx_rl.policy.policy import Policy
-from longctx_rl.rollout import SampleRequest
+from longctx_rl.rollout import RolloutFailed, SampleRequest
+from longctx_rl.rollout.agreement import EXAMPLE
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.rollout.server import Servers
 from longctx_rl.rollout.vllm import VllmSampler
-from longctx_rl.types import Completion
+from longctx_rl.training.served_teacher import ServedScorer
+from longctx_rl.types import Completion, RolloutGroup
 from small_runs import rows_of, smoke, step_rows
 
 PYTHON = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
@@ -182,6 +188,40 @@ def test_an_evaluation_has_the_records_of_transformers(overrides: list[str], tmp
     assert (tmp_path / "vllm" / "index.html").read_bytes() == (tmp_path / "hf" / "index.html").read_bytes()
     assert not (tmp_path / "vllm" / "vllm.log").exists()
     assert not [one for one in psutil.Process().children() if "guard.py" in " ".join(one.cmdline())]
+
+
+@pytest.mark.parametrize(("estimator", "placement"), [("topk", "loss"), ("k1", "advantage")])
+def test_a_served_teacher_gives_the_signals_of_the_loaded_one(
+    estimator: Estimator, placement: str, pair: Pair, tmp_path: Path
+) -> None:
+    """Also where prompts and completions are in vLLM's prefix cache; the server knows no tokenizer."""
+    pair.servers.sync()
+    method = ("+algo=opd", f"algo.kd.estimator={estimator}", f"algo.kd.placement={placement}", "algo.kd.top_k=20")
+    config = smoke(tmp_path, *method, f"model.teacher={pair.servers.servers[0].url}")
+    scorer = ServedScorer(config, TOKENIZER, pair.model.config.vocab_size)
+    assert scorer.context == 1023 and "cannot be compared" in scorer.notes[1]
+    requests = [replace(request, seeds=tuple(range(4))) for request in prompts("multihop", 4)]
+    drawn = pair.vllm(requests, 1.5, 24)
+    groups = [
+        RolloutGroup(EXAMPLE, request.prompt_ids, tuple(drawn[4 * number : 4 * number + 4]))
+        for number, request in enumerate(requests)
+    ]
+    loaded = FrozenScorer(pair.model, chunk=64).freeze()
+    settings = {"estimator": estimator, "temperature": 1.0, "top_k": 20, "head": None}
+    packed = pack(groups, torch.device("cpu"))
+    signal, expected = scorer(packed, **settings), loaded(packed, **settings)
+    pair.model.requires_grad_(True)
+    # Both differ from float64 by up to 7e-5 nats, where a logit of 30 is rounded.
+    difference = (signal.logprobs - expected.logprobs).abs()
+    assert difference.mean() < 1e-5 and difference.max() < 3 * BOUND
+    if estimator == "topk":
+        apart = expected.logprobs[:, :-1] - expected.logprobs[:, 1:] > 3 * BOUND
+        settled = torch.cat([apart, apart[:, -1:]], 1) & torch.cat([apart[:, :1], apart], 1)
+        assert torch.equal(signal.ids[settled], expected.ids[settled]) and settled.float().mean() > 0.9
+        with pytest.raises(RolloutFailed, match="--max-logprobs 21 or more"):
+            ServedScorer(
+                replace(config, algo=replace(config.algo, kd=replace(config.algo.kd, top_k=21))), TOKENIZER, 1024
+            )
 
 
 def test_a_server_that_is_killed_ends_the_run_with_a_saved_step(

@@ -1,6 +1,7 @@
 """Checks for impossible configurations. Each problem is one sentence that names the key, the value and the fix."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, astuple
 from itertools import chain
@@ -22,6 +23,8 @@ LONGEST_NAME = 200
 MOST_THREADS = 1024
 VLLM_TEMPERATURE = 2
 """The highest temperature that vLLM takes."""
+ADDRESS = re.compile(r".*://|[\w.-]+:\d+/?$")
+"""The beginning of what is meant as an address: no folder or Hub id looks like it."""
 SAMPLED_ESTIMATORS = ("k1", "k2", "k3")
 
 
@@ -136,6 +139,8 @@ def _problems(c: Config) -> Iterator[str]:
 
 def _teacher(c: Config) -> Iterator[str]:
     kd, name = c.algo.kd, c.algo.name
+    if ADDRESS.match(c.model.teacher or ""):
+        yield from _teacher_server(c)
     if not kd.itself and c.model.teacher is None:
         yield (
             f"algo.weights.kd={c.algo.weights.kd} needs a teacher: set model.teacher=<directory or Hub id>, or "
@@ -182,6 +187,33 @@ def _teacher(c: Config) -> Iterator[str]:
         yield (
             f"algo.kd.view=answer shows the teacher the answer that +algo={name} imitates: choose a method that "
             "samples, such as +algo=opsd"
+        )
+
+
+def _teacher_server(c: Config) -> Iterator[str]:
+    kd, url = c.algo.kd, c.model.teacher
+    assert url is not None
+    if not is_address(url) or urlsplit(url).path.strip("/"):
+        yield f"model.teacher={url}: give the address of a server as http://host:port, or a directory or Hub id"
+    if kd.itself:
+        yield (
+            f"model.teacher={url} would not be used, because algo.kd.teacher={kd.teacher}: set model.teacher=null, or "
+            "algo.kd.teacher=external"
+        )
+    if kd.estimator == "exact":
+        yield (
+            f"algo.kd.estimator=exact needs the teacher's hidden states, which the server {url} does not give: set "
+            "algo.kd.estimator=topk, k2 or k3"
+        )
+    if c.rollout.temperature != 1:
+        yield (
+            f"rollout.temperature={c.rollout.temperature}: the server {url} gives the teacher's log-probabilities at "
+            "temperature 1 only, so set rollout.temperature=1"
+        )
+    if c.model.teacher_cache is not None:
+        yield (
+            f"model.teacher_cache={c.model.teacher_cache} holds the signals of a loaded teacher, but "
+            f"model.teacher={url} is a server: set model.teacher_cache=null"
         )
 
 

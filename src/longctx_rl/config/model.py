@@ -50,7 +50,8 @@ class ModelConfig:
     student: str
     """A directory, a Hub id, or a shipped model: mini-student, mini-teacher."""
     teacher: str | None
-    """The same for the teacher, which is loaded only by methods that give it a weight."""
+    """The same for the teacher, which is loaded only by methods that give it a weight. Or the address of a vLLM server
+    that has it, http://host:port, for a teacher that does not fit beside the student (docs/algorithms.md)."""
     teacher_cache: str | None
     """Folder of the teacher's signals for recorded answers, written by ``python -m longctx_rl.data teacher-cache``;
     +algo=kd then runs without the teacher. None: the teacher is loaded and queried."""

@@ -232,9 +232,21 @@ class Config:
 
     @property
     def external_teacher(self) -> str | None:
-        """The model that the run loads, or reads the signals of, as its teacher. None: there is none, or the student
+        """The model that the run loads, or gets the signals of, as its teacher. None: there is none, or the student
         teaches itself."""
         return self.model.teacher if self.needs_teacher and not self.algo.kd.itself else None
+
+    @property
+    def teacher_server(self) -> str | None:
+        """The address of the server that has the external teacher. None: there is no server."""
+        name = self.external_teacher
+        return name if name is not None and "://" in name else None
+
+    @property
+    def loaded_teacher(self) -> str | None:
+        """The external teacher, if the run loads its weights: neither a server has them nor a cache its signals."""
+        elsewhere = self.teacher_server is not None or self.model.teacher_cache is not None
+        return None if elsewhere else self.external_teacher
 
     @property
     def needs_reference(self) -> bool:

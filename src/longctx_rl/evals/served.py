@@ -78,7 +78,7 @@ class CheckpointServers(Connections):
         """Raise ValueError for a context that is too short, or a folder on this disk with other weights."""
         check_lengths(self._config, server.context, server.url)
         root = Path(server.root)
-        comparable = self._process is None and self._weights is not None and root.is_dir()
+        comparable = self._process is None and self._weights is not None and server.root and root.is_dir()
         if comparable and weights_hash(root) != self._weights:
             raise ValueError(
                 f"{server.url} serves {root}, which has other weights than {self._config.checkpoint}: give the address "

@@ -88,8 +88,8 @@ def loading_line(config: Config) -> str:
     """Return the line that explains the seconds before the first step: libraries and models are being loaded."""
     model = config.model
     names = ["a randomly initialised student" if model.architecture else model.student]
-    teacher = config.external_teacher
-    if teacher is not None and model.teacher_cache is None and teacher not in names:
+    teacher = config.loaded_teacher
+    if teacher is not None and teacher not in names:
         names.append(teacher)
     library = "torch, transformers and DeepSpeed" if config.engine.name == "zero3" else "torch and transformers"
     return f"loading {library}, then {' and '.join(names)}"

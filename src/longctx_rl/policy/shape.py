@@ -252,5 +252,5 @@ def model_sizes(config: Config) -> tuple[DecoderSizes, DecoderSizes | None]:
         )
     if config.needs_teacher and config.algo.kd.itself:
         return student, student
-    teacher = config.external_teacher if model.teacher_cache is None else None
+    teacher = config.loaded_teacher
     return student, None if teacher is None else sizes_of(teacher)

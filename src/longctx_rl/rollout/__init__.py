@@ -28,7 +28,8 @@ class SampleRequest:
 
 
 class RolloutFailed(ValueError):
-    """The sampler gives no completions, or not those of the policy. The message says why, and what to do."""
+    """A server gives no completions, not those of the policy, or no signals of a teacher. The message says why, and
+    what to do."""
 
 
 class Sampler(Protocol):

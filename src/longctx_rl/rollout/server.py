@@ -31,11 +31,15 @@ OVERLOADED = (429, 502, 503, 504)
 
 
 class Server:
-    """One vLLM server."""
+    """One vLLM server.
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self.url, self._timeout = url.rstrip("/"), timeout
-        self.model, self.root, self.context = "", "", 0
+    Args:
+        needs: what it has to be started with, for messages.
+    """
+
+    def __init__(self, url: str, timeout: float, needs: str = "VLLM_SERVER_DEV_MODE=1 and --enable-scale-out") -> None:
+        self.url, self._timeout, self._needs = url.rstrip("/"), timeout, needs
+        self.model, self.context, self.root = "", 0, ""
 
     async def post(self, client: httpx2.AsyncClient, path: str, kind: Any, **content: Any) -> Any:
         """Return the JSON reply to a request, which has the type ``kind`` (see ``files.mismatch``).
@@ -72,22 +76,25 @@ class Server:
         value, problem = parsed_json(response.content)
         if response.status_code == 404 or (response.status_code == 403 and path.startswith("/inference")):
             raise RolloutFailed(
-                f"{self.url} has no {path}: start vLLM 0.32 or newer with VLLM_SERVER_DEV_MODE=1 and --enable-scale-out"
+                f"{self.url} has no {path}: give the address of vLLM 0.32 or newer, started with {self._needs}"
             )
         if response.status_code != 200:
             words = response.text if mismatch(value, {"error": {"message": str}}) else value["error"]["message"]
-            raise RolloutFailed(f"{self.url} refused {path} ({one_line(words)}): look at its log")
+            raise RolloutFailed(
+                f"{self.url} refused {path} ({one_line(words)}): look at its log, and start it with {self._needs}"
+            )
         if problem := problem or mismatch(value, kind):
             raise RolloutFailed(f"the reply of {self.url} to {path} is {problem}: use vLLM 0.32")
         return value
 
     async def describe(self, client: httpx2.AsyncClient) -> None:
-        """Learn the served name, the folder or Hub id that the model was loaded from, and the context length."""
-        models = await self.get(client, "/v1/models", {"data": [{"id": str, "root": str, "max_model_len": int}]})
-        if len(models["data"]) != 1:
-            raise RolloutFailed(f"{self.url} serves {len(models['data'])} models: serve the policy alone")
-        (model,) = models["data"]
-        self.model, self.root, self.context = model["id"], model["root"], model["max_model_len"]
+        """Learn the served name, the context length and where the weights come from."""
+        served = {"id": str, "max_model_len": int, "root": str | None}
+        models = (await self.get(client, "/v1/models", {"data": [served]}))["data"]
+        if len(models) != 1:
+            raise RolloutFailed(f"{self.url} serves {len(models)} models: serve the one alone that the run uses")
+        self.model, self.context = models[0]["id"], models[0]["max_model_len"]
+        self.root = models[0].get("root") or ""
 
     async def load(self, client: httpx2.AsyncClient, folder: Path, version: str) -> None:
         """Replace the weights by those in ``folder``, and make sure that nothing computed by the old ones is used."""
@@ -131,10 +138,8 @@ class Connections(ABC):
         return asyncio.run(each())
 
     def client(self) -> httpx2.AsyncClient:
-        """An HTTP client, to be used in ``async with``."""
-        limits = httpx2.Limits(max_connections=self._settings.concurrency, max_keepalive_connections=None)
-        timeout = httpx2.Timeout(self._settings.timeout, connect=10.0, pool=None)
-        return httpx2.AsyncClient(limits=limits, timeout=timeout, trust_env=False)
+        """See ``http_client``."""
+        return http_client(self._settings)
 
 
 class Servers(Connections):
@@ -237,6 +242,13 @@ class Servers(Connections):
         if distributed.is_main() and self._written is not None:
             shutil.rmtree(self._weights(self._written), ignore_errors=True)
         self._written = updates
+
+
+def http_client(config: ServerConfig) -> httpx2.AsyncClient:
+    """An HTTP client for ``rollout.concurrency`` requests at a time, to be used in ``async with``."""
+    limits = httpx2.Limits(max_connections=config.concurrency, max_keepalive_connections=None)
+    timeout = httpx2.Timeout(config.timeout, connect=10.0, pool=None)
+    return httpx2.AsyncClient(limits=limits, timeout=timeout, trust_env=False)
 
 
 async def gathered(work: Sequence[Any]) -> list[Any]:

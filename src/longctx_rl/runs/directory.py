@@ -28,7 +28,8 @@ LOCK_PATIENCE = 2.0
 """Seconds that a process may take to release the lock after it was killed."""
 
 OWN = re.compile(
-    r"(config\.yaml|environment\.json|finished\.json|metrics\.jsonl|log\.txt|evals|rollouts|checkpoints|wandb|export)"
+    r"(config\.yaml|environment\.json|finished\.json|metrics\.jsonl|log\.txt|evals|rollouts|checkpoints|wandb|export"
+    r"|teacher\.sqlite(-journal)?|vllm\.log|longctx_rl-[0-9a-f]{8})"
     r"|\.(lock|tmp-.*|[a-z]+\.[a-z]+\.\d+)"
 )
 """Names of the files and folders that a run writes. Nothing else is ever removed."""
@@ -157,7 +158,7 @@ def _fill(path: Path, config: Config) -> None:
         (path / FINISHED).unlink(missing_ok=True)
         described = first | {"resumed": [*(first.get("resumed") or []), described]}
     else:
-        _empty(path)
+        _empty(path, keep="teacher.sqlite")  # its signals have been paid for
     write_text(path / ENVIRONMENT, json.dumps(described, indent=2) + "\n")
     write_text(path / "config.yaml", configuration.dump(config))
 
@@ -231,10 +232,10 @@ def _discard(path: Path, config: Config) -> None:
         path.parent.rmdir()
 
 
-def _empty(path: Path) -> None:
-    """Remove everything that a run wrote except the lock."""
+def _empty(path: Path, keep: str = LOCK) -> None:
+    """Remove everything that a run wrote except the lock, and what begins with ``keep``."""
     for entry in path.iterdir():
-        if entry.name == LOCK or not OWN.fullmatch(entry.name):
+        if entry.name == LOCK or entry.name.startswith(keep) or not OWN.fullmatch(entry.name):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -273,9 +274,11 @@ def _changes(old: Config, new: Config) -> list[str]:
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Whether two values are equal, or paths of the same file or folder: a model may be given by another path."""
+    """Whether two values are equal, or may name the same: paths of one file or folder, addresses of servers."""
     if old == new or not (isinstance(old, str) and isinstance(new, str)):
         return bool(old == new)
+    if "://" in old and "://" in new:
+        return True
     return os.path.exists(old) and os.path.exists(new) and os.path.samefile(old, new)
 
 

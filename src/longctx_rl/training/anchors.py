@@ -40,11 +40,12 @@ class FrozenAnchor:
     """A model that is not differentiated, and the divergence that compares the policy with it."""
 
     scorer: nn.Module
-    """The frozen model as the engine wraps it, a ``LivePolicy``, or a cache of signals."""
+    """The frozen model as the engine wraps it, a ``LivePolicy``, a cache of signals, or a ``ServedScorer``."""
     divergence: Divergence
     head: Tensor | None
     """Replicated output weights, [V, H], for the exact divergence."""
-    shape: ModelShape
+    shape: ModelShape | None
+    """For counting FLOPs. None: the model is behind a server, which does not tell."""
     moving: Tensor | None = None
     """The parameter that ``head`` is the full value of, where it changes with every update."""
     average: nn.Module | None = None
@@ -55,8 +56,8 @@ def load_frozen(config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary: 
     """Load the models that the anchors need beside the policy: ``external``, ``initial``, ``ema``."""
     models: dict[str, PreTrainedModel] = {}
     teacher = config.algo.kd.teacher
-    if config.external_teacher is not None and config.model.teacher_cache is None:
-        models["external"] = load_model(config.external_teacher, config.model.yarn)
+    if config.loaded_teacher is not None:
+        models["external"] = load_model(config.loaded_teacher, config.model.yarn)
     if config.needs_reference or (config.needs_teacher and teacher == INITIAL):
         models[INITIAL] = load_student(config, tokenizer)
     if config.needs_teacher and teacher == "ema":
@@ -88,7 +89,7 @@ def build_anchors(
         return FrozenAnchor(module, divergence, head, ModelShape.of(scorer.model), moving, average)
 
     anchors = {}
-    if config.needs_teacher and config.model.teacher_cache is None:
+    if config.needs_teacher and (config.algo.kd.itself or config.loaded_teacher is not None):
         anchors["kd"] = anchor(config.algo.kd.teacher, config.algo.kd)
     if config.needs_reference:
         anchors["ref"] = anchor(INITIAL, config.algo.ref)

@@ -35,10 +35,11 @@ from longctx_rl.rollout.server import Servers
 from longctx_rl.rollout.vllm import VllmSampler
 from longctx_rl.sandbox import probe
 from longctx_rl.training.ahead import Ahead
-from longctx_rl.training.anchors import build_anchors, load_frozen, load_student
+from longctx_rl.training.anchors import FrozenAnchor, build_anchors, load_frozen, load_student
 from longctx_rl.training.cached_teacher import cached_anchor
 from longctx_rl.training.parts import Parts
 from longctx_rl.training.preflight import executes_code, preflight
+from longctx_rl.training.served_teacher import ServedScorer
 
 
 def build_parts(config: Config) -> Parts:
@@ -50,13 +51,14 @@ def build_parts(config: Config) -> Parts:
     preflight(config)
     model = config.model
     tokenizer = load_tokenizer(model.tokenizer or model.student)
-    vocabulary = check_pair(model, tokenizer) if config.external_teacher is not None else None
+    named = config.external_teacher is not None and config.teacher_server is None
+    vocabulary = check_pair(model, tokenizer) if named else None
     source = open_source(config, tokenizer)
     if config.algo.source == "policy":
         check_reward(config.reward, source.tasks)  # the tasks of a data set are known only now
     check_evidence(config, source)
     load, note = plan_memory(config)
-    notes = tuple(filter(None, (note, pair_note(model, tokenizer) if config.external_teacher is not None else None)))
+    notes = tuple(filter(None, (note, pair_note(model, tokenizer) if named else None)))
     # Random weights would depend on the number of ranks if each rank initialised its own shard.
     shards = nullcontext() if model.architecture is not None else startup.loading(config)
     with shards:
@@ -84,6 +86,10 @@ def build_parts(config: Config) -> Parts:
     if config.needs_teacher and model.teacher_cache is not None:
         anchors["kd"], teacher_context = cached_anchor(config, tokenizer, vocabulary)
         context = min(context, teacher_context)
+    if config.teacher_server is not None:
+        served = ServedScorer(config, tokenizer, student.config.vocab_size)
+        anchors["kd"] = FrozenAnchor(served, config.algo.kd, head=None, shape=None)
+        context, notes = min(context, served.context), (*notes, *served.notes)
     return Parts(
         config=config,
         tokenizer=tokenizer,

@@ -88,12 +88,13 @@ def build(config: Config) -> Path:
     cast_parameters(scorer, dtype).to(device)
     divergence = config.algo.kd
     head: Tensor | None = scorer.head.get_parameter("weight").detach() if divergence.estimator == "exact" else None
-    live = FrozenAnchor(scorer, divergence, head, ModelShape.of(scorer.model))
+    shape = ModelShape.of(scorer.model)
+    live = FrozenAnchor(scorer, divergence, head, shape)
     cache = TeacherCache.create(
         Path(root),
         identity_of(config, tokenizer, vocabulary),
         head,
-        live.shape,
+        shape,
         context_length(scorer.model),
         scorer.model.config.hidden_size,
     )

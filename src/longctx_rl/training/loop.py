@@ -99,8 +99,8 @@ def run(config: Config) -> None:
 def weights(config: Config) -> dict[str, str | None]:
     """Return hashes of the student's and teacher's weights on disk; None for a randomly initialised student."""
     names = {"student": None if config.model.architecture else config.model.student}
-    if config.external_teacher is not None and config.model.teacher_cache is None:
-        names["teacher"] = config.external_teacher
+    if config.loaded_teacher is not None:
+        names["teacher"] = config.loaded_teacher
     return {role: name and weights_hash(name) for role, name in names.items()}
 
 
@@ -159,6 +159,7 @@ def steps(parts: Parts, state: TrainState, recorder: Recorder, interrupt: Interr
     if (
         state.saved_step < 0
         and parts.views is not None
+        and config.teacher_server is None
         and config.algo.source == "policy"
         and config.logging.gap_prompts
     ):

@@ -58,4 +58,4 @@ class Parts:
     def sizes(self) -> dict[str, dict[str, int]]:
         """Return the shapes that FLOPs are counted with: student, teacher (``kd``) and reference (``ref``)."""
         shapes = {"student": self.shape} | {name: anchor.shape for name, anchor in self.anchors.items()}
-        return {name: asdict(shape) for name, shape in shapes.items()}
+        return {name: asdict(shape) for name, shape in shapes.items() if shape is not None}

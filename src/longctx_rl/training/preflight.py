@@ -44,8 +44,8 @@ def _models(config: Config) -> list[str]:
     model = config.model
     locate(model.tokenizer or model.student)
     names = [] if model.architecture is not None else [model.student]
-    if config.external_teacher is not None and model.teacher_cache is None:
-        names.append(config.external_teacher)
+    if config.loaded_teacher is not None:
+        names.append(config.loaded_teacher)
     elif (
         model.teacher_cache is not None
         and config.external_teacher is not None

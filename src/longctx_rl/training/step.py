@@ -197,7 +197,8 @@ def add_costs(parts: Parts, state: TrainState, rows: Sequence[PreparedRow], drop
             continue
         cost["row"] += tokens
         cost["trained"] += loss_tokens * updates
-        frozen = [(anchor.shape, row.read_by(name).spans) for name, anchor in parts.anchors.items()]
+        known = [(anchor.shape, row.read_by(name).spans) for name, anchor in parts.anchors.items()]
+        frozen = [(shape, spans) for shape, spans in known if shape is not None]
         cost["teacher"] += row.read_by("kd").input_ids.numel() * ("kd" in parts.anchors)
         cost["flops"] += step_flops(parts.shape, frozen, packed.spans, loss_tokens, updates=updates, sampled=sampled)
     total = distributed.all_reduce_sum(cost)

@@ -155,7 +155,7 @@ def stale(script: ScriptedVllm, body: Any) -> Reply | None:
     ("failure", "named"),
     [
         (lambda *_: (0, None), "cannot be reached"),
-        (lambda *_: (404, {}), "start vLLM 0.32 or newer"),
+        (lambda *_: (404, {}), "VLLM_SERVER_DEV_MODE=1"),
         (lambda *_: (500, {"error": {"message": "EngineCore"}}), "EngineCore"),
         (lambda *_: (200, {"choices": [{}]}), "use vLLM 0.32"),
         (hangs, "rollout.timeout"),

@@ -21,6 +21,8 @@ from longctx_rl.stats import t_quantile
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart. Markers encode the same rows."""
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
+CROWDED = 6
+"""Levels of an axis that fit below a panel side by side."""
 FIXED = {"base": ("#777777", ":"), "teacher": ("#000000", "--")}
 AXES = {
     "step": "steps",
@@ -260,7 +262,11 @@ def axis_figure(axis: str, groups: Groups, fixed: Groups, columns: Sequence[Colu
                 panel.plot([place, place], [value.estimate.low, value.estimate.high], color=COLORS[0])
         _reference_lines(panel.axhline, fixed, column)
         panel.set_title(column.title)
-        panel.set_xticks(range(len(groups)), [fill(name, 5, break_long_words=False) for name in groups])
+        names = [name if len(groups) > CROWDED else fill(name, 5, break_long_words=False) for name in groups]
+        turned: dict[str, Any] = (
+            {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(groups) > CROWDED else {}
+        )
+        panel.set_xticks(range(len(groups)), names, **turned)
         panel.set_xlabel(axis)
     _legend_below(figure, panels)
     return figure

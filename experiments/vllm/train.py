@@ -15,10 +15,16 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from prove import ROOT, served
 from scipy.stats import t
 
+from longctx_rl.config.compose import composed
+from longctx_rl.engine.local import LocalEngine
+from longctx_rl.policy.loading import load_model, load_tokenizer
+from longctx_rl.policy.policy import Policy
+from longctx_rl.rollout.serving import ServerProcess
+
 HERE = Path(__file__).parent
+PYTHON = HERE.parents[1] / ".venv-vllm" / "bin" / "python"
 RESULTS = HERE / "training.jsonl"
 METHODS = ("grpo", "opd", "dgrpo", "opsd", "dgrpo_self")
 """Methods that sample. The other two, sft and kd, use the sampler in their evaluations only."""
@@ -64,11 +70,24 @@ def difference(first: list[dict[str, Any]], second: list[dict[str, Any]], key: s
     return [round(value, 4) for value in (fmean(values), fmean(values) - half, fmean(values) + half)]
 
 
+def start(root: Path) -> ServerProcess:
+    """Start a server of the mini student, whose head is stored apart from its embedding, and wait for it."""
+    config = composed(["+algo=grpo", "rollout=vllm", f"rollout.python={PYTHON}", "engine=local", f"run_dir={root}"])
+    LocalEngine(config, Policy(load_model("mini-student"), chunk=64), 1).export(
+        root / "student", load_tokenizer("mini-student"), untied=True
+    )
+    log = root / "vllm.log"
+    server = ServerProcess(config.rollout, root / "student", log, dtype="float32", context=1024, cpu=True)
+    server.wait()
+    return server
+
+
 def main() -> None:
     lines: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, served(ROOT / ".venv-vllm/bin/python", Path(folder)) as (url, start):
-        lines.append({"command": "python experiments/vllm/train.py", "start_seconds": round(start, 1)})
-        server = ("rollout=vllm", f"rollout.server={url}")
+    with tempfile.TemporaryDirectory() as folder:
+        process = start(Path(folder))
+        lines.append({"command": "python experiments/vllm/train.py"})
+        server = ("rollout=vllm", f"rollout.server={process.url}")
         for method in ("sft", "kd", *METHODS):
             samplers = [("rollout=hf",), server]
             if method == "dgrpo":
@@ -80,6 +99,7 @@ def main() -> None:
                 compared = {key: difference(runs[0], other, key) for key in COMPARED}
                 lines.append({"method": method, "sampler": f"{other[0]['sampler']} minus hf", **compared})
             print(json.dumps(lines[-1]), flush=True)
+        process.close()
     RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 

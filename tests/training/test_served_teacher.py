@@ -177,7 +177,7 @@ def test_a_killed_process_leaves_whole_signals(tmp_path: Path) -> None:
         store = SignalStore(path)
         for number in range(10**6):
             store.put(str(number), value)
-    while not (path.exists() and path.stat().st_size > 3 * len(value)):
+    while not (path.exists() and path.stat().st_size > 10 * len(value)):
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

@@ -46,7 +46,6 @@ def main() -> None:
     for method in methods:
         items, engines = agreement(local[method, 0], sharded[method])
         _, seeds = agreement(local[method, 0], local[method, 1])
-        seconds = [run.costs[run.steps[-1]]["wall_seconds"] for run in (local[method, 0], sharded[method])]
         lines.append(
             {
                 "method": method,
@@ -54,7 +53,6 @@ def main() -> None:
                 "same_score_on_both_engines": round(engines, 4),
                 "same_score_with_two_seeds": round(seeds, 4),
                 "steps": [run.steps[-1] for run in (local[method, 0], sharded[method])],
-                "seconds": [round(value, 1) for value in seconds],
             }
         )
     for column in COLUMNS:

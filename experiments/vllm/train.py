@@ -77,7 +77,7 @@ def start(root: Path) -> ServerProcess:
         root / "student", load_tokenizer("mini-student"), untied=True
     )
     log = root / "vllm.log"
-    server = ServerProcess(config.rollout, root / "student", log, dtype="float32", context=1024, cpu=True)
+    server = ServerProcess(config.rollout, root / "student", log, dtype="float32", context=2048, cpu=True)
     server.wait()
     return server
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import NoReturn, TextIO
 
@@ -109,6 +109,11 @@ def interrupt(number: int, frame: FrameType | None) -> None:
             return
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def is_guard(command: Sequence[str]) -> bool:
+    """Whether a process is a ``rollout/guard.py``, which ends by itself after its parent and cleans up."""
+    return any(word.endswith("rollout/guard.py") for word in command)
 
 
 def stop_signals() -> list[signal.Signals]:

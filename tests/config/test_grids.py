@@ -101,7 +101,10 @@ def test_the_runs_of_a_table_make_all_its_tables(table: str, tmp_path: Path) -> 
         path = tmp_path / config.run_dir
         if not path.exists():
             write_config(path, config, overrides)
-            rows = training_rows(4, tokens=config.algo.group_size, seconds=1.0, evaluated=(4,))
+            gap = {"step": 0, "view/score_gap": float(config.algo.kd.view_tokens)} if config.viewed else None
+            rows = [gap] * (gap is not None) + training_rows(
+                4, tokens=config.algo.group_size, seconds=1.0, evaluated=(4,)
+            )
             (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             append_scores(path, 4, {("heldout", "multihop", 1024): shares(5 + config.seed, 9)})
             (path / "finished.json").write_text("{}")

@@ -41,11 +41,9 @@ class ScriptedVllm:
         return 200, {
             "/health": {},
             "/v1/models": {"data": [{"id": "policy", "root": self.root, "max_model_len": self.context}]},
-            "/pause?mode=wait": {"status": "paused"},
             "/collective_rpc": {"results": [None]},
             "/reset_prefix_cache": {"success": True},
             "/update_weight_version": {"success": True},
-            "/resume": {"status": "resumed"},
             "/weight_info": {"weight_version": self.version},
         }[path]
 

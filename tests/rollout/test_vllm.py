@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from config.composing import config_with
 from longctx_rl import cli
 from longctx_rl.config.schema import RolloutConfig
+from longctx_rl.engine.checkpoint import latest_checkpoint
 from longctx_rl.engine.local import LocalEngine
 from longctx_rl.launch import rank
 from longctx_rl.policy.loading import load_model, load_tokenizer
@@ -122,14 +123,14 @@ def test_weights_are_sent_before_the_first_request_and_after_each_update(
         draws = sampler(servers)
         draws.sample(REQUESTS)
         draws.sample(REQUESTS)
-        sync = ["/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/resume"]
+        sync = ["/collective_rpc", "/reset_prefix_cache", "/update_weight_version"]
         both = ["/inference/v1/generate"] * 2
         assert script.paths() == ["/v1/models", *sync, "/weight_info", *both, *both]
         with torch.no_grad():
             engine._module.model.lm_head.weight.add_(1.0)
         monkeypatch.setattr(engine._progress, "updates", 1)
         draws.sample(REQUESTS)
-        assert script.paths()[11:] == [*sync, "/weight_info", *both]
+        assert script.paths()[9:] == [*sync, "/weight_info", *both]
         servers.close()
     assert torch.equal(seen[1]["lm_head.weight"], seen[0]["lm_head.weight"] + 1.0)
     assert torch.equal(seen[1]["model.embed_tokens.weight"], seen[1]["lm_head.weight"])
@@ -151,7 +152,7 @@ def changed(**changes: Any) -> Callable[[ScriptedVllm, Any], Reply]:
 GENERATE = "/inference/v1/generate"
 STALE = [{"version": "default", "start": 0, "end": 1}]
 FAILURES: dict[str, tuple[str, Callable[[ScriptedVllm, Any], Reply | None], str]] = {
-    "no development endpoints": ("/pause?mode=wait", lambda *_: (404, {}), "VLLM_SERVER_DEV_MODE=1"),
+    "no development endpoints": ("/collective_rpc", lambda *_: (404, {}), "VLLM_SERVER_DEV_MODE=1"),
     "no scale-out": (GENERATE, lambda *_: (403, {"error": {"message": "disabled"}}), "--enable-scale-out"),
     "refused": (GENERATE, lambda *_: (400, {"error": {"message": "n must\nbe less"}}), "n must be less"),
     "internal": (GENERATE, lambda *_: (500, {"error": {"message": "EngineCore"}}), "EngineCore"),
@@ -272,7 +273,8 @@ def test_a_server_that_does_not_start_gives_its_cause(
     config = smoke(tmp_path, "+algo=grpo", "model=mini", "eval=none", "rollout=vllm", f"rollout.python={python}")
     assert rank.execute(config) == cli.UNUSABLE
     said = capsys.readouterr().err
-    assert "vLLM did not start (RuntimeError: out of memory): see" in said and "vllm.log" in said
+    assert "vLLM did not start (RuntimeError: out of memory): see" in said
+    assert "out of memory" in Path(said.rpartition(": see ")[2].strip()).read_text()  # the run directory is gone
 
 
 @pytest.mark.parametrize(
@@ -398,3 +400,77 @@ def test_a_server_that_dies_while_it_draws_ahead_loses_no_step(
         config = smoke(tmp_path, *settings, f"rollout.server={script.url}", "resume=true")
         assert rank.execute(config) == 0
     assert [row["progress/step"] for row in step_rows(rows_of(Path(config.run_dir)))] == [1, 2, 3, 4]
+
+
+def test_a_served_context_that_is_too_short_is_refused_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(ScriptedVllm(context=100)) as script:
+        config = smoke(
+            tmp_path, "+algo=grpo", "model=mini", "eval=none", "rollout=vllm", f"rollout.server={script.url}"
+        )
+        assert rank.execute(config) == cli.UNUSABLE
+    assert "data.lengths needs" in capsys.readouterr().err and GENERATE not in script.paths()
+
+
+@pytest.mark.parametrize(("every", "served"), [(1, 9), (0, 6)], ids=["in a checkpoint", "in the probe"])
+def test_a_failure_while_saving_or_probing_ahead_saves_the_step(
+    every: int, served: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("+algo=grpo", "model=mini", "eval=none", "rollout=vllm", "rollout.ahead=1", "rollout.max_gap=1e9")
+    settings = (*settings, "budget.steps=5", f"checkpoint.every={every}")
+    with scripted(ScriptedVllm(context=512)) as script:
+        count = iter(range(10**6))
+        script.replies[GENERATE] = lambda *_: (0, None) if next(count) >= served else None
+        config = smoke(tmp_path, *settings, f"rollout.server={script.url}")
+        assert rank.execute(config) == cli.UNUSABLE
+    said = capsys.readouterr().err
+    step = int(said.partition(" is saved")[0].rpartition(" ")[2])
+    assert latest_checkpoint(Path(config.run_dir)) == Path(config.run_dir, "checkpoints", f"step-{step:06d}")
+    rows = step_rows(rows_of(Path(config.run_dir)))
+    assert len(rows) == step > 0
+
+
+def test_an_evaluation_waits_for_what_is_drawn_ahead(tmp_path: Path) -> None:
+    """Weights are sent only while no request is under way: a server may draw queued ones with either."""
+    busy: list[int] = []
+
+    def draw(script: ScriptedVllm, body: Any) -> Reply:
+        version = script.version
+        busy.append(1)
+        time.sleep(0.05)
+        busy.pop()
+        assert script.version == version
+        choices = range(body["sampling_params"]["n"])
+        return 200, {"choices": [script.choice(number, body) for number in choices]}
+
+    def load(script: ScriptedVllm, body: Any) -> None:
+        assert not busy
+
+    settings = ("+algo=opd", "model=mini", "rollout=vllm", "rollout.ahead=1", "rollout.max_gap=1e9", "eval.every=1")
+    with scripted(ScriptedVllm(context=2048, replies={GENERATE: draw, "/collective_rpc": load})) as script:
+        config = smoke(tmp_path, *settings, f"rollout.server={script.url}", "budget.steps=3", "eval.at_start=true")
+        assert rank.execute(config) == 0
+    assert script.paths().count("/collective_rpc") == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ("rollout.server='http://a:8000/v1'", "without a path"),
+        ("rollout.server='http://a:1,http://a:1'", "twice"),
+        ("engine.num_nodes=2 engine=zero3 engine.rendezvous=a:1", "other nodes"),
+    ],
+)
+def test_servers_that_cannot_serve_are_refused(overrides: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        config_with("+algo=grpo", "rollout=vllm", *overrides.split())
+
+
+def test_a_resumed_run_may_use_another_server(tmp_path: Path) -> None:
+    settings = ("+algo=opd", "model=mini", "eval=none", "rollout=vllm", "rollout.max_gap=1e9")
+    for steps, changed in ((1, ()), (2, ("resume=true", "rollout.timeout=77", "rollout.max_gap=1e8"))):
+        with scripted(ScriptedVllm(context=512)) as script:
+            server = f"rollout.server={script.url}"
+            rows = train(smoke(tmp_path, *settings, server, f"budget.steps={steps}", *changed))
+    assert len(step_rows(rows)) == 2

@@ -229,6 +229,10 @@ def is_address(url: str) -> bool:
 def _servers(r: ServerConfig) -> Iterator[str]:
     if not all(map(is_address, r.addresses)):
         yield f"rollout.server={r.server}: give auto, or addresses such as 'http://a:8000,http://b:8000'"
+    if any(urlsplit(url).path.strip("/") or urlsplit(url).query for url in r.addresses if is_address(url)):
+        yield f"rollout.server={r.server}: give addresses without a path, such as http://a:8000"
+    if len(set(r.addresses)) < len(r.addresses):
+        yield f"rollout.server={r.server} names a server twice: name each once"
     for name in ("concurrency", "timeout", "start_timeout"):
         if not 0 < getattr(r, name) < math.inf:
             yield f"rollout.{name}={getattr(r, name)}: set it above 0"
@@ -245,7 +249,10 @@ def _rollout(c: Config) -> Iterator[str]:
         yield f"rollout.ahead=1 needs rollout=vllm and a method that samples, but +algo={c.algo.name}: set it to 0"
     if r.ahead and c.algo.draws > 1:
         yield f"rollout.ahead=1 draws before rewards are known, unlike algo.draws={c.algo.draws}: set algo.draws=1"
-    if r.ahead and c.algo.weights.pg and c.algo.importance_cap is None:
+    if r.name == "vllm" and r.server == "auto" and c.engine.num_nodes > 1:
+        yield "rollout.server=auto starts a server that other nodes cannot reach: give rollout.server=http://host:port"
+    policy_gradient = c.algo.weights.pg or any(map(c.algo.in_advantage, ANCHORS))
+    if r.ahead and policy_gradient and c.algo.importance_cap is None:
         yield "rollout.ahead=1 samples with earlier weights, which needs a correction: set algo.importance_cap=3"
     if r.name == "vllm" and r.temperature > VLLM_TEMPERATURE:
         yield f"rollout.temperature={r.temperature}: vLLM takes at most {VLLM_TEMPERATURE}"

@@ -79,7 +79,7 @@ class CheckpointServers(Connections):
         check_lengths(self._config, server.context, server.url)
         root = Path(server.root)
         comparable = self._process is None and self._weights is not None and server.root and root.is_dir()
-        if comparable and weights_hash(root) != self._weights:
+        if comparable and weights_hash(root) not in (None, self._weights):
             raise ValueError(
                 f"{server.url} serves {root}, which has other weights than {self._config.checkpoint}: give the address "
                 "of a server of this checkpoint, or rollout.server=auto"

@@ -87,7 +87,8 @@ class Child:
                 family = psutil.Process(self._process.pid)
                 for process in [*family.children(recursive=True), family]:
                     with suppress(psutil.NoSuchProcess):
-                        process.kill()
+                        if not cli.is_guard(process.cmdline()):
+                            process.kill()
             self._stops_sent = requests
         return True
 

@@ -156,7 +156,10 @@ def _forwarded_signals() -> Iterator[list[int]]:
         if not children:
             raise KeyboardInterrupt
         for child in children:
-            child.send_signal(number if len(received) == 1 else signal.SIGKILL)
+            if len(received) == 1:
+                child.send_signal(number)
+            elif not cli.is_guard(child.cmdline()):
+                child.kill()
 
     before = {number: signal.signal(number, forward) for number in cli.stop_signals()}
     try:

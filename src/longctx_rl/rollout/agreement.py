@@ -21,7 +21,7 @@ from longctx_rl.policy.attention import dispatch
 from longctx_rl.policy.loading import context_length, end_tokens
 from longctx_rl.policy.policy import Policy
 from longctx_rl.policy.scoring import log_softmax
-from longctx_rl.rollout import SampleRequest
+from longctx_rl.rollout import RolloutFailed, SampleRequest
 from longctx_rl.rollout.hf import HFSampler
 from longctx_rl.types import Completion, Example, RolloutGroup
 
@@ -156,4 +156,18 @@ def _compare(model: PreTrainedModel, way: str, logprobs: Tensor, expected: Tenso
         raise ValueError(
             f"{type(model).__name__} gives a token another log-probability in {way} than alone, by {difference:.2g} "
             f"nats on average: {dispatch.OTHERS}"
+        )
+
+
+def check_gap(gap: float, largest: float) -> None:
+    """Raise RolloutFailed if tokens were drawn with other probabilities than the policy's, by more than rounding.
+
+    Args:
+        gap: mean absolute difference of their log-probabilities, in nats.
+    """
+    if not gap <= largest:
+        raise RolloutFailed(
+            f"the server's log-probabilities differ from the policy's by {gap:.2g} nats a token, more than "
+            f"{largest:g} (rollout.max_gap): it has other weights, another dtype, or was started without "
+            "--logprobs-mode processed_logprobs"
         )

@@ -8,11 +8,11 @@ and the version is set, which every completion reports. Written for vLLM 0.32, w
 import asyncio
 import secrets
 import shutil
-import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 from transformers import PreTrainedTokenizerBase
@@ -25,8 +25,11 @@ from longctx_rl.rollout import RolloutFailed
 from longctx_rl.rollout.serving import ServerProcess, guarded, one_line, release
 
 SHARED_MEMORY = Path("/dev/shm")
+LOCAL = ("127.0.0.1", "localhost", "::1")
 RETRIES, PAUSE = 4, 0.5
 """Further attempts where a server refuses connections or is overloaded, and seconds before the first; each doubles."""
+NEEDS = "VLLM_SERVER_DEV_MODE=1 and --enable-scale-out"
+"""What a server of a policy has to be started with."""
 OVERLOADED = (429, 502, 503, 504)
 
 
@@ -37,7 +40,7 @@ class Server:
         needs: what it has to be started with, for messages.
     """
 
-    def __init__(self, url: str, timeout: float, needs: str = "VLLM_SERVER_DEV_MODE=1 and --enable-scale-out") -> None:
+    def __init__(self, url: str, timeout: float, needs: str = NEEDS) -> None:
         self.url, self._timeout, self._needs = url.rstrip("/"), timeout, needs
         self.model, self.context, self.root = "", 0, ""
 
@@ -60,12 +63,12 @@ class Server:
                 await asyncio.sleep(PAUSE * 2 ** (attempt - 1))
             try:
                 response = await client.send(request)
-            except httpx2.TimeoutException:
+            except (httpx2.ReadTimeout, httpx2.WriteTimeout):
                 raise RolloutFailed(
                     f"{self.url} did not answer {path} within {self._timeout:g} s: look at its log, or raise "
                     "rollout.timeout"
                 ) from None
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:  # a connect timeout, too
                 problem = str(error) or type(error).__name__
                 continue
             if response.status_code not in OVERLOADED:
@@ -80,9 +83,8 @@ class Server:
             )
         if response.status_code != 200:
             words = response.text if mismatch(value, {"error": {"message": str}}) else value["error"]["message"]
-            raise RolloutFailed(
-                f"{self.url} refused {path} ({one_line(words)}): look at its log, and start it with {self._needs}"
-            )
+            fix = "look at its log" if self._needs == NEEDS else f"look at its log, or start it with {self._needs}"
+            raise RolloutFailed(f"{self.url} refused {path} ({one_line(words)}): {fix}")
         if problem := problem or mismatch(value, kind):
             raise RolloutFailed(f"the reply of {self.url} to {path} is {problem}: use vLLM 0.32")
         return value
@@ -97,15 +99,16 @@ class Server:
         self.root = models[0].get("root") or ""
 
     async def load(self, client: httpx2.AsyncClient, folder: Path, version: str) -> None:
-        """Replace the weights by those in ``folder``, and make sure that nothing computed by the old ones is used."""
-        await self.post(client, "/pause?mode=wait", {"status": str})
+        """Replace the weights by those in ``folder``, and make sure that nothing computed by the old ones is used.
+
+        No request may be under way.
+        """
         arguments = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         await self.post(client, "/collective_rpc", {"results": list[Any]}, json=arguments)
         reset = await self.post(client, "/reset_prefix_cache", {"success": bool})
         if not reset["success"]:
             raise RolloutFailed(f"{self.url} could not reset its prefix cache: let no other client use it")
         await self.post(client, "/update_weight_version", {"success": bool}, json={"new_version": version})
-        await self.post(client, "/resume", {"status": str})
         info = await self.get(client, "/weight_info", {"weight_version": str})
         if info["weight_version"] != version:
             raise RolloutFailed(
@@ -123,6 +126,11 @@ class Connections(ABC):
     @abstractmethod
     def sync(self) -> str:
         """Prepare all servers for requests, and return the version of the weights that completions must report."""
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens that all servers take, once they are ready."""
+        return min(server.context for server in self.servers)
 
     def at(self, urls: Sequence[str]) -> list[Server]:
         """The servers at these addresses."""
@@ -154,14 +162,14 @@ class Servers(Connections):
         self, config: RolloutConfig, engine: Engine, tokenizer: PreTrainedTokenizerBase, run_dir: Path, context: int
     ) -> None:
         super().__init__(config)
-        self.config, self._engine, self._tokenizer = config, engine, tokenizer
+        self._config, self._engine, self._tokenizer = config, engine, tokenizer
         self._run = distributed.broadcast(secrets.token_hex(4))
         self._folder = distributed.broadcast(self._choose_folder(run_dir))
         self._written: int | None = None
         self._synced: int | None = None
         self._process: ServerProcess | None = None
-        self._weights_guard: subprocess.Popen[bytes] | None = None
         self._ready = False
+        self._guard = guarded(self._folder) if distributed.is_main() else None
         if config.server == "auto":
             self._write()
             if distributed.is_main():
@@ -172,11 +180,8 @@ class Servers(Connections):
                     dtype=str(engine.dtype).removeprefix("torch."),
                     context=context,
                     cpu=engine.device.type == "cpu",
-                    scratch=self._folder,
                 )
             self.servers = self.at([distributed.broadcast("" if self._process is None else self._process.url)])
-        elif distributed.is_main():
-            self._weights_guard = guarded(self._folder)
 
     def sync(self) -> str:
         """Give all servers the policy's current weights, and return their version. All ranks call this.
@@ -211,17 +216,14 @@ class Servers(Connections):
         """End a server of one's own, which the end of this process would do, too, and remove the weights."""
         if self._process is not None:
             self._process.close()
-        if self._weights_guard is not None:
-            release(self._weights_guard)
-        self._process = self._weights_guard = None
+        if self._guard is not None:
+            release(self._guard)
+        self._process = self._guard = None
 
     def _choose_folder(self, run_dir: Path) -> Path:
-        """Where weights are written: shared memory, if all servers are on this machine and it has room for two copies.
-
-        In a folder that only this user can enter, because its name can be guessed.
-        """
-        local = all(url.split("//")[-1].startswith(("127.0.0.1", "localhost")) for url in self.config.addresses)
-        root = Path(self.config.weights_dir).expanduser() if self.config.weights_dir else None
+        """Where weights are written: shared memory, if all servers are on this machine, or the run directory."""
+        local = all(urlsplit(url).hostname in LOCAL for url in self._config.addresses)
+        root = Path(self._config.weights_dir).expanduser() if self._config.weights_dir else None
         if root is None and local and SHARED_MEMORY.is_dir():
             root = SHARED_MEMORY
         return (root or run_dir) / f"longctx_rl-{self._run}"

@@ -5,9 +5,11 @@ Imports neither torch nor transformers, so that a command can refuse an interpre
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,10 +29,10 @@ FLAGS = ("--enable-scale-out", "--skip-tokenizer-init", "--generation-config", "
 PROCESSED = ("--logprobs-mode", "processed_logprobs")
 PREFILLED = 8192
 """Tokens that a server on a CPU prefills at a time."""
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "PYTHONPATH")
+"""Beginnings of the variables that are for this process alone."""
 NOTED_EVERY = 30.0
 """Seconds between messages that the server is not ready yet."""
-TAIL = 2000
-"""Characters of the server's log that are searched for the cause of a failed start."""
 
 
 def check_vllm(python: str) -> None:
@@ -86,7 +88,6 @@ class ServerProcess:
         context: longest sequence in tokens.
         cpu: the server runs on a CPU.
         arguments: further arguments of vLLM, before those of the configuration.
-        scratch: a folder that is removed when the server has ended.
     """
 
     def __init__(
@@ -99,7 +100,6 @@ class ServerProcess:
         context: int,
         cpu: bool,
         arguments: Sequence[str] = (),
-        scratch: Path | None = None,
     ) -> None:
         self._config, self._log = config, log
         with socket.socket() as free:
@@ -116,14 +116,13 @@ class ServerProcess:
             "HF_HUB_OFFLINE": "1",
         }
         # The ranks' own settings would make vLLM one of them.
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH"):
-            environment.pop(name, None)
+        environment = {name: value for name, value in environment.items() if not name.startswith(RANKS)}
         if cpu:
             environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         if config.devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = config.devices
         with log.open("ab") as output:
-            self.guard = guarded(scratch, list(map(str, command)), stdout=output, stderr=output, env=environment)
+            self.guard = guarded(None, list(map(str, command)), stdout=output, stderr=output, env=environment)
         self._started = time.monotonic()
         self.url = f"http://127.0.0.1:{port}"
 
@@ -138,7 +137,9 @@ class ServerProcess:
             waited = time.monotonic() - self._started
             if self.guard.poll() is not None or waited > self._config.start_timeout:
                 self.close()
-                raise RolloutFailed(f"vLLM did not start ({_cause(self._log)}): see {self._log}")
+                kept = Path(tempfile.mkdtemp(prefix="longctx_rl-")) / self._log.name  # the run directory may go
+                shutil.copy(self._log, kept)
+                raise RolloutFailed(f"vLLM did not start ({_cause(kept)}): see {kept}")
             if waited - noted > NOTED_EVERY:
                 noted = waited
                 print(f"vLLM is starting ({waited:.0f} s), see {self._log}", file=sys.stderr, flush=True)
@@ -160,8 +161,9 @@ def one_line(text: str) -> str:
 
 
 def _cause(log: Path) -> str:
-    """The last error of a server's log, else its last line."""
-    lines = log.read_text(encoding="utf-8", errors="replace")[-TAIL * 10 :].splitlines()
-    errors = [line for line in lines if "Error: " in line or "error: " in line]
-    text = (errors or [line for line in lines if line.strip()] or ["its log is empty"])[-1]
+    """The last error of a server's log that is no consequence of another one, else its last line."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if re.search(r"(Error|error): ", line) and "WARNING" not in line]
+    first_hand = [line for line in errors if "nitialization failed" not in line]
+    text = (first_hand or errors or [line for line in lines if line.strip()] or ["its log is empty"])[-1]
     return one_line(text.partition("] ")[2] or text)

@@ -167,14 +167,14 @@ class VllmSampler:
     def _check(self, server: Server, request: SampleRequest, limit: int) -> None:
         tokens = len(request.prompt_ids)
         if not tokens:
-            raise ValueError("cannot sample from an empty prompt: give at least one token")
+            raise RolloutFailed("cannot sample from an empty prompt: give at least one token")
         if tokens + limit > server.context:
-            raise ValueError(
+            raise RolloutFailed(
                 f"a prompt of {tokens} tokens and max_new_tokens={limit} exceed the context of {server.context} that "
                 f"{server.url} serves: use shorter prompts, fewer new tokens, or a larger --max-model-len"
             )
         if max(request.prompt_ids) >= self._rows:  # vLLM without a tokenizer does not check it, and dies
-            raise ValueError(f"token {max(request.prompt_ids)} is not in the model's vocabulary of {self._rows}")
+            raise RolloutFailed(f"token {max(request.prompt_ids)} is not in the model's vocabulary of {self._rows}")
 
     def _completion(self, server: Server, choice: dict[str, Any], limit: int, version: str) -> Completion:
         ids = tuple(choice["token_ids"])
@@ -193,7 +193,7 @@ class VllmSampler:
                 "look at its log"
             )
         if min(logprobs) <= UNDEFINED:
-            raise ValueError(
+            raise RolloutFailed(
                 "the policy's logits are not finite, so its weights are broken: start from an earlier checkpoint with "
                 "a lower optim.lr"
             )

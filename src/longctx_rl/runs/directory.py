@@ -48,6 +48,8 @@ MAY_CHANGE = (
     "engine.threads",
     "engine.frozen_weights",
     "model.teacher_cache",
+    *(f"rollout.{key}" for key in ("server", "python", "devices", "weights_dir", "concurrency", "timeout")),
+    *(f"rollout.{key}" for key in ("start_timeout", "max_gap")),
     # Location of the data; their content is compared instead.
     *(f"data.longblocks.{key}" for key in ("path", "cache", "books")),
     *(f"reward.judge.{key}" for key in ("base_url", "api_key_env", "concurrency", "timeout", "retries", "cache")),
@@ -269,16 +271,16 @@ def _changes(old: Config, new: Config) -> list[str]:
     return [
         f"{key} {_shown(before.get(key))} -> {_shown(after.get(key))}"
         for key in before | after
-        if not _same(before.get(key), after.get(key)) and not key.startswith(MAY_CHANGE)
+        if not _same(before.get(key), after.get(key))
+        and not key.startswith(MAY_CHANGE)
+        and not (key == "model.teacher" and all("://" in str(values.get(key)) for values in (before, after)))
     ]
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Whether two values are equal, or may name the same: paths of one file or folder, addresses of servers."""
+    """Whether two values are equal, or paths of one file or folder."""
     if old == new or not (isinstance(old, str) and isinstance(new, str)):
         return bool(old == new)
-    if "://" in old and "://" in new:
-        return True
     return os.path.exists(old) and os.path.exists(new) and os.path.samefile(old, new)
 
 

@@ -5,6 +5,8 @@ groups -> rows -> signals of the frozen anchors -> token scores -> objective -> 
 
 import signal
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -65,13 +67,16 @@ def run(config: Config) -> None:
     """
     interrupt = Interrupt()
     startup.init(config)
-    try:
+    with ExitStack() as cleanup:
+        cleanup.callback(distributed.shutdown)
         parts = build_parts(config)
+        cleanup.callback(parts.close)
         check_lengths(config, parts.context)
-        interrupt.training = True
         state = restore(parts)
-        if parts.servers is not None:
-            parts.servers.sync()  # not in the time of the first step
+        if parts.servers is not None:  # here, because the wait belongs to no step
+            parts.servers.sync()
+            check_lengths(config, parts.servers.context)
+        interrupt.training = True
         parts.evaluation.drop_after(state.step if state else -1)
         recorder = build_recorder(
             config,
@@ -89,11 +94,8 @@ def run(config: Config) -> None:
             reason = train(parts, state, recorder, interrupt)
         finally:
             recorder.close()
-            parts.close()
         outcome = (config, state.step, reason, state.wall_seconds)
         distributed.on_main(lambda: directory.record_finished(*outcome))
-    finally:
-        distributed.shutdown()
 
 
 def weights(config: Config) -> dict[str, str | None]:
@@ -251,6 +253,8 @@ def evaluate(parts: Parts, state: TrainState, recorder: Recorder, items: int) ->
     """
     config = parts.config
     start = time.perf_counter()
+    if parts.ahead is not None:
+        parts.ahead.finish()  # the servers get this step's weights
     metrics = parts.evaluation.kept(state.step, items)
     if metrics is None:
         recorder.say(f"evaluating {parts.evaluation.size(items)} items at step {state.step}")
@@ -263,10 +267,10 @@ def evaluate(parts: Parts, state: TrainState, recorder: Recorder, items: int) ->
 def save(parts: Parts, state: TrainState) -> None:
     """Save a checkpoint of the current step."""
     config = parts.config
-    state.saved_step = state.step
-    trainer_state = state.as_dict() | {"rng": checkpoint.rng_states()}
+    trainer_state = replace(state, saved_step=state.step).as_dict() | {"rng": checkpoint.rng_states()}
     if parts.ahead is not None:
-        trainer_state["ahead"] = parts.ahead.state()
+        trainer_state["ahead"] = parts.ahead.state(state.step)
     checkpoint.save_checkpoint(
         Path(config.run_dir), state.step, parts.engine.save, trainer_state, config.checkpoint.keep
     )
+    state.saved_step = state.step

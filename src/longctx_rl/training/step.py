@@ -13,7 +13,7 @@ from longctx_rl.objective.spec import Objective
 from longctx_rl.objective.terms import LossOutput, objective
 from longctx_rl.policy.scoring import Anchor, num_pieces
 from longctx_rl.policy.shape import step_flops
-from longctx_rl.training.ahead import check_gap
+from longctx_rl.rollout import agreement
 from longctx_rl.training.anchors import anchor_signal, refreshed
 from longctx_rl.training.groups import packed_in_step
 from longctx_rl.training.one_at_a_time import OneAtATime, Piece, split
@@ -120,7 +120,7 @@ def update(
             gradients.append(parts.engine.gradient())
     metrics = distributed.all_reduce_sum(sums) | distributed.all_reduce_max(maxima)
     if parts.config.rollout.name == "vllm" and parts.ahead is None and "policy/sampler_gap" in metrics:
-        check_gap(metrics["policy/sampler_gap"], parts.config.largest_gap)
+        agreement.check_gap(metrics["policy/sampler_gap"], parts.config.largest_gap)
     with watch("backward"):
         outcome = parts.engine.step(spent)
     metrics |= term_agreement(gradients[0], gradients[1]) if gradients else {}

@@ -99,12 +99,15 @@ def prediction(experiment: Experiment, results: Sequence[Result]) -> Table | Non
     from scipy.stats import spearmanr
 
     before, gains = zip(*((value, gain.estimate.value) for value, gain in points.values()), strict=True)
-    tested = spearmanr(before, gains)
+    correlation = "not defined, because one of them is constant"
+    if len(set(before)) > 1 and len(set(gains)) > 1:
+        tested = spearmanr(before, gains)
+        correlation = f"{tested.statistic:+.2f} (p = {tested.pvalue:.2g})".replace("-", MINUS)
     note = (
         f"{asked.metric} in percentage points, measured before training (mean over runs), and "
         f"{from_base(base).lower()} in {column.title}. Spearman's rank correlation over the {len(points)} rows: "
-        f"{tested.statistic:+.2f} (p = {tested.pvalue:.2g})."
-    ).replace("-", MINUS)
+        f"{correlation}."
+    )
     rows = tuple((row, (percent(value, signed=True), gain)) for row, (value, gain) in points.items())
     return Table("prediction", note, ("", asked.metric, f"gain in {column.title}"), rows, signed=True)
 

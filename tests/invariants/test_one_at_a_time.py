@@ -133,4 +133,6 @@ def test_a_step_of_the_shipped_pair(settings: tuple[str, ...], tmp_path: Path) -
     assert one_by_one.grad_norm == pytest.approx(packed.grad_norm, rel=1e-5 if exact else 2e-2)
     assert gaps is not None and found_gaps is not None
     assert found_gaps.tolist() == pytest.approx(gaps.tolist(), abs=1e-3 if exact else 0.5)
+    # This is rounding itself, which differs between the two.
+    assert max(found.pop("policy/sampler_gap"), expected.pop("policy/sampler_gap")) < (1e-5 if exact else 0.1)
     assert found == pytest.approx(expected, rel=1e-4 if exact else 5e-2, abs=1e-7 if exact else 5e-3)

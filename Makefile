@@ -60,8 +60,11 @@ larger-teacher: $(VENV)/.installed ## Train a mini teacher of twice the depth, h
 vllm: $(VENV)/.installed ## Install vLLM for rollout=vllm, on a plain CPU, into .venv-vllm
 	$(PYTHON) experiments/vllm/install.py
 
-vllm-proof: $(VENV)/.installed-dev vllm ## Build data and judge answers against a real vLLM server, 10 minutes
+vllm-proof: $(VENV)/.installed-dev vllm ## Sample, train, build data and judge answers with real vLLM servers, an hour
 	$(PYTHON) experiments/vllm/prove.py $(ARGS)
+	$(PYTHON) experiments/vllm/setups.py
+	$(PYTHON) experiments/vllm/train.py
+	$(PYTHON) experiments/vllm/sampling.py
 
 $(GRIDS): $(VENV)/.installed
 	$(PYTHON) -m longctx_rl.report tables $@

@@ -35,15 +35,15 @@ COMPARED = ("rollout/reward_mean", "loss/total", "rollout/length_mean", "policy/
 
 def train(method: str, seed: int, sampler: tuple[str, ...], root: Path) -> dict[str, Any]:
     """Train one run and return its means over all steps, and the largest difference between sampler and policy."""
-    name = sampler[0].removeprefix("rollout=") + "-".join(part.partition("=")[2] for part in sampler[2:])
+    name = sampler[0].removeprefix("rollout=") + (" ahead" if "rollout.ahead=1" in sampler else "")
     evaluated = () if method in METHODS else ("eval.at_start=true", "eval.items=4")
     command = [
         sys.executable, "-m", "longctx_rl", f"+algo={method}", f"seed={seed}", *SETTINGS, *sampler,
-        *(evaluated or ("eval=none",)), f"runs_root={root}", f"experiment_name={name}",
+        *(evaluated or ("eval=none",)), f"runs_root={root}", f"experiment_name={name.replace(' ', '-')}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = root.glob(f"{name}/{method}-*-s{seed}")
+    (run,) = root.glob(f"{name.replace(' ', '-')}/{method}-*-s{seed}")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss/total" in row]
     assert len(steps) == STEPS

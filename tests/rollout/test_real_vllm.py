@@ -236,7 +236,7 @@ def test_a_server_that_is_killed_ends_the_run_with_a_saved_step(
     def dies(self: VllmSampler, requests: list[SampleRequest]) -> object:
         calls.append(1)
         if len(calls) == 3:
-            process = self._servers._process  # type: ignore[attr-defined]
+            process = self._servers._process
             (server,) = psutil.Process(process.guard.pid).children()
             server.kill()
         return sample(self, requests)

@@ -250,7 +250,10 @@ def test_tokens_outside_the_students_vocabulary_are_refused(models: Models, tmp_
 
 
 def test_a_server_without_a_tokenizer_is_noted(models: Models, tmp_path: Path) -> None:
-    refuses: Answer = lambda *_: (501, {"error": {"message": "no tokenizer"}})  # noqa: E731
+
+    def refuses(*_: Any) -> tuple[int, Any]:
+        return 501, {"error": {"message": "no tokenizer"}}
+
     with serving(models, **{"/tokenize": refuses}) as script:
         scorer = ServedScorer(taught(tmp_path, script.url, "+algo=opd", "algo.kd.estimator=topk"), TOKENIZER, ROWS)
     assert "cannot be compared with the student's" in scorer.notes[1] and "no tokenizer" in scorer.notes[1]

@@ -1,10 +1,10 @@
 """Tables of an experiment with axes: scores of levels, and their differences to the default, the base, each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from longctx_rl.report.comparison import at_equal_cost, costs_apart, differences, from_base, pairs
-from longctx_rl.report.descriptions import all_of, costs, count, dynamics, fixed_of, levels, listing
+from longctx_rl.report.descriptions import costs, count, dynamics, fixed_of, levels, listing
 from longctx_rl.report.experiment import Experiment
 from longctx_rl.report.readings import Groups, equal_cost
 from longctx_rl.report.results import Result
@@ -30,7 +30,8 @@ def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
             tables.append(differences(f"{axis}_differences", changed, groups[default], columns, caption))
         if base is not None:
             tables.append(differences(f"{axis}_gains", groups, [base], columns, from_base(base)))
-            tables += [at_equal_cost(cost, groups, base, columns, f"{axis}_equal_{cost}") for cost in _readable(groups)]
+            for cost, readable in _readable(groups):
+                tables.append(at_equal_cost(cost, readable, base, columns, f"{axis}_equal_{cost}"))
         if len(groups) > 2:
             tables.append(pairs(f"{axis}_pairs", groups, columns, "at the end of training"))
         tables.append(dynamics(groups, f"{axis}_dynamics"))
@@ -42,9 +43,16 @@ def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
     return [table for table in tables if table is not None]
 
 
-def _readable(groups: Groups) -> list[str]:
-    """Costs at which levels can be compared where they are equal: every run was evaluated before and after."""
-    return [cost for cost in costs_apart(groups) if all(map(equal_cost(groups, cost)[2], all_of(groups)))]
+def _readable(groups: Groups) -> Iterator[tuple[str, Groups]]:
+    """Costs at which levels can be compared where they are equal, and the levels that can.
+
+    Every run of such a level was evaluated before and after, or ends there.
+    """
+    for cost in costs_apart(groups):
+        reading = equal_cost(groups, cost)[2]
+        readable = {level: runs for level, runs in groups.items() if all(map(reading, runs))}
+        if len(readable) > 1 and costs_apart(readable):
+            yield cost, readable
 
 
 def equivalence(experiment: Experiment, results: Sequence[Result]) -> Table | None:
